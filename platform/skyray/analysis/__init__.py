@@ -1,0 +1,1 @@
+"""What several families share: calibration, the in-domain gate."""

@@ -1,0 +1,193 @@
+"""Dataset cards: what a survey's data are, in one YAML file of ``datasets/``.
+
+A card names the record type, reader, grid, classes and label rule, cuts, object key, split
+fractions, where the files are, whom to cite, and the mock that stands in for the data offline.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from skyray.config import Config, ConfigError
+from skyray.records import SPLITS, Grid, InvalidRecord
+
+_COMPARE = {
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "in": lambda value, options: value in options,
+    "not in": lambda value, options: value not in options,
+    "startswith": lambda value, prefix: str(value).startswith(prefix),
+    "bits": lambda value, mask: bool(int(value) & int(mask)),
+}
+
+
+class Condition(Config):
+    """One test on a record's field, e.g. ``{field: zwarning, op: "==", value: 0}``."""
+
+    field: str
+    op: Literal["==", "!=", "<", "<=", ">", ">=", "in", "not in", "startswith", "bits"] = "=="
+    value: Any
+    times_one_plus_z: bool = Field(False, description="scale the value by (1 + redshift)")
+
+    def holds(self, fields: Mapping[str, Any]) -> bool:
+        """Return whether the record passes; a missing or NaN field does not."""
+        found = fields.get(self.field)
+        if found is None or (isinstance(found, float) and math.isnan(found)):
+            return False
+        bound = self.value
+        if self.times_one_plus_z:
+            bound = bound * (1.0 + float(fields.get("redshift", float("nan"))))
+        return bool(_COMPARE[self.op](found, bound))
+
+    def __str__(self) -> str:
+        scale = "·(1+z)" if self.times_one_plus_z else ""
+        return f"{self.field} {self.op} {self.value}{scale}"
+
+
+class LabelRule(Config):
+    """A class and the conditions a record must meet to carry it; the first rule that fits wins."""
+
+    label: str
+    where: list[Condition]
+
+
+class GridConfig(Config):
+    """The wavelength grid a dataset is written on (see `skyray.records.Grid`)."""
+
+    kind: Literal["linear", "log10"]
+    start: float
+    step: float = Field(gt=0)
+    size: int = Field(ge=2)
+
+    def grid(self) -> Grid:
+        return Grid(self.kind, self.start, self.step, self.size)
+
+
+class ObjectKey(Config):
+    """What tells objects apart, so that two spectra of one object never fall into two splits."""
+
+    by: Literal["sky", "id"] = "id"
+    decimals: int = Field(3, description="for 'sky': ra and dec are rounded to this many decimals")
+
+
+class Files(Config):
+    """Where a survey's files are and how to name one."""
+
+    url: str = Field(
+        description="template over the columns of the file list, e.g. spec-{plate:04d}"
+    )
+    columns: list[str] = Field(default_factory=list, description="columns the template needs")
+    note: str = ""
+
+
+class Mock(Config):
+    """The simulator that stands in for the survey offline."""
+
+    simulator: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+class Card(Config):
+    """A dataset card."""
+
+    name: str
+    title: str
+    record: Literal["spectrum", "cutout", "alert"]
+    reader: str
+    reader_options: dict[str, Any] = Field(default_factory=dict)
+    grid: GridConfig | None = None
+    bands: list[str] | None = None
+    image_size: int | None = None
+    classes: list[str]
+    coarse: dict[str, str] = Field(
+        default_factory=dict, description="class → STAR, GALAXY or QSO, for collapsed scores"
+    )
+    labels: list[LabelRule] = Field(default_factory=list)
+    cuts: list[Condition] = Field(default_factory=list)
+    min_good_pixels: int = 100
+    object_key: ObjectKey = ObjectKey()
+    split: dict[str, float] = Field(
+        default_factory=lambda: {"train": 0.70, "validation": 0.15, "test": 0.15}
+    )
+    files: Files | None = None
+    mock: Mock | None = None
+    citation: str
+    licence: str
+    description: str = ""
+
+    @model_validator(mode="after")
+    def _consistent(self):
+        if set(self.split) != set(SPLITS) or abs(sum(self.split.values()) - 1) > 1e-9:
+            raise ValueError(f"split: expected fractions of {SPLITS} that sum to 1")
+        unknown = {rule.label for rule in self.labels} - set(self.classes)
+        if unknown:
+            raise ValueError(f"labels: not among classes: {sorted(unknown)}")
+        if self.coarse and set(self.coarse) != set(self.classes):
+            raise ValueError("coarse: expected one entry for every class")
+        if self.record == "spectrum" and self.grid is None:
+            raise ValueError("grid: a spectrum card needs one")
+        if self.record != "spectrum" and (self.bands is None or self.image_size is None):
+            raise ValueError("bands and image_size: a cutout or alert card needs both")
+        return self
+
+    def label_of(self, fields: Mapping[str, Any]) -> str:
+        """Return the class of a record, or '' where no rule fits."""
+        for rule in self.labels:
+            if all(condition.holds(fields) for condition in rule.where):
+                return rule.label
+        return ""
+
+    def check_cuts(self, fields: Mapping[str, Any], source: str = "") -> None:
+        """Raise `InvalidRecord` (reason ``cut:<field>``) for a record outside the selection."""
+        for cut in self.cuts:
+            if not cut.holds(fields):
+                found = fields.get(cut.field)
+                raise InvalidRecord(
+                    f"cut:{cut.field}", f"expected {cut}, found {found!r}", source,
+                    str(fields.get("object_id", "")),
+                )  # fmt: skip
+
+    def key_of(self, fields: Mapping[str, Any]) -> str:
+        """Return the object key; falls back to the identifier where the position is unknown."""
+        ra, dec = fields.get("ra", math.nan), fields.get("dec", math.nan)
+        if self.object_key.by == "sky" and math.isfinite(ra) and math.isfinite(dec):
+            digits = self.object_key.decimals
+            return f"{ra % 360:.{digits}f}{dec:+.{digits}f}"
+        return str(fields["object_id"])
+
+
+def card_directory() -> Path:
+    """Return the folder of cards: ``SKYRAY_CARDS`` or ``datasets/`` beside the sources."""
+    if path := os.environ.get("SKYRAY_CARDS"):
+        return Path(path)
+    return Path(__file__).resolve().parents[2] / "datasets"
+
+
+def load_card(name_or_path: str | Path) -> Card:
+    """Load a card by name (a file of `card_directory`) or by path.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such card, or it is not valid.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = card_directory() / f"{name_or_path}.yaml"
+    if not path.exists():
+        known = sorted(p.stem for p in card_directory().glob("*.yaml"))
+        raise ConfigError(f"card {str(name_or_path)!r}: no such card; known: {known}")
+    with path.open(encoding="utf-8") as stream:
+        return Card.load(yaml.safe_load(stream))

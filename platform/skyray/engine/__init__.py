@@ -1,0 +1,1 @@
+"""Ingest, train, evaluate, predict on Ray, tracked in MLflow. Knows no particular family."""

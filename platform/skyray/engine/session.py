@@ -1,0 +1,95 @@
+"""Starting, joining and leaving Ray: the same call on a laptop and on a cluster."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+OBJECT_STORE_BYTES = 1_500_000_000
+
+
+def _prepare_environment() -> None:
+    """Set what Ray reads at import: no usage statistics, and a token that is the project's own.
+
+    Since 2.59 a local Ray asks for a token; head, CLI and drivers must share one file.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if os.environ.get("RAY_AUTH_MODE", "token") == "token" and "RAY_AUTH_TOKEN" not in os.environ:
+        token = Path(os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token_path())))
+        if not token.exists():
+            token.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(secrets.token_hex(32))
+
+
+def _token_path() -> Path:
+    local_home = os.environ.get("SKYRAY_HOME", "")
+    base = Path(".skyray") if "://" in local_home or not local_home else Path(local_home)
+    return base.absolute() / "ray-token"
+
+
+def start_ray(address: str | None = None, num_cpus: int | None = None) -> bool:
+    """Join a running Ray, or start a private one; return whether this call started or joined it.
+
+    Parameters
+    ----------
+    address : str, optional
+        ``"auto"``, ``host:port`` or ``ray://…`` of a running cluster. Without one, the cluster of
+        ``RAY_ADDRESS`` (set inside ``ray job submit``), else a private local Ray.
+    num_cpus : int, optional
+        Logical CPUs of a private Ray; default: at least 4, so that small machines can hold a
+        training group beside its data workers.
+    """
+    _prepare_environment()
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    if ray.is_initialized():
+        return False
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    root = Path(__file__).resolve().parents[2]
+    environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(root), str(root.parent)])}}
+    if address and address != "local":
+        ray.init(address=address, logging_level=logging.WARNING)
+    else:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus or max(4, os.cpu_count() or 1),
+            object_store_memory=int(os.environ.get("SKYRAY_OBJECT_STORE", OBJECT_STORE_BYTES)),
+            include_dashboard=False,
+            log_to_driver=bool(os.environ.get("SKYRAY_WORKER_LOGS")),
+            logging_level=logging.WARNING,
+            runtime_env=environment,
+        )
+    _quiet_data()
+    return True
+
+
+def _quiet_data() -> None:
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+@contextmanager
+def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
+    """Hold a Ray session for a block; what this call started is shut down at its end."""
+    import ray
+
+    started = start_ray(address, num_cpus)
+    try:
+        yield
+    finally:
+        if started:
+            ray.shutdown()

@@ -1,0 +1,1 @@
+"""The scientific systems that live on the engine, one folder each."""

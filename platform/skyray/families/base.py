@@ -1,0 +1,241 @@
+"""What a family is: a model, the stages that train it, how it predicts and how it is judged.
+
+The engine works with these types only and knows no particular family. A family lives in
+``skyray/families/NAME/family.py`` and is found there by its name.
+
+``Columns`` are batches as dicts of numpy arrays (first axis = rows); ``Tensors`` the same in torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from skyray.config import Config, ConfigError
+from skyray.records import Grid
+
+Columns = dict[str, np.ndarray]
+Tensors = dict[str, torch.Tensor]
+
+
+class OptimizerConfig(Config):
+    """Optimiser and learning-rate schedule of a stage."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adam"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    eps: float = Field(1e-8, gt=0)
+    schedule: Literal["constant", "step", "cosine", "onecycle", "plateau"] = "constant"
+    step_epochs: float = Field(5, gt=0, description="'step': epochs between two drops")
+    step_factor: float = Field(0.5, gt=0, le=1, description="'step', 'plateau': factor of a drop")
+    warmup_epochs: float = Field(0, ge=0, description="linear warm-up from 1 % of lr")
+    patience: int = Field(2, ge=0, description="'plateau': epochs without gain before a drop")
+
+
+class TrainConfig(Config):
+    """What the engine needs to know about any training."""
+
+    batch_size: int = Field(128, gt=0, description="global batch, shared among the workers")
+    epochs: int = Field(50, gt=0)
+    optimizer: OptimizerConfig = OptimizerConfig()
+    precision: Literal["float32", "bf16", "fp16"] = Field(
+        "float32", description="autocast type; fp16 scales its gradients (CUDA only)"
+    )
+    clip_norm: float | None = Field(None, description="gradient norm limit")
+    early_stopping: int | None = Field(None, description="epochs without gain before stopping")
+    checkpoint_every_steps: int | None = Field(
+        None, description="also save inside an epoch, every so many steps"
+    )
+    cache: bool = Field(
+        True, description="hold transformed shards in worker memory; False streams every epoch"
+    )
+
+
+class Recipe(Config):
+    """The full configuration of a run; families derive theirs from it."""
+
+    family: str
+    name: str
+    seed: int = 0
+    mode: Literal["corrected", "as_published"] = "corrected"
+    train: TrainConfig = TrainConfig()
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What a dataset tells a family: its grid or bands, its classes and where it came from."""
+
+    card: str
+    record: str
+    classes: tuple[str, ...]
+    coarse: Mapping[str, str]
+    fingerprint: str
+    grid: Grid | None = None
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "card": self.card,
+            "record": self.record,
+            "classes": list(self.classes),
+            "coarse": dict(self.coarse),
+            "fingerprint": self.fingerprint,
+            "grid": self.grid.to_dict() if self.grid else None,
+            "counts": {k: dict(v) for k, v in self.counts.items()},
+        }
+
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> DataInfo:
+        grid = Grid(**value["grid"]) if value.get("grid") else None
+        return cls(**{**value, "classes": tuple(value["classes"]), "grid": grid})
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One phase of training.
+
+    Attributes
+    ----------
+    name : str
+        Unique in the run; names its metrics and checkpoints.
+    part : callable
+        model → the sub-module this stage trains and saves; the rest stays frozen.
+    loss : callable
+        (part, batch) → (scalar loss, dict of scalar metrics). Called under autocast.
+    rows : callable, optional
+        columns → boolean array: the rows of the transformed data this stage uses. Default: all.
+    train : TrainConfig
+        Batch size, epochs, optimiser, stopping.
+    monitor, better : str
+        Validation metric that chooses the best epoch, and whether ``min`` or ``max`` is better.
+    """
+
+    name: str
+    part: Callable[[nn.Module], nn.Module]
+    loss: Callable[[nn.Module, Tensors], tuple[torch.Tensor, dict[str, torch.Tensor]]]
+    train: TrainConfig
+    rows: Callable[[Columns], np.ndarray] | None = None
+    monitor: str = "loss"
+    better: Literal["min", "max"] = "min"
+
+
+@dataclass(frozen=True)
+class OutputColumn:
+    """A column of the catalogue: its name, Arrow-ready numpy dtype, unit and meaning."""
+
+    name: str
+    dtype: str
+    unit: str
+    description: str
+
+
+class Family(ABC):
+    """A scientific system bound to a recipe and to what the training data were."""
+
+    name: ClassVar[str]
+    recipe_type: ClassVar[type[Recipe]]
+
+    def __init__(self, recipe: Recipe, data: DataInfo):
+        self.recipe = recipe
+        self.data = data
+
+    # training ------------------------------------------------------------------------------
+    @abstractmethod
+    def build_model(self) -> nn.Module:
+        """Return the untrained model; initialisation follows torch's global random state."""
+
+    @abstractmethod
+    def stages(self) -> list[Stage]:
+        """Return the stages in their order."""
+
+    @abstractmethod
+    def columns(self, training: bool) -> list[str]:
+        """Return the dataset columns `transform` needs."""
+
+    @abstractmethod
+    def transform(self, columns: Columns, training: bool) -> Columns:
+        """Turn record columns into network input; the same code for training and serving.
+
+        With `training`, targets are added. Must not depend on other rows of the batch.
+        """
+
+    # after training ------------------------------------------------------------------------
+    @abstractmethod
+    def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
+        """Fit what turns raw outputs into honest answers, on the validation split.
+
+        Returns JSON values and tensors that the bundle keeps and `predict` receives.
+        """
+
+    @abstractmethod
+    def predict(
+        self, model: nn.Module, inputs: Columns, calibration: dict[str, Any], tensors: Tensors
+    ) -> Columns:
+        """Return the output columns for transformed inputs, in the order of the rows."""
+
+    @abstractmethod
+    def output_columns(self) -> list[OutputColumn]:
+        """Describe the columns `predict` returns."""
+
+    @abstractmethod
+    def evaluate(self, table: Columns) -> dict[str, Any]:
+        """Return metrics (JSON) of a table of predictions joined with the truth columns."""
+
+    @abstractmethod
+    def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:
+        """Write the family's figures and return their paths."""
+
+    def truth_columns(self) -> list[str]:
+        """Return the dataset columns that `evaluate` compares with."""
+        return []
+
+    def optimise_for_inference(self, model: nn.Module) -> nn.Module:
+        """Return the model in evaluation form; families may fold or re-order layers here."""
+        return model.eval()
+
+
+def load_family(name: str) -> type[Family]:
+    """Return the family class of a name.
+
+    Raises
+    ------
+    ConfigError
+        If ``skyray.families.NAME.family`` does not exist.
+    """
+    if name not in known_families():
+        raise ConfigError(f"family {name!r}: unknown; known: {known_families()}")
+    return importlib.import_module(f"skyray.families.{name}.family").FAMILY
+
+
+def known_families() -> list[str]:
+    """Return the names of the installed families."""
+    import skyray.families
+
+    return sorted(m.name for m in pkgutil.iter_modules(skyray.families.__path__) if m.ispkg)
+
+
+def load_recipe(name: str) -> Recipe:
+    """Return a recipe by ``family/name`` (``redshift/sdss_dr16``).
+
+    Raises
+    ------
+    ConfigError
+        If the family or the recipe is unknown; the message lists what is known.
+    """
+    family, _, recipe = name.partition("/")
+    if family not in known_families():
+        raise ConfigError(f"recipe {name!r}: expected FAMILY/NAME, families: {known_families()}")
+    recipes = importlib.import_module(f"skyray.families.{family}.recipes").RECIPES
+    if recipe not in recipes:
+        raise ConfigError(f"recipe {name!r}: unknown; known of {family}: {sorted(recipes)}")
+    return recipes[recipe]()

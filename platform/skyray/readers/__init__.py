@@ -1,0 +1,1 @@
+"""Survey files → records. No Ray, MLflow or HTTP here."""

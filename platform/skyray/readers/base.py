@@ -1,0 +1,87 @@
+"""What every reader offers: the files it claims, the units of a file, and its records."""
+
+from __future__ import annotations
+
+import fnmatch
+import posixpath
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pyarrow import fs
+
+from skyray.records import InvalidRecord, Spectrum
+
+
+@dataclass(frozen=True)
+class SurveyFile:
+    """One survey file on any filesystem that pyarrow knows (local, ``s3://``, ``gs://``)."""
+
+    filesystem: fs.FileSystem
+    path: str
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.path)
+
+    def read_bytes(self) -> bytes:
+        """Return the whole content."""
+        with self.filesystem.open_input_file(self.path) as stream:
+            return stream.read()
+
+    def sibling(self, name: str) -> SurveyFile:
+        """Return another file of the same folder (a redrock file beside its coadd)."""
+        return SurveyFile(self.filesystem, posixpath.join(posixpath.dirname(self.path), name))
+
+    def exists(self) -> bool:
+        return self.filesystem.get_file_info(self.path).type == fs.FileType.File
+
+
+class Reader(ABC):
+    """Turns survey files into records.
+
+    Subclasses are made once per task with the card's ``reader_options`` and must be cheap to make
+    and picklable.
+    """
+
+    name: ClassVar[str]
+    patterns: ClassVar[tuple[str, ...]]
+
+    def __init__(self, options: Mapping[str, Any] | None = None):
+        self.options = dict(options or {})
+
+    def claims(self, path: str) -> bool:
+        """Return whether a file found in a folder is one of this reader's (by its name)."""
+        name = posixpath.basename(path)
+        return any(fnmatch.fnmatch(name, pattern) for pattern in self.patterns)
+
+    def units(self, file: SurveyFile) -> list[int]:
+        """Return the numbers of the pieces a file is read in; large tables give several."""
+        return [0]
+
+    @abstractmethod
+    def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Spectrum | InvalidRecord]:
+        """Yield a record for every object, or an `InvalidRecord` for one that cannot be read.
+
+        A file that cannot be opened at all raises `InvalidRecord`. Nothing is skipped silently:
+        what is yielded plus what is refused is everything the unit holds.
+        """
+
+
+_READERS: dict[str, type[Reader]] = {}
+
+
+def register(cls: type[Reader]) -> type[Reader]:
+    """Class decorator: make a reader known to cards by its name."""
+    _READERS[cls.name] = cls
+    return cls
+
+
+def make_reader(name: str, options: Mapping[str, Any] | None = None) -> Reader:
+    """Return the reader a card names."""
+    import skyray.readers  # noqa: F401  (the package's import registers its readers)
+
+    if name not in _READERS:
+        raise KeyError(f"reader {name!r}: unknown; known: {sorted(_READERS)}")
+    return _READERS[name](options)

@@ -1,0 +1,1 @@
+"""Mock surveys: seeded simulators that yield the same records as the readers."""

@@ -1,0 +1,1 @@
+"""Pure functions from record to model input. No Ray, MLflow or HTTP here."""
