@@ -142,3 +142,9 @@ def unit_rms(flux_BP: np.ndarray) -> np.ndarray:
     power = np.mean(np.square(flux_BP, dtype=np.float64), axis=1, keepdims=True)
     scale = np.divide(1.0, np.sqrt(power), out=np.zeros_like(power), where=power > 0)
     return (flux_BP * scale).astype(np.float32)
+
+
+def median_snr(flux: np.ndarray, ivar: np.ndarray, mask: np.ndarray) -> float:
+    """Return the median of flux·√ivar over the good pixels of one spectrum, NaN without any."""
+    good = (np.asarray(ivar) > 0) & ~np.asarray(mask, dtype=bool)
+    return float(np.median(flux[good] * np.sqrt(ivar[good]))) if good.any() else float("nan")
