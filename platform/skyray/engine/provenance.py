@@ -1,25 +1,36 @@
-"""What code wrote a file: the package's version and the commit of its sources."""
+"""What a result was made with: the commit of the sources and the versions of its packages."""
 
 from __future__ import annotations
 
-import functools
+import importlib.metadata
 import os
 import subprocess
 from pathlib import Path
 
+PACKAGES = ("skyray", "torch", "ray", "numpy", "pyarrow", "astropy", "mlflow", "scipy")
 
-@functools.cache
+
 def git_commit() -> str:
-    """Return the commit of the sources, with ``-dirty`` where they were changed; '' if unknown.
-
-    ``SKYRAY_COMMIT`` says it where the sources come without their repository (a container).
-    """
-    if stated := os.environ.get("SKYRAY_COMMIT"):
-        return stated
-    folder = Path(__file__).resolve().parent
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12"]
+    """Return the commit of the sources, ``-dirty`` when changed, or 'unknown'."""
+    if commit := os.environ.get("SKYRAY_GIT_COMMIT"):  # cluster workers have no repository
+        return commit
+    here = Path(__file__).resolve().parent
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        text = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+            cwd=here, capture_output=True, text=True, timeout=10, check=True,
+        ).stdout  # fmt: skip
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return answer.stdout.strip()
+        return "unknown"
+    return text.strip()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that decide a result."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "source"
+    return found

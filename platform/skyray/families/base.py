@@ -24,6 +24,7 @@ from torch import nn
 from skyray.config import Config, ConfigError
 from skyray.records import Grid
 
+Mode = Literal["corrected", "as_published"]
 Columns = dict[str, np.ndarray]
 Tensors = dict[str, torch.Tensor]
 
@@ -67,8 +68,12 @@ class Recipe(Config):
     family: str
     name: str
     seed: int = 0
-    mode: Literal["corrected", "as_published"] = "corrected"
+    mode: Mode = Field("corrected", description="default of every switch left at null")
     train: TrainConfig = TrainConfig()
+
+    def switch(self, name: str) -> Mode:
+        """Return a switch's value; null follows `mode`."""
+        return getattr(self, name) or self.mode
 
 
 @dataclass(frozen=True)

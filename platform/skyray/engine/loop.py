@@ -1,0 +1,385 @@
+"""The one training loop. It runs on every worker of every family and knows only stages.
+
+A stage trains one part of the model on its rows of the shard. After each epoch (and inside epochs,
+when asked) rank 0 saves the part, the best part so far, optimiser and schedule with the position
+(stage, epoch, step). All randomness is re-seeded at every step as a pure function of (seed, stage,
+epoch, step, rank); a resumed run therefore repeats exactly what an undisturbed one does.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import nn
+
+from skyray.engine import shards, storage, tracking
+from skyray.engine.optimizers import Schedule, learning_rate, make_optimizer
+from skyray.families.base import DataInfo, Family, Stage, Tensors, load_family
+
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_STATE_FILE = "state.pt"
+
+
+class StageLoss(nn.Module):
+    """A stage's loss as one module, so that DDP sees a single forward whatever the part offers."""
+
+    def __init__(self, part: nn.Module, stage: Stage):
+        super().__init__()
+        self.part = part
+        self._loss = stage.loss
+
+    def forward(self, batch: Tensors) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        return self._loss(self.part, batch)
+
+
+@dataclass
+class Position:
+    """Where a run stands; everything here is saved and restored."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    best_value: float = math.nan
+    best_epoch: int = -1
+    history: list[dict[str, Any]] = field(default_factory=list)
+    epoch_sums: dict[str, float] = field(default_factory=dict)
+    resumed: int = 0
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a worker knows about itself and its run."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    seed: int
+    run_uri: str
+    run_id: str
+    tracking_uri: str
+    board: Any
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: dict[str, float]) -> dict[str, float]:
+        """Sum a dict of numbers over all workers; every worker must hold the same keys."""
+        if self.world_size == 1:
+            return values
+        names = sorted(values)
+        total = torch.tensor([values[n] for n in names], dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return dict(zip(names, total.tolist(), strict=True))
+
+    def largest(self, value: int) -> int:
+        total = torch.tensor(value, device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(total, op=dist.ReduceOp.MAX)
+        return int(total)
+
+    def smallest(self, value: int) -> int:
+        return -self.largest(-value)
+
+
+def stage_file(run_uri: str, stage: Stage) -> str:
+    """Return where the finished part of a stage is kept."""
+    return storage.join(run_uri, "stages", stage.name.replace("/", "--") + ".safetensors")
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """Run all stages on this worker; `config` is what `skyray.engine.train` hands out."""
+    context = ray.train.get_context()
+    torch.set_num_threads(config["threads"])
+    worker = Worker(
+        rank=context.get_world_rank(), world_size=context.get_world_size(),
+        device=ray.train.torch.get_device(), seed=config["seed"], run_uri=config["run_uri"],
+        run_id=config["run_id"], tracking_uri=config["tracking_uri"], board=config["board"],
+    )  # fmt: skip
+    family_type = load_family(config["family"])
+    family = family_type(
+        family_type.recipe_type.load(config["recipe"]), DataInfo.from_dict(config["data"])
+    )
+    torch.manual_seed(worker.seed)
+    model = family.build_model().to(worker.device)
+    position, saved = _restore(worker)
+    source = _TrainingRows(family)
+    for number, stage in enumerate(family.stages()):
+        if number < position.stage:
+            part = load_tensors(storage.read_bytes(stage_file(worker.run_uri, stage)))
+            stage.part(model).load_state_dict(part)
+            continue
+        position.stage = number
+        _StageRun(worker, stage, model, source, position).run(saved)
+        saved = None
+        position = Position(stage=number + 1, history=position.history)
+    _report(worker, position, None)
+
+
+def _restore(worker: Worker) -> tuple[Position, dict[str, Any] | None]:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return Position(), None
+    with checkpoint.as_directory() as folder:
+        saved = torch.load(
+            Path(folder) / _STATE_FILE, map_location=worker.device, weights_only=True
+        )
+    position = Position(**saved["position"])
+    position.resumed += 1
+    return position, saved if "part" in saved else None
+
+
+def _report(worker: Worker, position: Position, tensors: dict[str, Any] | None) -> None:
+    """Save a checkpoint from rank 0; a barrier for all ranks."""
+    metrics = {"stage": position.stage, "epoch": position.epoch, "step": position.step}
+    if not worker.leads:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        state = {"position": vars(position), **(tensors or {})}
+        torch.save(state, Path(folder) / _STATE_FILE)
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _accumulate(sums: dict[str, Any], metrics: dict[str, torch.Tensor], rows: int) -> None:
+    """Add row-weighted metrics; they stay on the device, so that no step waits for the host."""
+    for name, value in metrics.items():
+        sums[name] = sums.get(name, 0.0) + value.detach().double() * rows
+    sums["rows"] = sums.get("rows", 0.0) + rows
+
+
+class _TrainingRows:
+    """This rank's transformed rows, fetched once and kept when the recipe caches."""
+
+    def __init__(self, family: Family):
+        self.cache = family.recipe.train.cache
+        self._kept: dict[str, tuple[dict[str, np.ndarray], Tensors]] = {}
+
+    def shard(self, split: str, stage: Stage):
+        shard = ray.train.get_dataset_shard(split)
+        if not self.cache:
+            return shards.StreamedShard(shard, stage)
+        if split not in self._kept:
+            columns = shards.fetch(shard)
+            self._kept[split] = columns, shards.to_tensors(columns)
+        columns, tensors = self._kept[split]
+        return shards.CachedShard(tensors, shards.stage_rows(stage, columns))
+
+
+class _StageRun:
+    """One stage on one worker."""
+
+    def __init__(self, worker, stage: Stage, model, source: _TrainingRows, position: Position):
+        self.worker, self.stage, self.position = worker, stage, position
+        self.train_rows = source.shard("train", stage)
+        self.validation_rows = source.shard("validation", stage)
+        self.cached = source.cache
+        self.config = stage.train
+        self.batch_size = max(1, self.config.batch_size // worker.world_size)
+        model.requires_grad_(False)
+        self.part = stage.part(model).requires_grad_(True)
+        self.best: dict[str, torch.Tensor] | None = None
+
+    def run(self, saved: dict[str, Any] | None) -> None:
+        if self.cached and self._skip_or_refuse():
+            self._finish(self.part.state_dict())
+            return
+        self.steps = self._steps_per_epoch()
+        self._prepare()
+        if saved:
+            self._load(saved)
+        while self.position.epoch < self.config.epochs:
+            started = time.monotonic()
+            training = self._train_epoch()
+            validation = self._validate()
+            self._end_epoch(training, validation, time.monotonic() - started)
+            if self._should_stop():
+                break
+        self._finish(self.best or self.part.state_dict())
+
+    def _skip_or_refuse(self) -> bool:
+        """Skip a stage without rows (a class the data do not hold); refuse a split too thin."""
+        here = len(self.train_rows)
+        if self.worker.largest(here) == 0:
+            self.position.history.append({"stage": self.stage.name, "skipped": "no rows"})
+            return True
+        if self.worker.smallest(here) == 0:
+            raise ValueError(
+                f"stage {self.stage.name}: a worker has no training rows; expected at least one on "
+                f"each of {self.worker.world_size}: use fewer workers or more data"
+            )
+        return False
+
+    def _steps_per_epoch(self) -> int:
+        if not self.cached:
+            return 0
+        return math.ceil(self.worker.largest(len(self.train_rows)) / self.batch_size)
+
+    def _prepare(self) -> None:
+        self.optimizer = make_optimizer(self.config.optimizer, self.part.parameters())
+        self.schedule = Schedule(
+            self.config.optimizer, self.optimizer, self.config.epochs, max(1, self.steps)
+        )
+        self.scaler = torch.amp.GradScaler(
+            self.worker.device.type, enabled=self.config.precision == "fp16"
+        )
+        self.module: nn.Module = StageLoss(self.part, self.stage)
+        if self.worker.world_size > 1:
+            ids = [self.worker.device] if self.worker.device.type == "cuda" else None
+            self.module = nn.parallel.DistributedDataParallel(self.module, device_ids=ids)
+
+    def _load(self, saved: dict[str, Any]) -> None:
+        self.part.load_state_dict(saved["part"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.schedule.load_state_dict(saved["schedule"])
+        self.scaler.load_state_dict(saved["scaler"])
+        self.best = saved["best"]
+
+    def _save(self) -> None:
+        tensors = None
+        if self.worker.leads:
+            tensors = {
+                "part": self.part.state_dict(),
+                "best": self.best,
+                "optimizer": self.optimizer.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "scaler": self.scaler.state_dict(),
+            }
+        _report(self.worker, self.position, tensors)
+
+    def _seed(self, step: int) -> int:
+        at = (self.worker.seed, self.stage.name, self.position.epoch, step, self.worker.rank)
+        return shards.stream_seed(*at)
+
+    def _batches(self):
+        if self.cached:
+            yield from self.train_rows.epoch(
+                self._seed(-1), self.batch_size, self.steps, self.position.step, self.worker.device
+            )
+            return
+        self.position.step = 0
+        yield from self.train_rows.passes(self.batch_size, self.worker.device, self._seed(-1))
+
+    def _autocast(self):
+        dtype = _AUTOCAST.get(self.config.precision)
+        return torch.autocast(self.worker.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def _train_epoch(self) -> dict[str, float]:
+        self.part.train()
+        sums: dict[str, Any] = dict(self.position.epoch_sums) if self.position.step else {}
+        every = self.config.checkpoint_every_steps
+        for batch in self._batches():
+            torch.manual_seed(self._seed(self.position.step))
+            metrics = self._step(batch)
+            rows = len(next(iter(batch.values())))
+            _accumulate(sums, metrics, rows)
+            self.position.step += 1
+            if every and self.cached and self.position.step % every == 0:
+                self.position.epoch_sums = {k: float(v) for k, v in sums.items()}
+                self._save()
+        return self._means(sums)
+
+    def _step(self, batch: Tensors) -> dict[str, torch.Tensor]:
+        with self._autocast():
+            loss, metrics = self.module(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()
+        if self.config.clip_norm:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.part.parameters(), self.config.clip_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.schedule.after_step()
+        return {"loss": loss.detach(), **metrics}
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        self.part.eval()
+        size = self.batch_size
+        rows = self.validation_rows
+        device = self.worker.device
+        batches = rows.in_order(size, device) if self.cached else rows.passes(size, device)
+        sums: dict[str, Any] = {}
+        loss_of = StageLoss(self.part, self.stage)
+        for batch in batches:
+            with self._autocast():
+                loss, metrics = loss_of(batch)
+            _accumulate(sums, {"loss": loss, **metrics}, len(next(iter(batch.values()))))
+        return self._means(sums, expect=True)
+
+    def _means(self, sums: dict[str, Any], expect: bool = False) -> dict[str, float]:
+        """Return means over all rows of all workers; NaN where there were none."""
+        names = sorted({"loss", "rows", *sums})
+        if expect and self.worker.world_size > 1:  # a rank without validation rows knows no names
+            gathered: list[list[str]] = [[] for _ in range(self.worker.world_size)]
+            dist.all_gather_object(gathered, names)
+            names = sorted({name for part in gathered for name in part})
+        total = self.worker.sum({name: float(sums.get(name, 0.0)) for name in names})
+        rows = total.pop("rows")
+        return {k: v / rows if rows else math.nan for k, v in total.items()} | {"rows": rows}
+
+    def _end_epoch(self, training, validation, seconds: float) -> None:
+        position = self.position
+        value = validation.get(self.stage.monitor, math.nan)
+        if math.isnan(value):  # no validation rows: judge by the training loss
+            value = training.get(self.stage.monitor, training["loss"])
+        sign = 1.0 if self.stage.better == "min" else -1.0
+        if math.isnan(position.best_value) or sign * value < sign * position.best_value:
+            position.best_value, position.best_epoch = value, position.epoch
+            self.best = {k: v.detach().clone() for k, v in self.part.state_dict().items()}
+        self.schedule.after_epoch(value * sign)
+        row: dict[str, Any] = {"stage": self.stage.name, "epoch": position.epoch}
+        row |= {f"train_{k}": v for k, v in training.items()}
+        row |= {f"validation_{k}": v for k, v in validation.items()}
+        row |= {"lr": learning_rate(self.optimizer), "seconds": seconds}
+        row["rows_per_second"] = training["rows"] / seconds if seconds else math.nan
+        position.history.append(row)
+        if self.worker.leads:
+            self._log(row)
+        position.epoch, position.step, position.epoch_sums = position.epoch + 1, 0, {}
+        if not math.isfinite(training["loss"]):
+            raise FloatingPointError(
+                f"stage {self.stage.name}, epoch {row['epoch']}: training loss is "
+                f"{training['loss']}; lower the learning rate or set train.clip_norm"
+            )
+        self._save()
+
+    def _log(self, row: dict[str, Any]) -> None:
+        values = {k: v for k, v in row.items() if isinstance(v, float)}
+        metrics = {f"{self.stage.name}/{k}": v for k, v in values.items()}
+        tracking.log_metrics(self.worker.tracking_uri, self.worker.run_id, metrics, row["epoch"])
+        monitor = f"validation_{self.stage.monitor}"
+        note = f"loss {row['train_loss']:.4f}, {monitor} {row.get(monitor, math.nan):.4f}"
+        self.worker.board.update.remote(
+            self.stage.name, self.position.epoch + 1, self.config.epochs, note
+        )
+
+    def _should_stop(self) -> bool:
+        patience = self.config.early_stopping
+        waited = self.position.epoch - 1 - self.position.best_epoch
+        return patience is not None and waited >= patience
+
+    def _finish(self, part: dict[str, torch.Tensor]) -> None:
+        """Keep the best part: in the model for later stages, in storage for resuming."""
+        self.part.load_state_dict(part)
+        if self.worker.leads:
+            tensors = {k: v.detach().cpu().contiguous() for k, v in part.items()}
+            storage.write_bytes(stage_file(self.worker.run_uri, self.stage), save_tensors(tensors))
+
+
+def history_json(history: list[dict[str, Any]]) -> bytes:
+    """Return the history of all epochs as JSON lines."""
+    return "".join(json.dumps(row) + "\n" for row in history).encode()

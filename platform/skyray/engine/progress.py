@@ -1,0 +1,64 @@
+"""Progress of work on remote workers, shown as bars where the user sits."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import AbstractContextManager
+
+import ray
+from tqdm import tqdm
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Holds the latest state that workers report; losing it loses no work."""
+
+    def __init__(self):
+        self._state = ("waiting for workers", 0, 1, "")
+
+    def update(self, stage: str, done: int, total: int, note: str) -> None:
+        self._state = (stage, done, total, note)
+
+    def state(self) -> tuple[str, int, int, str]:
+        return self._state
+
+
+class ProgressBars(AbstractContextManager):
+    """Shows a bar for each stage while a block runs.
+
+    ``board`` is the handle workers call: ``board.update.remote(stage, done, total, note)``.
+    """
+
+    def __init__(self, disable: bool = False, interval_s: float = 0.5):
+        self.board = _Board.remote()
+        self._disable, self._interval = disable, interval_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> ProgressBars:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc_info) -> None:
+        self._stop.set()
+        self._thread.join(timeout=10)
+
+    def _watch(self) -> None:
+        bar, shown = None, None
+        while True:
+            last = self._stop.wait(self._interval)
+            try:
+                stage, done, total, note = ray.get(self.board.state.remote(), timeout=10)
+            except ray.exceptions.RayError:
+                break
+            if stage != shown:
+                if bar is not None:
+                    bar.close()
+                bar = tqdm(total=total, desc=stage, unit="epoch", disable=self._disable)
+                shown = stage
+            bar.total, bar.n = total, done
+            bar.set_postfix_str(note)
+            if last:
+                break
+        if bar is not None:
+            bar.close()

@@ -1,0 +1,170 @@
+"""Configurations of GaSNet-II: the paper's three surveys and laptop variants of the same shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from pydantic import Field
+
+from skyray.config import Config
+from skyray.families.base import Mode, OptimizerConfig, Recipe, TrainConfig
+from skyray.models.gasnet import WIDTHS
+from skyray.records import Grid
+
+
+class InputGrid(Config):
+    """The network's own wavelength grid (linear, vacuum Å)."""
+
+    start: float = 4000.0
+    step: float = Field(1.0, gt=0)
+    pixels: int = Field(5001, ge=100)
+
+    def grid(self) -> Grid:
+        return Grid("linear", self.start, self.step, self.pixels)
+
+
+class NetworkConfig(Config):
+    """Layer sizes; the defaults are the paper's."""
+
+    widths: tuple[int, ...] = WIDTHS
+    dense: int = Field(256, gt=0)
+    dropout: float = Field(0.5, ge=0, lt=1)
+
+
+# Paper §3.3: Adam, batch 128, 50 epochs, 1e-3 halved every 5 epochs.
+PUBLISHED_TRAINING = TrainConfig(
+    batch_size=128,
+    epochs=50,
+    optimizer=OptimizerConfig(name="adam", lr=1e-3, eps=1e-7, schedule="step", step_epochs=5),
+)
+
+
+class RedshiftRecipe(Recipe):
+    """Everything a GaSNet-II run depends on."""
+
+    family: Literal["redshift"] = "redshift"
+    train: TrainConfig = Field(PUBLISHED_TRAINING, description="training of the classifier")
+    train_redshift: TrainConfig = Field(
+        PUBLISHED_TRAINING, description="training of each redshift network"
+    )
+    input: InputGrid = InputGrid()
+    network: NetworkConfig = NetworkConfig()
+    members: int = Field(10, ge=1, description="redshift networks in each class's ensemble")
+    redshift_scale: float = Field(10.0, gt=0, description="network target = scale · z")
+    redshift_max: float = Field(5.0, gt=0, description="targets are clipped to [0, this]")
+    redshift_target: Literal["linear", "log"] = Field(
+        "linear", description="target scale·z as published, or scale·ln(1+z)"
+    )
+    huber_delta: float = Field(0.1, gt=0, description="in units of the scaled target")
+    redshift_classes: tuple[str, ...] | None = Field(
+        None, description="classes that get redshift networks; null: all that are not stars"
+    )
+    noise_augmentation: float = Field(
+        0.0, ge=0, description="training only: extra white noise up to this share of the rms"
+    )
+    # Switches; null follows `mode`.
+    masked_pixels: Mode | None = Field(
+        None, description="as_published: raw flux; corrected: bad pixels interpolated"
+    )
+    init: Mode | None = Field(
+        None, description="as_published: weights N(0, 1e-3²); corrected: scaled with fan-in (He)"
+    )
+    ensemble: Mode | None = Field(
+        None,
+        description="as_published: members share batches and one checkpoint; "
+        "corrected: each has its own order and best epoch",
+    )
+    redshift_errors: Mode | None = Field(
+        None, description="as_published: ensemble std; corrected: scaled to cover 68 %"
+    )
+    probabilities: Mode | None = Field(
+        None, description="as_published: softmax; corrected: temperature-scaled softmax"
+    )
+
+
+_LAPTOP_NETWORK = NetworkConfig(widths=(8, 16, 32, 64, 128, 256), dense=128, dropout=0.3)
+_LAPTOP_GRID = InputGrid(step=2.5, pixels=2001)
+
+
+def _one_cycle(epochs: int, batch_size: int) -> TrainConfig:
+    return TrainConfig(
+        batch_size=batch_size,
+        epochs=epochs,
+        precision="float32",
+        clip_norm=1.0,
+        optimizer=OptimizerConfig(name="adamw", lr=2e-3, weight_decay=0.01, schedule="onecycle"),
+    )
+
+
+def _laptop(name: str, epochs: int = 20, epochs_redshift: int = 30) -> RedshiftRecipe:
+    return RedshiftRecipe(
+        name=name,
+        train=_one_cycle(epochs, 64),
+        train_redshift=_one_cycle(epochs_redshift, 64),
+        input=_LAPTOP_GRID,
+        network=_LAPTOP_NETWORK,
+        members=3,
+        redshift_target="log",
+    )
+
+
+def sdss_dr16() -> RedshiftRecipe:
+    """13 SDSS classes, the paper's network and schedule."""
+    return RedshiftRecipe(name="sdss_dr16")
+
+
+def sdss_dr16_as_published() -> RedshiftRecipe:
+    """13 SDSS classes exactly as the released code trains and scores them."""
+    return RedshiftRecipe(name="sdss_dr16_as_published", mode="as_published")
+
+
+def sdss_dr16_laptop() -> RedshiftRecipe:
+    """13 SDSS classes on 2 cores in minutes: half the widths, 2.5 Å pixels, 3 members."""
+    return _laptop("sdss_dr16_laptop")
+
+
+def sdss_coarse() -> RedshiftRecipe:
+    """STAR, GALAXY, QSO on SDSS spectra of every subtype."""
+    return RedshiftRecipe(name="sdss_coarse")
+
+
+def sdss_coarse_laptop() -> RedshiftRecipe:
+    """STAR, GALAXY, QSO on 2 cores."""
+    return _laptop("sdss_coarse_laptop")
+
+
+def desi_edr() -> RedshiftRecipe:
+    """STAR, QSO, GALAXY of the DESI early data release."""
+    return RedshiftRecipe(name="desi_edr")
+
+
+def desi_edr_laptop() -> RedshiftRecipe:
+    """DESI on 2 cores."""
+    return _laptop("desi_edr_laptop")
+
+
+def fourmost_mock() -> RedshiftRecipe:
+    """10 classes of the 4MOST mock survey."""
+    return RedshiftRecipe(name="fourmost_mock")
+
+
+def fourmost_mock_laptop() -> RedshiftRecipe:
+    """4MOST mock on 2 cores."""
+    return _laptop("fourmost_mock_laptop")
+
+
+RECIPES: dict[str, Callable[[], RedshiftRecipe]] = {
+    make.__name__: make
+    for make in (
+        sdss_dr16,
+        sdss_dr16_as_published,
+        sdss_dr16_laptop,
+        sdss_coarse,
+        sdss_coarse_laptop,
+        desi_edr,
+        desi_edr_laptop,
+        fourmost_mock,
+        fourmost_mock_laptop,
+    )
+}
