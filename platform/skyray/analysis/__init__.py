@@ -1,1 +1,1 @@
-"""What several families share: calibration, the in-domain gate."""
+"""What several families share: scores, calibration, the in-domain gate, figures."""

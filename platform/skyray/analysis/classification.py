@@ -1,0 +1,109 @@
+"""Scores of a classifier from true and predicted class names, shared by all families.
+
+Pure numpy. A confusion matrix counts rows of the truth against columns of the prediction, in the
+order of `classes`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def confusion_matrix(
+    label_N: np.ndarray, predicted_N: np.ndarray, classes: Sequence[str]
+) -> np.ndarray:
+    """Return counts int64 [C, C]: truth down, prediction across.
+
+    Raises
+    ------
+    ValueError
+        If a true label is not among `classes`, or a prediction is not.
+    """
+    size = len(classes)
+    cell = index_of(label_N, classes) * size + index_of(predicted_N, classes)
+    return np.bincount(cell, minlength=size * size).reshape(size, size)
+
+
+def index_of(labels_N: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """Return each label's index in `classes`, int64 [N].
+
+    Raises
+    ------
+    ValueError
+        Naming the labels that are not among `classes`.
+    """
+    order = {name: i for i, name in enumerate(classes)}
+    names, inverse = np.unique(np.asarray(labels_N, dtype=str), return_inverse=True)
+    strange = [str(name) for name in names if name not in order]
+    if strange:
+        raise ValueError(f"labels: expected some of {list(classes)}, found {strange}")
+    return np.array([order[name] for name in names], dtype=np.int64)[inverse.reshape(-1)]
+
+
+def accuracy(confusion_CC: np.ndarray) -> float:
+    """Return the fraction of rows on the diagonal; NaN without rows."""
+    total = confusion_CC.sum()
+    return float(np.trace(confusion_CC) / total) if total else float("nan")
+
+
+def balanced_accuracy(confusion_CC: np.ndarray) -> float:
+    """Return the mean recall over the classes that occur in the truth; NaN without rows."""
+    support = confusion_CC.sum(axis=1)
+    used = support > 0
+    return float(np.mean(np.diag(confusion_CC)[used] / support[used])) if used.any() else np.nan
+
+
+def per_class(confusion_CC: np.ndarray, classes: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return recall (completeness), precision (purity), F1 and rows of every class.
+
+    Precision is NaN for a class never predicted, recall for one that never occurs.
+    """
+    hits = np.diag(confusion_CC).astype(np.float64)
+    support, called = confusion_CC.sum(axis=1), confusion_CC.sum(axis=0)
+    undefined = np.full(len(classes), np.nan)
+    recall = np.divide(hits, support, out=undefined.copy(), where=support > 0)
+    precision = np.divide(hits, called, out=undefined.copy(), where=called > 0)
+    f1 = np.divide(2 * hits, support + called, out=undefined.copy(), where=support + called > 0)
+    return {
+        name: {
+            "recall": float(recall[i]),
+            "precision": float(precision[i]),
+            "f1": float(f1[i]),
+            "rows": int(support[i]),
+        }
+        for i, name in enumerate(classes)
+    }
+
+
+def fraction_in_bins(
+    value_N: np.ndarray, success_N: np.ndarray, edges: Sequence[float]
+) -> dict[str, list[float]]:
+    """Return the success rate in bins of `value`: edges, median value, rate, error and rows.
+
+    The error is half the width of the 68 % Wilson interval. Values outside the edges or NaN are
+    left out; empty bins hold NaN. Bins are [low, high).
+    """
+    value, success = np.asarray(value_N, np.float64), np.asarray(success_N, bool)
+    rows, rate, error, middle = [], [], [], []
+    for low, high in itertools.pairwise(edges):
+        chosen = (value >= low) & (value < high)
+        count = int(chosen.sum())
+        rows.append(count)
+        fraction = float(success[chosen].mean()) if count else float("nan")
+        rate.append(fraction)
+        middle.append(float(np.median(value[chosen])) if count else float("nan"))
+        error.append(
+            float(np.sqrt(fraction * (1 - fraction) / count + 0.25 / count**2) / (1 + 1 / count))
+            if count
+            else float("nan")
+        )
+    return {
+        "edges": [float(edge) for edge in edges],
+        "value": middle,
+        "rate": rate,
+        "error": error,
+        "rows": rows,
+    }
