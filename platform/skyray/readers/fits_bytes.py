@@ -253,12 +253,16 @@ class Hdu:
     def _refuse(self, reason: str, detail: str) -> NoReturn:
         self.file.refuse(reason, f"HDU {self.name or self.index}: {detail}")
 
-    def _bytes(self, start: int, size: int) -> bytes | memoryview:
-        if self.offset + start + size > self.file.size:
+    def check_whole(self) -> None:
+        """Refuse the file (``data_truncated``) unless all of this HDU's data are there."""
+        if self.offset + self.size > self.file.size:
             self._refuse(
                 "data_truncated",
-                f"expected {self.offset + start + size} bytes, found {self.file.size}",
+                f"expected {self.offset + self.size} bytes, found {self.file.size}",
             )
+
+    def _bytes(self, start: int, size: int) -> bytes | memoryview:
+        self.check_whole()
         return self.file.read(self.offset + start, size)
 
     def table(self) -> Table:

@@ -5,6 +5,7 @@ Shape suffixes: B batch, L pixels of the dataset's grid, P pixels of the network
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -100,13 +101,29 @@ def inpaint(flux_BL: np.ndarray, bad_BL: np.ndarray) -> np.ndarray:
     Before the first and after the last good pixel the nearest good value is repeated. A row
     without any good pixel becomes 0.
     """
-    flux = np.array(flux_BL, dtype=np.float32, copy=True)
-    pixels = np.arange(flux.shape[1])
-    for row, bad in zip(flux, np.asarray(bad_BL, dtype=bool), strict=True):
-        if bad.all():
-            row[:] = 0.0
-        elif bad.any():
-            row[bad] = np.interp(pixels[bad], pixels[~bad], row[~bad])
+    flux = np.array(flux_BL, dtype=np.float32, copy=True, order="C")
+    bad = np.asarray(bad_BL, dtype=bool)
+    if bad.shape != flux.shape:
+        raise ValueError(f"inpaint: expected bad of shape {flux.shape}, found {bad.shape}")
+    index = np.flatnonzero(bad)  # row · L + pixel
+    if index.size == 0:
+        return flux
+    # The work is done run by run: the bad pixels between two good ones share a straight line.
+    length = flux.shape[1]
+    begins = np.ones(index.size, dtype=bool)
+    begins[1:] = (np.diff(index) != 1) | (index[1:] % length == 0)
+    first = index[begins]
+    counts = np.diff(np.append(np.flatnonzero(begins), index.size))
+    after = first + counts
+    has_left, has_right = first % length != 0, after % length != 0
+    values = flux.reshape(-1)
+    low = values[np.where(has_left, first - 1, 0)].astype(np.float64)
+    high = values[np.where(has_right, after, 0)].astype(np.float64)
+    low = np.where(has_left, low, np.where(has_right, high, 0.0))
+    high = np.where(has_right, high, low)
+    slope = (high - low) / (counts + 1)
+    steps = index - np.repeat(first - 1, counts)
+    values[index] = np.repeat(low, counts) + np.repeat(slope, counts) * steps
     return flux
 
 
@@ -148,3 +165,69 @@ def median_snr(flux: np.ndarray, ivar: np.ndarray, mask: np.ndarray) -> float:
     """Return the median of flux·√ivar over the good pixels of one spectrum, NaN without any."""
     good = (np.asarray(ivar) > 0) & ~np.asarray(mask, dtype=bool)
     return float(np.median(flux[good] * np.sqrt(ivar[good]))) if good.any() else float("nan")
+
+
+def ivar_of_error(error: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Turn 1 σ errors into inverse variances, float32.
+
+    An error of 0, and any that is not finite at a masked pixel, means unmeasured: ivar 0. Others
+    that make no sense stay visible for `check_spectrum`: NaN stays NaN, a negative error gives a
+    negative ivar.
+    """
+    error = np.asarray(error, dtype=np.float64)
+    ivar = np.divide(np.sign(error), error**2, out=np.zeros_like(error), where=error != 0)
+    unmeasured = np.asarray(mask, dtype=bool) & ~np.isfinite(ivar)
+    return np.where(unmeasured, 0.0, ivar).astype(np.float32)
+
+
+def coadd_arms(
+    grid: Grid,
+    arms: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]],
+    min_ivar: float = 1e-6,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Co-add the arms of a spectrograph on one grid, weighted by ivar where nothing is masked.
+
+    Parameters
+    ----------
+    grid : Grid
+        Linear grid that every arm's pixels lie on.
+    arms : sequence of (wavelength [P] Å, flux [..., P], ivar [..., P], mask [..., P])
+        Leading axes (spectra) must agree. A pixel with mask ≠ 0 or ivar ≤ 0 carries no weight.
+    min_ivar : float
+        Sums up to this become 0 (as in the SPENDER pipeline for DESI).
+
+    Returns
+    -------
+    flux : float32 [..., L]
+        Σ ivar·flux / Σ ivar; 0 where nothing was measured.
+    ivar : float32 [..., L]
+        Σ ivar.
+    mask : bool [..., L]
+        True where nothing was measured.
+
+    Raises
+    ------
+    ValueError
+        If an arm's wavelengths do not lie on the grid.
+    """
+    if grid.kind != "linear":
+        raise ValueError(f"coadd_arms: expected a linear grid, found {grid.kind!r}")
+    lead = np.shape(arms[0][1])[:-1]
+    total, weighted = np.zeros((2, *lead, grid.size))
+    for wavelength, flux, ivar, mask in arms:
+        position = (np.asarray(wavelength, dtype=np.float64) - grid.start) / grid.step
+        index = np.rint(position).astype(np.int64)
+        if np.abs(position - index).max() > _ALIGNED or (np.diff(index) <= 0).any():
+            raise ValueError(
+                f"coadd_arms: expected wavelengths on the grid {grid}, found "
+                f"{wavelength[0]:.3f} to {wavelength[-1]:.3f} Å, {len(wavelength)} pixels"
+            )
+        inside = (index >= 0) & (index < grid.size)
+        weight = np.where((np.asarray(mask) == 0) & (np.asarray(ivar) > 0), ivar, 0.0)
+        signal = np.where(weight > 0, np.asarray(flux, dtype=np.float64), 0.0) * weight
+        # An arm's indices are distinct, so += through an index array adds every pixel once.
+        total[..., index[inside]] += weight[..., inside]
+        weighted[..., index[inside]] += signal[..., inside]
+    total[total <= min_ivar] = 0.0
+    flux = np.divide(weighted, total, out=np.zeros_like(total), where=total > 0)
+    return flux.astype(np.float32), total.astype(np.float32), total <= 0

@@ -1,0 +1,115 @@
+"""4MOST 1-D spectra in the layout of ESO's phase 3 products (SDPS): one spectrum a file.
+
+Layout
+------
+Primary header, no data:
+
+=========  =======================================================================
+OBJECT     target identifier (text); becomes ``object_id``
+RA, DEC    degrees, ICRS
+SNR        median signal-to-noise a pixel
+SPECSYS    BARYCENT, HELIOCEN or TOPOCENT
+TRG_CLS    class of the target as text (``ClusB``); absent or empty where unknown
+TRG_Z      redshift of the target; absent where unknown
+=========  =======================================================================
+
+HDU 1, BINTABLE ``SPECTRUM`` with a single row of array columns of one length:
+
+========  =====  ==================================================================
+WAVE      nD     wavelength; TUNIT ``angstrom`` or ``nm``; vacuum unless its TUCD
+                 contains ``air``, as the ESO standard writes it
+FLUX      nE     TUNIT ``10**(-17)erg.cm**(-2).s**(-1).angstrom**(-1)``, or without
+                 the power of ten
+ERR_FLUX  nE     1 σ in the unit of FLUX; 0 = not measured
+QUAL      nJ     0 = good
+========  =====  ==================================================================
+
+TRG_CLS and TRG_Z are the mock's own; ESO's standard has no keyword for a class.
+Files are called ``qmost_<OBJECT>.fits``, or ``ADP.<date>.fits`` in the ESO archive.
+
+Source: ESO External Data Products Standard, issue 8, section 5.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import numpy as np
+
+from skyray.readers.base import Reader, SurveyFile, register
+from skyray.readers.fits_bytes import FitsFile, Table
+from skyray.records import InvalidRecord, Spectrum
+from skyray.transforms.spectra import air_to_vacuum, ivar_of_error, median_snr
+
+_POWER = re.compile(r"10\s*(?:\*\*|\^)?\s*\(?\s*([-+]\d+)\s*\)?")
+_ANGSTROM = {"": 1.0, "angstrom": 1.0, "a": 1.0, "0.1nm": 1.0, "nm": 10.0}
+
+
+@register
+class FourmostReader(Reader):
+    """One spectrum a file. `Spectrum.extra`: specsys and, where given, prog_id and exptime."""
+
+    name = "fourmost"
+    patterns = ("qmost*.fits", "ADP.*.fits")
+
+    def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Spectrum | InvalidRecord]:
+        with FitsFile(file) as fits:
+            yield _read_spectrum(fits, file.name)
+
+
+def _read_spectrum(fits: FitsFile, name: str) -> Spectrum:
+    header = next(fits.hdus()).header
+    table = fits.need("SPECTRUM", at=1).table()
+    if len(table) != 1:
+        fits.refuse("table_empty", f"HDU SPECTRUM: expected one row, found {len(table)}")
+    units = _column_cards(table, "TUNIT")
+    wave, flux, error, quality = (
+        np.atleast_1d(table.column(c)[0]) for c in ("wave", "flux", "err_flux", "qual")
+    )
+    scale = _flux_scale(units.get("flux", ""))
+    wavelength = wave.astype(np.float64) * _wavelength_scale(fits, units.get("wave", ""))
+    if "air" in _column_cards(table, "TUCD").get("wave", "").split(";"):
+        wavelength = air_to_vacuum(wavelength)
+    flux = (flux * scale).astype(np.float32)
+    mask = quality != 0
+    ivar = ivar_of_error(error * scale, mask)
+    spectype = str(header.get("TRG_CLS", "")).strip()
+    snr = header.get("SNR")
+    same = len({wavelength.size, flux.size, ivar.size, mask.size}) == 1
+    extra = {"specsys": header.get("SPECSYS"), "prog_id": header.get("PROG_ID"),
+             "exptime": header.get("EXPTIME")}  # fmt: skip
+    return Spectrum(
+        object_id=str(header.get("OBJECT") or name.removesuffix(".fits")),
+        wavelength=wavelength,
+        flux=flux,
+        ivar=ivar,
+        mask=mask,
+        ra=float(header.get("RA", "nan")),
+        dec=float(header.get("DEC", "nan")),
+        spectype=spectype,
+        redshift=float(header.get("TRG_Z", "nan")),
+        zwarning=0 if spectype else -1,
+        snr=float(snr) if snr is not None else (median_snr(flux, ivar, mask) if same else np.nan),
+        survey="4most",
+        source=fits.source,
+        extra={key: value for key, value in extra.items() if value is not None},
+    )
+
+
+def _column_cards(table: Table, keyword: str) -> dict[str, str]:
+    header = table.hdu.header
+    names = table.rows.dtype.names
+    return {name: str(header.get(f"{keyword}{n + 1}", "")).lower() for n, name in enumerate(names)}
+
+
+def _flux_scale(unit: str) -> float:
+    """Return the factor that brings a flux to 1e-17 erg/s/cm²/Å."""
+    power = _POWER.match(unit.strip())
+    return 10.0 ** (int(power[1]) + 17) if power else 1e17
+
+
+def _wavelength_scale(fits: FitsFile, unit: str) -> float:
+    if unit.strip() not in _ANGSTROM:
+        fits.refuse("unit_unknown", f"WAVE: expected one of {sorted(_ANGSTROM)}, found {unit!r}")
+    return _ANGSTROM[unit.strip()]
