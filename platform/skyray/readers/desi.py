@@ -53,10 +53,15 @@ class DesiCoaddReader(Reader):
             survey = str(next(fits.hdus()).header.get("SURVEY", "desi"))
             for start in range(0, len(targets), _ROWS_AT_ONCE):
                 rows = range(start, min(start + _ROWS_AT_ONCE, len(targets)))
-                for row, arrays in zip(rows, _coadd(arms, rows), strict=True):
-                    yield _record(
-                        fits.source, survey.get("SURVEY"), fibermap, row, arrays, redshifts
-                    )
+                blocks = [arm.block(rows) for arm in arms]
+                bad = _bad_ivar(blocks)
+                coadded = zip(*coadd_arms(DESI_GRID, blocks), strict=True)
+                for row, arrays in zip(rows, coadded, strict=True):
+                    where, target = f"{fits.source}#{row}", fibermap.value("targetid", row)
+                    if row - start in bad:
+                        yield InvalidRecord("ivar_invalid", bad[row - start], where, str(target))
+                        continue
+                    yield _record(where, survey, fibermap, row, arrays, redshifts.get(target, {}))
 
 
 class _Arm:
