@@ -244,7 +244,7 @@ class RedshiftFamily(Family):
         return [OutputColumn(*entry) for entry in described]
 
     def truth_columns(self) -> list[str]:
-        return ["label", "spectype", "redshift", "snr", "zwarning"]
+        return ["label", "spectype", "redshift", "redshift_err", "snr", "zwarning"]
 
     def evaluate(self, table: Columns) -> dict[str, Any]:
         return metrics.evaluate_table(table, self.data.classes, self.data.coarse)
