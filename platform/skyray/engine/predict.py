@@ -34,7 +34,7 @@ def table_to_columns(table: pa.Table) -> Columns:
     columns: Columns = {}
     for name in table.column_names:
         column = table.column(name)
-        if isinstance(column.type, pa.ExtensionType):
+        if isinstance(column.type, pa.BaseExtensionType):
             columns[name] = tensor_values(column)
         else:
             columns[name] = column.to_numpy(zero_copy_only=False)

@@ -14,12 +14,12 @@ class _Board:
     """Holds the latest state that workers report; losing it loses no work."""
 
     def __init__(self):
-        self._state = ("waiting for workers", 0, 1, "")
+        self._state: tuple[str, int, int, str] | None = None
 
     def update(self, stage: str, done: int, total: int, note: str) -> None:
         self._state = (stage, done, total, note)
 
-    def state(self) -> tuple[str, int, int, str]:
+    def state(self) -> tuple[str, int, int, str] | None:
         return self._state
 
 
@@ -44,21 +44,23 @@ class ProgressBars(AbstractContextManager):
         self._thread.join(timeout=10)
 
     def _watch(self) -> None:
-        bar, shown = None, None
-        while True:
+        bar = tqdm(desc="starting workers", unit="epoch", disable=self._disable)
+        stage, shown = None, None
+        last = False
+        while not last:
             last = self._stop.wait(self._interval)
             try:
-                stage, done, total, note = ray.get(self.board.state.remote(), timeout=10)
+                state = ray.get(self.board.state.remote(), timeout=10)
             except ray.exceptions.RayError:
                 break
-            if stage != shown:
-                if bar is not None:
-                    bar.close()
-                bar = tqdm(total=total, desc=stage, unit="epoch", disable=self._disable)
-                shown = stage
-            bar.total, bar.n = total, done
-            bar.set_postfix_str(note)
-            if last:
-                break
-        if bar is not None:
-            bar.close()
+            if state is None or state == shown:
+                continue
+            shown = state
+            name, done, total, note = state
+            if name != stage:
+                bar.close()
+                bar = tqdm(total=total, desc=name, unit="epoch", disable=self._disable)
+                stage = name
+            bar.set_postfix_str(note, refresh=False)
+            bar.update(done - bar.n)
+        bar.close()

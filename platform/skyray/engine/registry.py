@@ -6,6 +6,8 @@ bundle's files and this small script, never a pickle.
 
 from __future__ import annotations
 
+import logging
+import os
 import tempfile
 from pathlib import Path
 
@@ -20,8 +22,11 @@ def register(bundle: str, run_id: str, alias: str = CHAMPION) -> str:
 
     Returns the name of the registered model, ``skyray-FAMILY-RECIPE``.
     """
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     import mlflow
 
+    for noisy in ("mlflow.pyfunc", "mlflow.tracking", "mlflow.store"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     content = read_bundle(bundle)
     name = f"skyray-{content['family']}-{content['recipe']['name']}"
     uri = tracking.tracking_uri()

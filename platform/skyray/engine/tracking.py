@@ -6,6 +6,7 @@ Metrics carry explicit steps, so that an epoch redone after a failure overwrites
 from __future__ import annotations
 
 import json
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def tracking_uri() -> str:
 
 def client(uri: str):
     """Return an MLflow client; its import takes seconds, so it happens here."""
+    for noisy in ("mlflow.store.db.utils", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
