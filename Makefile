@@ -1,0 +1,49 @@
+# skyray: every target sets up what it needs; nothing else has to be typed first.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/.ready
+FILES  ?=
+BUNDLE ?= demo/bundle
+
+.PHONY: setup demo test test-fast lint format bench serve clean help
+
+help:            ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## */\t/' | expand -t 14
+
+setup: $(READY)  ## make .venv with the exact versions of requirements.lock
+
+# --no-deps: the lock is complete, and a resolver would only add to it.
+$(READY): requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --no-deps -r requirements.lock
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: $(READY)   ## mock survey → model → catalogue → endpoint; FILES=DIR adds your own spectra
+	$(BIN)/python jobs/demo.py --out demo $(if $(FILES),--files "$(FILES)")
+
+test: $(READY)   ## all tests
+	$(BIN)/python -m pytest
+
+test-fast: $(READY) ## tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+lint: $(READY)   ## style and import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(READY) ## rewrite in house style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## all benchmarks; tables and JSON in results/
+	@for script in benchmarks/*.py; do \
+	  name=$$(basename $$script .py); echo "== $$name"; \
+	  $(BIN)/python $$script --json results/$$name.json || exit 1; done
+
+serve: $(READY)  ## HTTP service of BUNDLE (default: the demo's) on 127.0.0.1:8000
+	$(BIN)/skyray serve --bundle $(BUNDLE)
+
+clean:           ## remove results, not the environment
+	rm -rf demo results .pytest_cache .ruff_cache
