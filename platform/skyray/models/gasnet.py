@@ -103,12 +103,13 @@ class GasNet(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     def _initialise(self, init: str) -> None:
-        for module in self.modules():
+        for name, module in self.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 if init == "published":
                     nn.init.normal_(module.weight, std=1e-3)
-                else:
-                    nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+                else:  # no ReLU follows a shortcut
+                    follows = "linear" if name.endswith("shortcut") else "relu"
+                    nn.init.kaiming_normal_(module.weight, nonlinearity=follows)
                 nn.init.zeros_(module.bias)
         if init == "he":  # start near zero output: untrained logits carry no opinion
             nn.init.normal_(self.head.weight, std=1e-2)
