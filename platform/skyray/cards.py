@@ -164,7 +164,9 @@ class Card(Config):
         ra, dec = fields.get("ra", math.nan), fields.get("dec", math.nan)
         if self.object_key.by == "sky" and math.isfinite(ra) and math.isfinite(dec):
             digits = self.object_key.decimals
-            return f"{ra % 360:.{digits}f}{dec:+.{digits}f}"
+            # Rounded first: 359.9999° is 0° and -0.0001° is 0°, so that neither has two keys.
+            ra, dec = round(ra, digits) % 360, round(dec, digits) + 0.0
+            return f"{ra:.{digits}f}{dec:+.{digits}f}"
         return str(fields["object_id"])
 
 

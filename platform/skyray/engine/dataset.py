@@ -22,11 +22,12 @@ from pyarrow import fs
 from skyray.cards import Card
 from skyray.config import Config, ConfigError
 from skyray.engine import storage
-from skyray.families.base import DataInfo
 from skyray.records import SCHEMA_VERSION, SPLITS, Grid
 
 if TYPE_CHECKING:
     import ray.data
+
+    from skyray.families.base import DataInfo
 
 MANIFEST = "manifest.json"
 QUARANTINE = "quarantine.parquet"
@@ -124,6 +125,8 @@ class Dataset:
 
     def info(self) -> DataInfo:
         """Return what a family needs to know about the data."""
+        from skyray.families.base import DataInfo  # brings torch, which ingest workers do not need
+
         manifest = self.manifest
         return DataInfo(
             card=self.card.name,
