@@ -18,7 +18,7 @@ ALL = {
 }  # fmt: skip
 
 
-def draw_table(rows: int = 3000, seed: int = 0) -> dict[str, np.ndarray]:
+def draw_table(rows: int = 1600, seed: int = 0) -> dict[str, np.ndarray]:
     """A table as scoring leaves it; spectra are a continuum with one line at the redshift."""
     rng = np.random.default_rng(seed)
     label = rng.choice(CLASSES, rows)
@@ -83,7 +83,7 @@ def test_figures_follow_what_the_table_holds(table, tmp_path):
 def test_coarsely_labelled_real_sets_get_figures_too(table, tmp_path):
     coarse = {**table, "label": table["spectype"].astype(object)}
     del coarse["history"], coarse["flux"]
-    coarse["redshift_true_route"] = np.full(3000, np.nan)  # no network for an unknown subclass
+    coarse["redshift_true_route"] = np.full(1600, np.nan)  # no network for an unknown subclass
     found = write(coarse, tmp_path)
     assert {"confusion_coarse.png", "redshift_end_to_end.png", "reliability.png"} <= found
     assert "confusion.png" not in found
@@ -91,19 +91,19 @@ def test_coarsely_labelled_real_sets_get_figures_too(table, tmp_path):
 
 
 def test_few_objects_are_drawn(table, tmp_path):
-    few = {name: values[:6] if len(values) == 3000 else values for name, values in table.items()}
+    few = {name: values[:6] if len(values) == 1600 else values for name, values in table.items()}
     assert "redshift_end_to_end.png" in write(few, tmp_path)
 
 
 def test_stars_only_have_no_redshift_figures(table, tmp_path):
     stars = table["spectype"] == "STAR"
-    rows = {name: v[stars] if len(v) == 3000 else v for name, v in table.items()}
+    rows = {name: v[stars] if len(v) == 1600 else v for name, v in table.items()}
     found = write(rows, tmp_path)
     assert not {"redshift_end_to_end.png", "redshift_errors.png"} & found
 
 
 def test_examples_show_rare_predictions(table, tmp_path):
-    few = {name: values[:40] if len(values) == 3000 else values for name, values in table.items()}
+    few = {name: values[:40] if len(values) == 1600 else values for name, values in table.items()}
     few["label_pred"] = np.array(["GALAXY_nan"] * 39 + ["QSO_nan"], dtype=object)
     path = figures.examples_figure(few, tmp_path / "e.png", count=2)
     with Image.open(path) as image:

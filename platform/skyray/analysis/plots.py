@@ -27,7 +27,7 @@ STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
     "axes.titlesize": 11,
-    "axes.titleweight": "semibold",
+    "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.edgecolor": SOFT,
     "axes.labelcolor": INK,
@@ -84,9 +84,9 @@ def confusion_figure(confusion_CC: np.ndarray, classes: Sequence[str], path: Pat
         axis.set_yticks(range(size), names)
         axis.tick_params(length=0)
         total = counts.sum()
-        right = f": {100 * np.trace(counts) / total:.1f} % right of {int(total):,}" if total else ""
+        right = 100 * np.trace(counts) / total if total else 0.0
         axis.set(xlabel="predicted class", ylabel="true class (objects)")
-        axis.set_title(f"Confusion matrix{right}")
+        axis.set_title(f"{right:.1f} % of {int(total):,} right")
         figure.colorbar(image, ax=axis, label="% of the true class", fraction=0.04)
         return save(figure, path)
 

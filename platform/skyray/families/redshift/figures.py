@@ -105,7 +105,7 @@ def redshift_figure(
             rows = used & (group == name)
             pair = axes[2 * block, column], axes[2 * block + 1, column]
             _draw_redshifts(*pair, redshift[rows], predicted[rows], truth[rows], name)
-        figure.suptitle(f"Redshifts, {_TITLES[route]}", x=0.01, ha="left", weight="semibold")
+        figure.suptitle(f"Redshifts, {_TITLES[route]}", x=0.01, ha="left", weight="bold")
         return plots.save(figure, path)
 
 
@@ -138,7 +138,8 @@ def _draw_redshifts(
         f"N {len(truth):,}\nNMAD {scores.nmad(delta):.5f}\nmean Δz {np.abs(delta).mean():.4f}\n"
         f"GF {good:.2f}\nΔz > 0.01  {100 * far:.1f} %"
     )
-    upper.text(0.03, 0.97, text, transform=upper.transAxes, va="top", fontsize=8.5)
+    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 2}
+    upper.text(0.03, 0.97, text, transform=upper.transAxes, va="top", fontsize=8.5, bbox=box)
     upper.set(title=name, ylabel="predicted z", xticklabels=[])
     lower.set(xlabel="true z", ylabel="(z$_p$−z$_t$)/(1+z$_t$)")
     lower.yaxis.label.set_fontsize(8)
@@ -174,7 +175,8 @@ def snr_figure(metrics: Mapping[str, Any], path: Path) -> Path | None:
             axis.set(xscale="log", ylim=(0, 103), xlabel="median SNR per pixel", ylabel="%")
             axis.set_title(title)
             axis.xaxis.set_major_formatter("{x:g}")
-            axis.legend(loc="lower right", fontsize=9)
+            if curves:
+                axis.legend(loc="lower right", fontsize=9)
         return plots.save(figure, path)
 
 
@@ -206,7 +208,7 @@ def errors_figure(table: Columns, truth: np.ndarray, path: Path) -> Path | None:
                 linewidth=1.5, label=group,
             )  # fmt: skip
         _finish_errors(axes, levels)
-        figure.suptitle(f"Redshift errors, {_TITLES[route]}", x=0.01, ha="left", weight="semibold")
+        figure.suptitle(f"Redshift errors, {_TITLES[route]}", x=0.01, ha="left", weight="bold")
         return plots.save(figure, path)
 
 
@@ -320,15 +322,19 @@ def _draw_example(axis: Axes, table: Columns, row: int) -> None:
 
 
 def _mark_lines(axis: Axes, z: float, wavelength: np.ndarray) -> None:
-    last = -np.inf
+    """Mark the lines of `LINES` at z; names that would touch go to a lower level."""
+    low, high = wavelength[0], wavelength[-1]
+    taken = np.full(3, -np.inf)  # right end of the last name on each level
     for name, rest in LINES.items():
         at = rest * (1 + z)
-        if not wavelength[0] < at < wavelength[-1]:
+        if not low < at < high:
             continue
         axis.axvline(at, color=plots.ORANGE, linewidth=0.8, linestyle=":")
-        near = at - last < 0.035 * (wavelength[-1] - wavelength[0])
+        width = (0.012 + 0.0105 * len(name)) * (high - low)
+        left = min(at, high - width)
+        level = int(np.argmax(taken <= left)) if (taken <= left).any() else int(taken.argmin())
+        taken[level] = left + width
         axis.text(
-            at, 0.9 if near else 0.99, f" {name}", transform=axis.get_xaxis_transform(),
+            left, 0.99 - 0.09 * level, f" {name}", transform=axis.get_xaxis_transform(),
             fontsize=7.5, color=plots.RED, va="top",
         )  # fmt: skip
-        last = -np.inf if near else at
