@@ -201,11 +201,19 @@ class _StageRun:
         self._prepare()
         if saved:
             self._load(saved)
+        ended = time.monotonic()
         while self.position.epoch < self.config.epochs:
             started = time.monotonic()
             training = self._train_epoch()
+            trained = time.monotonic()
             validation = self._validate()
-            self._end_epoch(training, validation, time.monotonic() - started)
+            times = {
+                "train_seconds": trained - started,
+                "validation_seconds": time.monotonic() - trained,
+                "between_seconds": started - ended,  # checkpoint and log of the epoch before
+            }
+            ended = time.monotonic()
+            self._end_epoch(training, validation, times)
             if self._should_stop():
                 break
         self._finish(self.best or self.part.state_dict())
@@ -331,7 +339,7 @@ class _StageRun:
         rows = total.pop("rows")
         return {k: v / rows if rows else math.nan for k, v in total.items()} | {"rows": rows}
 
-    def _end_epoch(self, training, validation, seconds: float) -> None:
+    def _end_epoch(self, training, validation, times: dict[str, float]) -> None:
         position = self.position
         value = validation.get(self.stage.monitor, math.nan)
         if math.isnan(value):  # no validation rows: judge by the training loss
@@ -344,8 +352,7 @@ class _StageRun:
         row: dict[str, Any] = {"stage": self.stage.name, "epoch": position.epoch}
         row |= {f"train_{k}": v for k, v in training.items()}
         row |= {f"validation_{k}": v for k, v in validation.items()}
-        row |= {"lr": learning_rate(self.optimizer), "seconds": seconds}
-        row["rows_per_second"] = training["rows"] / seconds if seconds else math.nan
+        row |= {"lr": learning_rate(self.optimizer), **times}
         position.history.append(row)
         if self.worker.leads:
             self._log(row)
