@@ -1,9 +1,9 @@
 """What Ray Train costs: one worker against a bare torch loop on the same rows in memory.
 
-The network has its real size (5001 pixels, 4.16 M parameters, batch 128, float32). Both sides run the
-same forward, backward and Adam step on the same number of threads; the Ray side also checkpoints,
-reports and logs to MLflow after every epoch, and that time counts. Runs are interleaved; the figure
-is the ratio of the medians over epochs. Start-up is reported, not compared.
+The network has its real size (5001 pixels, 4.16 M parameters, batch 128, float32). Both sides run
+the same forward, backward and Adam step on the same number of threads; the Ray side also
+checkpoints, reports and logs to MLflow after every epoch, and that time counts. Runs are
+interleaved; the figure is the ratio of the medians over epochs. Start-up is reported, not compared.
 
     python benchmarks/train_overhead.py [--rows 1024] [--epochs 4] [--pairs 3] [--json FILE]
 """
@@ -25,12 +25,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 
 from report import Row, finish  # noqa: E402
+from skyray.engine.simulate import simulate  # noqa: E402
 
 from skyray.engine.dataset import Dataset  # noqa: E402
 from skyray.engine.optimizers import make_optimizer  # noqa: E402
 from skyray.engine.predict import table_to_columns  # noqa: E402
 from skyray.engine.session import ray_session  # noqa: E402
-from skyray.engine.simulate import simulate  # noqa: E402
 from skyray.engine.train import train  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
 from skyray.families.redshift.family import RedshiftFamily  # noqa: E402
@@ -111,7 +111,7 @@ def main() -> None:
                 reference=statistics.median(bare), ratio=ratio, target=TARGET,
                 note="with checkpoint, report and MLflow after every epoch",
             ),
-            Row("start, calibration and bundle", statistics.median(start_up), "s", note="once a run"),
+            Row("start, calibration, bundle", statistics.median(start_up), "s", note="once a run"),
         ],
         options.json,
     )  # fmt: skip
