@@ -1,0 +1,191 @@
+"""Columns of a FITS, Parquet, CSV or npz file behind one small interface."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from skyray.readers.base import SurveyFile
+from skyray.readers.fits_bytes import FitsFile, Header, Hdu
+from skyray.records import InvalidRecord
+
+_ROWS_AT_ONCE = 256  # of a Parquet row group: 256 spectra of 5,000 px in three arrays are 15 MB
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some rows of a table.
+
+    Attributes
+    ----------
+    source : str
+        File, for errors.
+    columns : mapping
+        Name → numpy array (first axis = rows, or an array all rows share) or Arrow array.
+    first_row : int
+        Number of the first row in its file.
+    header : Header, optional
+        FITS keywords, which stand in for columns that do not exist.
+    """
+
+    source: str
+    columns: Mapping[str, np.ndarray | pa.Array]
+    first_row: int = 0
+    header: Header | None = field(default=None, compare=False)
+
+    def _column(self, name: str) -> np.ndarray | pa.Array:
+        if name not in self.columns:
+            raise InvalidRecord(
+                "column_missing",
+                f"expected a column {name!r}, found {sorted(self.columns)[:40]}",
+                self.source,
+            )
+        return self.columns[name]
+
+    def rows(self, name: str) -> int:
+        return len(self._column(name))
+
+    def array(self, name: str, row: int | None, shared: bool = False) -> np.ndarray:
+        """Return the array in a cell; the whole column for row None or a `shared` 1-D array.
+
+        Raises
+        ------
+        InvalidRecord
+            ``column_missing``; ``column_type`` where the cell holds no numbers.
+        """
+        column = self._column(name)
+        if isinstance(column, pa.Array):
+            cell = column if row is None else _list_values(column, row)
+            values = None if cell is None else cell.to_numpy(zero_copy_only=False)
+        else:
+            values = column if row is None or (shared and column.ndim == 1) else column[row]
+        if values is None or np.ndim(values) != 1 or values.dtype.kind not in "fiub":
+            found = "null" if values is None else f"{values.dtype} of shape {np.shape(values)}"
+            where = self.source if row is None else f"{self.source}#{self.first_row + row}"
+            raise InvalidRecord(
+                "column_type", f"{name}: expected an array of numbers, found {found}", where
+            )
+        return values
+
+    def scalar(self, name: str, row: int | None) -> Any:
+        """Return a cell as a Python scalar; None for null. Row None means the first row."""
+        if name not in self.columns and self.header is not None:
+            value = self.header.get(name.upper())
+            if value is not None:
+                return value
+        cell = self._column(name)[row or 0]
+        if isinstance(cell, pa.Scalar):
+            return cell.as_py()
+        return cell.item() if hasattr(cell, "item") else cell
+
+
+def _list_values(column: pa.Array, row: int) -> pa.Array | None:
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    cell = column[row]
+    # A scalar where a list is expected is refused by the caller: it has no 1-D values.
+    return cell.values if isinstance(cell, pa.ListScalar) else pa.nulls(0)
+
+
+def parquet_units(file: SurveyFile) -> list[int]:
+    """Return the numbers of a Parquet file's row groups.
+
+    Raises
+    ------
+    InvalidRecord
+        ``parquet_invalid``.
+    """
+    with file.filesystem.open_input_file(file.path) as handle:
+        return list(range(_parquet(handle, file.path).num_row_groups))
+
+
+def open_columns(
+    file: SurveyFile, unit: int, names: set[str], hdu: str | int | None = None
+) -> Iterator[Columns]:
+    """Yield the rows of a file in pieces of bounded size (npz, CSV and FITS: in one piece).
+
+    Raises
+    ------
+    InvalidRecord
+        ``file_empty``, ``parquet_invalid``, ``npz_invalid``, ``csv_invalid``, ``format_unknown``
+        or what `FitsFile` refuses.
+    """
+    if file.filesystem.get_file_info(file.path).size == 0:
+        raise InvalidRecord("file_empty", "expected a table, found 0 bytes", file.path)
+    if file.name.endswith(".parquet"):
+        yield from _open_parquet(file, unit, names)
+    elif file.name.endswith(".npz"):
+        yield Columns(file.path, _open_npz(file, names))
+    elif file.name.endswith(".csv"):
+        yield Columns(file.path, _open_csv(file))
+    elif file.name.removesuffix(".gz").endswith((".fits", ".fit")):
+        yield _open_fits(file, hdu)
+    else:
+        raise InvalidRecord("format_unknown", "expected .parquet, .npz, .csv or .fits", file.path)
+
+
+def _parquet(handle: pa.NativeFile, source: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(handle)
+    except (pa.ArrowException, OSError) as error:
+        raise InvalidRecord("parquet_invalid", str(error), source) from None
+
+
+def _open_parquet(file: SurveyFile, unit: int, names: set[str]) -> Iterator[Columns]:
+    with file.filesystem.open_input_file(file.path) as handle:
+        parquet = _parquet(handle, file.path)
+        first = sum(parquet.metadata.row_group(n).num_rows for n in range(unit))
+        wanted = [name for name in parquet.schema_arrow.names if name in names]
+        batches = parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[unit], columns=wanted)
+        while True:
+            try:
+                batch = next(batches, None)
+            except (pa.ArrowException, OSError) as error:
+                raise InvalidRecord("parquet_invalid", str(error), file.path) from None
+            if batch is None:
+                return
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+            yield Columns(file.path, columns, first)
+            first += len(batch)
+
+
+def _open_npz(file: SurveyFile, names: set[str]) -> dict[str, np.ndarray]:
+    try:
+        with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files if name in names}
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+        raise InvalidRecord("npz_invalid", str(error), file.path) from None
+
+
+def _open_csv(file: SurveyFile) -> dict[str, pa.Array]:
+    try:
+        table = pa.csv.read_csv(io.BytesIO(file.read_bytes()))
+    except pa.ArrowException as error:
+        raise InvalidRecord("csv_invalid", str(error), file.path) from None
+    return {name: table[name].combine_chunks() for name in table.column_names}
+
+
+def _open_fits(file: SurveyFile, wanted: str | int | None) -> Columns:
+    with FitsFile(file) as fits:
+        table = _find_table(fits, wanted).table()
+        columns = {}
+        for name in table.layout.dtype.names:
+            columns[name] = columns[name.upper()] = table.column(name)
+        header = Header(next(fits.hdus()).header.block + table.hdu.header.block)
+    return Columns(file.path, columns, header=header)
+
+
+def _find_table(fits: FitsFile, wanted: str | int | None) -> Hdu:
+    for hdu in fits.hdus():
+        first_table = wanted is None and hdu.header.get("XTENSION") == "BINTABLE"
+        if first_table or wanted in (hdu.index, hdu.name or None):
+            return hdu
+    fits.refuse("hdu_missing", f"expected {wanted or 'a binary table'}, found none")
