@@ -132,43 +132,78 @@ class Spectrum:
 def check_spectrum(spectrum: Spectrum, min_good_pixels: int = 100) -> None:
     """Raise `InvalidRecord` unless the spectrum can be used.
 
-    Checked in this order: shapes agree, wavelengths finite / positive / increasing, ivar finite and
-    ≥ 0, flux finite where ivar > 0, at least `min_good_pixels` pixels with ivar > 0 and no mask,
-    flux not all zero.
+    Checked in this order: shapes agree (``shape_mismatch``, ``too_short``); wavelengths finite and
+    positive (``wavelength_not_finite``), strictly increasing (``wavelength_decreasing`` where they
+    run backwards, ``wavelength_not_increasing`` where some are out of order); ivar finite
+    (``ivar_not_finite``), ≥ 0 (``ivar_negative``) and somewhere > 0 (``ivar_empty``); flux finite
+    where ivar > 0 and no mask is set (``flux_all_nan``, ``flux_infinite``, ``flux_not_finite``); at
+    least `min_good_pixels` such pixels (``too_few_good_pixels``); a signal (``flux_all_zero``).
     """
-
-    def refuse(reason: str, detail: str):
-        raise InvalidRecord(reason, detail, spectrum.source, spectrum.object_id)
-
     wavelength, flux, ivar, mask = (
         np.asarray(a) for a in (spectrum.wavelength, spectrum.flux, spectrum.ivar, spectrum.mask)
     )
     shapes = {"wavelength": wavelength.shape, "flux": flux.shape, "ivar": ivar.shape}
     if wavelength.ndim != 1 or {*shapes.values(), mask.shape} != {wavelength.shape}:
-        refuse(
-            "shape_mismatch", f"expected one length for all arrays, found {shapes}, {mask.shape}"
+        fault = "shape_mismatch", f"expected one length, found {shapes}, mask {mask.shape}"
+    elif wavelength.size < 2:
+        fault = "too_short", f"expected at least 2 pixels, found {wavelength.size}"
+    else:
+        used = (ivar > 0) & ~mask.astype(bool)
+        fault = (
+            _wavelength_fault(wavelength)
+            or ivar_fault(ivar)
+            or _flux_fault(flux[used], min_good_pixels)
         )
-    if wavelength.size < 2:
-        refuse("too_short", f"expected at least 2 pixels, found {wavelength.size}")
+    if fault:
+        raise InvalidRecord(*fault, spectrum.source, spectrum.object_id)
+
+
+def _wavelength_fault(wavelength: np.ndarray) -> tuple[str, str] | None:
     if not np.isfinite(wavelength).all() or wavelength.min() <= 0:
-        refuse("wavelength_not_finite", "expected finite wavelengths > 0 Å")
-    if not (np.diff(wavelength) > 0).all():
-        refuse("wavelength_not_increasing", "expected strictly increasing wavelengths")
-    if not np.isfinite(ivar).all() or (ivar < 0).any():
-        bad = int((~np.isfinite(ivar) | (ivar < 0)).sum())
-        refuse("ivar_invalid", f"expected finite ivar ≥ 0, found {bad} bad pixels")
+        return "wavelength_not_finite", "expected finite wavelengths > 0 Å"
+    steps = np.diff(wavelength)
+    if (steps > 0).all():
+        return None
+    if (steps < 0).all():
+        return "wavelength_decreasing", "expected increasing wavelengths, found them descending"
+    at = int(np.argmax(steps <= 0))
+    return (
+        "wavelength_not_increasing",
+        f"expected strictly increasing wavelengths, found {wavelength[at]:.3f} then "
+        f"{wavelength[at + 1]:.3f} Å at pixel {at}",
+    )
+
+
+def ivar_fault(ivar: np.ndarray) -> tuple[str, str] | None:
+    """Return (reason, detail) of what is wrong with inverse variances, None if nothing is."""
+    if not np.isfinite(ivar).all():
+        bad = int((~np.isfinite(ivar)).sum())
+        return "ivar_not_finite", f"expected finite ivar, found {bad} bad pixels"
+    if (ivar < 0).any():
+        return "ivar_negative", f"expected ivar ≥ 0, found {int((ivar < 0).sum())} negative pixels"
     if not (ivar > 0).any():
-        refuse("ivar_empty", "expected some pixels with ivar > 0, found none")
-    used = (ivar > 0) & ~mask.astype(bool)
-    if not np.isfinite(flux[used]).all():
-        bad = int((~np.isfinite(flux[used])).sum())
-        refuse("flux_not_finite", f"expected finite flux where ivar > 0, found {bad} bad pixels")
-    if used.sum() < min_good_pixels:
-        refuse(
-            "too_few_good_pixels", f"expected ≥ {min_good_pixels} good pixels, found {used.sum()}"
+        return "ivar_empty", "expected some pixels with ivar > 0, found none"
+    return None
+
+
+def _flux_fault(flux: np.ndarray, min_good_pixels: int) -> tuple[str, str] | None:
+    finite = np.isfinite(flux)
+    bad = int(flux.size - finite.sum())
+    if bad:
+        where = f"expected finite flux where ivar > 0, found {bad} of {flux.size} pixels"
+        if np.isnan(flux).all():
+            return "flux_all_nan", f"{where} NaN"
+        if np.isinf(flux).any():
+            return "flux_infinite", f"{where} infinite or NaN"
+        return "flux_not_finite", f"{where} NaN"
+    if flux.size < min_good_pixels:
+        return (
+            "too_few_good_pixels",
+            f"expected ≥ {min_good_pixels} good pixels, found {flux.size}",
         )
-    if not np.any(flux[used]):
-        refuse("flux_all_zero", "expected a signal, found flux 0 in every good pixel")
+    if not np.any(flux):
+        return "flux_all_zero", "expected a signal, found flux 0 in every good pixel"
+    return None
 
 
 def tensor_type(dtype: pa.DataType, shape: Sequence[int]) -> pa.DataType:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from astropy.io import fits
 from pyarrow import fs
+from tests.damaged_fits import spec_file
 
 from skyray.readers.base import SurveyFile, make_reader
 from skyray.readers.sdss import BAD_PIXEL_BITS
@@ -24,34 +24,6 @@ def read_one(path: Path) -> Spectrum:
     (record,) = make_reader("sdss_spec").read(SurveyFile(fs.LocalFileSystem(), str(path)))
     assert isinstance(record, Spectrum)
     return record
-
-
-def spec_file(catalogue: str | None = "SPECOBJ", extra_hdus: int = 0, size: int = 500) -> bytes:
-    """A small spec file as the survey writes it, by astropy."""
-    rng = np.random.default_rng(3)
-    loglam = (3.58 + 1e-4 * np.arange(size)).astype(np.float32)
-    columns = [
-        fits.Column("flux", "E", array=rng.normal(5, 1, size)),
-        fits.Column("loglam", "E", array=loglam),
-        fits.Column("ivar", "E", array=np.full(size, 2.0)),
-        fits.Column("and_mask", "J", array=np.zeros(size, dtype=np.int32)),
-    ]
-    primary = fits.PrimaryHDU()
-    primary.header.update(PLUG_RA=10.5, PLUG_DEC=-1.25, PLATEID=266, MJD=51602, FIBERID=7)
-    hdus = [primary, fits.BinTableHDU.from_columns(columns, name="COADD")]
-    if catalogue is not None:
-        row = [
-            fits.Column("CLASS", "6A", array=["GALAXY"]),
-            fits.Column("SUBCLASS", "21A", array=["AGN"]),
-            fits.Column("Z", "E", array=[0.125]),
-            fits.Column("Z_ERR", "E", array=[1e-5]),
-            fits.Column("ZWARNING", "J", array=[4]),
-        ]
-        hdus.append(fits.BinTableHDU.from_columns(row, name=catalogue or None))
-    hdus += [fits.ImageHDU(np.zeros((50, 50)), name=f"B1-{n}") for n in range(extra_hdus)]
-    stream = io.BytesIO()
-    fits.HDUList(hdus).writeto(stream)
-    return stream.getvalue()
 
 
 @pytest.mark.parametrize("name", RAW)

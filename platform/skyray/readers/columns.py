@@ -14,7 +14,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from skyray.readers.base import SurveyFile
-from skyray.readers.fits_bytes import FitsFile, Header, Hdu
+from skyray.readers.fits_bytes import FitsFile, Hdu, Header
 from skyray.records import InvalidRecord
 
 _ROWS_AT_ONCE = 256  # of a Parquet row group: 256 spectra of 5,000 px in three arrays are 15 MB

@@ -133,15 +133,21 @@ class FitsFile:
 
     def __init__(self, file: SurveyFile):
         self.source = file.path
+        self._hdus: list[Hdu] = []
         self._handle = file.filesystem.open_input_file(file.path)
+        try:
+            self._open()
+        except InvalidRecord:
+            self._handle.close()
+            raise
+
+    def _open(self) -> None:
         self._head = self._handle.read_at(_HEAD_BYTES, 0)
-        self.size = len(self._head)
         if self._head[:2] == _GZIP:
             self._head = self._unpack(self._handle.read_at(self._handle.size(), 0))
             self.size = len(self._head)
-        elif self.size == _HEAD_BYTES:
+        else:
             self.size = self._handle.size()
-        self._hdus: list[Hdu] = []
         self._check_kind(self._head)
 
     def __enter__(self) -> FitsFile:
@@ -281,7 +287,10 @@ class Hdu:
         except _BadLayout as error:
             self._refuse("header_invalid", str(error))
         rows = self.header.get("NAXIS2")
-        content = self._bytes(0, rows * layout.dtype.itemsize)
+        size = rows * layout.dtype.itemsize if isinstance(rows, int) else -1
+        if not 0 <= size <= self.size:
+            self._refuse("header_invalid", f"{rows} rows do not fit {self.size} bytes of data")
+        content = self._bytes(0, size)
         return Table(self, layout, np.frombuffer(content, layout.dtype, count=rows))
 
     def image_rows(self, start: int, stop: int) -> np.ndarray:

@@ -60,8 +60,8 @@ def read_spectrum(fits: FitsFile, name: str) -> Spectrum:
     Raises
     ------
     InvalidRecord
-        See `FitsFile`; and ``table_empty``, ``column_type``, ``wavelength_out_of_range``,
-        ``redshift_not_finite``.
+        See `FitsFile`; and ``table_empty``, ``column_type``, ``column_shape``,
+        ``wavelength_out_of_range``, ``redshift_not_finite``.
     """
     coadd = fits.need("COADD", at=1).table()
     if len(coadd) == 0:
@@ -101,12 +101,11 @@ def read_spectrum(fits: FitsFile, name: str) -> Spectrum:
 
 def _pixels(fits: FitsFile, table: Table, name: str) -> np.ndarray:
     values = table.column(name)
-    if values.ndim != 1 or values.dtype.kind != "f":
-        fits.refuse(
-            "column_type",
-            f"HDU COADD, {name}: expected one float a pixel, found {values.dtype} "
-            f"of shape {values.shape}",
-        )
+    where = f"HDU COADD, {name}: expected one float a pixel, found"
+    if values.dtype.kind != "f":
+        fits.refuse("column_type", f"{where} {values.dtype}")
+    if values.ndim != 1:
+        fits.refuse("column_shape", f"{where} shape {values.shape}")
     return values.astype(np.float32, copy=False)
 
 

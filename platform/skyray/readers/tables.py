@@ -14,6 +14,7 @@ A card says in ``reader_options`` which column is what (see `TableOptions`)::
 from __future__ import annotations
 
 from collections.abc import Iterator
+from string import Formatter
 from typing import Any, Literal
 
 import numpy as np
@@ -22,7 +23,7 @@ from pydantic import Field, model_validator
 from skyray.config import Config
 from skyray.readers.base import Reader, SurveyFile, register
 from skyray.readers.columns import Columns, open_columns, parquet_units
-from skyray.records import Grid, InvalidRecord, Spectrum
+from skyray.records import Grid, InvalidRecord, Spectrum, ivar_fault
 from skyray.transforms.spectra import air_to_vacuum, coadd_arms, ivar_of_error, median_snr
 
 
@@ -96,6 +97,7 @@ class TableOptions(Config):
         arrays = [self.flux, self.ivar, self.error, self.mask, self.wavelength.column]
         found = {n.format(arm=arm) for n in arrays if n for arm in self.arms or [""]}
         found |= {s for s in (self.wavelength.start, self.wavelength.step) if isinstance(s, str)}
+        found |= {name for _, name, _, _ in Formatter().parse(self.id_format or "") if name}
         return found | set(self.fields.values()) | set(self.extra)
 
 
@@ -209,10 +211,9 @@ def _joined(options: TableOptions, arrays: list, source: str, object_id: str):
         return arrays[0]
     grid = Grid(**options.coadd_grid)
     for arm, (_, _, ivar, mask) in zip(options.arms, arrays, strict=True):
-        bad = ~mask & ~((ivar >= 0) & (ivar < np.inf))
-        if bad.any():  # the co-addition would hide it as ivar 0
-            detail = f"arm {arm}: expected finite ivar ≥ 0, found {bad.sum()} bad pixels"
-            raise InvalidRecord("ivar_invalid", detail, source, object_id)
+        fault = ivar_fault(ivar[~mask])
+        if fault and fault[0] != "ivar_empty":  # the co-addition would hide it as ivar 0
+            raise InvalidRecord(fault[0], f"arm {arm}: {fault[1]}", source, object_id)
     try:
         return (grid.wavelength(), *coadd_arms(grid, arrays))
     except ValueError as error:
