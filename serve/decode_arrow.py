@@ -1,0 +1,137 @@
+"""Arrow IPC body (stream or file) → spectra.
+
+Columns: ``flux`` and ``ivar`` or ``error``, lists or tensors of numbers; ``wavelength`` unless
+the rows are a skyray dataset's own, whose schema carries the grid; ``mask`` and ``object_id``
+where known. The schema's metadata (or the dataset's stamp) says ``medium``: vacuum or air.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from serve.decode_json import build_spectrum
+from serve.refusal import Refusal
+
+from skyray.records import Grid, InvalidRecord, Spectrum
+
+_FILE_MAGIC = b"ARROW1"
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What the schema says about all rows."""
+
+    medium: str
+    wavelength: np.ndarray | None
+    noise: str
+
+
+def decode_arrow(body: bytes, max_spectra: int) -> list[Spectrum | InvalidRecord]:
+    """Return the spectra of an Arrow IPC stream or file.
+
+    Raises
+    ------
+    Refusal
+        400 for a body that is not valid Arrow or lacks columns; 413 for too many rows.
+    """
+    found: list[Spectrum | InvalidRecord] = []
+    try:
+        reader, batches = _open(body)
+        frame = _frame(reader.schema)
+        for batch in batches:
+            if len(found) + batch.num_rows > max_spectra:
+                raise Refusal(
+                    413, "too_many_spectra", f"expected at most {max_spectra} spectra in a request"
+                )
+            batch.validate(full=True)
+            found += [_row(batch, row, len(found) + row, frame) for row in range(batch.num_rows)]
+    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+        text = f"{type(error).__name__}: {error}"[:300]
+        raise Refusal(400, "arrow_invalid", text) from None
+    return found
+
+
+def _open(body: bytes):
+    if body.startswith(_FILE_MAGIC):
+        reader = pa.ipc.open_file(body)
+        return reader, (reader.get_batch(i) for i in range(reader.num_record_batches))
+    reader = pa.ipc.open_stream(body)
+    return reader, reader
+
+
+def _frame(schema: pa.Schema) -> _Frame:
+    names = schema.names
+    metadata = {k.decode(): v.decode() for k, v in (schema.metadata or {}).items()}
+    stamp = json.loads(metadata["skyray"]) if "skyray" in metadata else {}
+    wavelength = None
+    if "wavelength" not in names:
+        if not isinstance(stamp, dict) or "grid" not in stamp:
+            raise Refusal(
+                400, "column_missing", "wavelength: expected this column, or a dataset's grid"
+            )
+        wavelength = _grid_wavelength(stamp["grid"])
+    medium = metadata.get("medium", "vacuum" if wavelength is not None else "")
+    if medium not in ("vacuum", "air"):
+        raise Refusal(
+            400, "medium_missing",
+            f"schema metadata 'medium': expected 'vacuum' or 'air', found {medium[:40]!r}",
+        )  # fmt: skip
+    noise = next((name for name in ("ivar", "error") if name in names), None)
+    if noise is None or "flux" not in names:
+        raise Refusal(
+            400, "column_missing", f"expected columns flux and ivar or error, found {names[:20]}"
+        )
+    return _Frame(medium, wavelength, noise)
+
+
+def _grid_wavelength(value) -> np.ndarray:
+    try:
+        grid = Grid(**value)
+        if not 2 <= int(grid.size) <= 200_000:
+            raise ValueError(f"size: expected 2–200,000, found {grid.size}")
+        return grid.wavelength()
+    except (TypeError, ValueError) as error:
+        raise Refusal(400, "grid_invalid", str(error)[:200]) from None
+
+
+def _row(batch: pa.RecordBatch, row: int, number: int, frame: _Frame) -> Spectrum | InvalidRecord:
+    names = batch.schema.names
+    wavelength = frame.wavelength
+    if wavelength is None:
+        wavelength = _pixels(batch, "wavelength", row)
+    mask = _pixels(batch, "mask", row) if "mask" in names else None
+    noise = _pixels(batch, frame.noise, row)
+    object_id = batch.column("object_id")[row].as_py() if "object_id" in names else None
+    return build_spectrum(
+        wavelength=wavelength,
+        flux=_pixels(batch, "flux", row),
+        ivar=noise if frame.noise == "ivar" else None,
+        error=noise if frame.noise == "error" else None,
+        mask=None if mask is None else mask != 0,
+        object_id=str(number if object_id is None else object_id)[:200],
+        medium=frame.medium,
+        source=f"request[{number}]",
+    )
+
+
+def _pixels(batch: pa.RecordBatch, name: str, row: int) -> np.ndarray:
+    """Return one row of a list or tensor column, float64 [L]; nulls become NaN."""
+    column = batch.column(name)
+    if isinstance(column, pa.ExtensionArray):
+        column = column.storage
+    kind = column.type
+    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    if not (lists or pa.types.is_fixed_size_list(kind)):
+        raise Refusal(400, "column_type", f"{name}: expected lists of numbers, found {kind}")
+    values = column[row].values
+    if values is None:
+        return np.zeros(0)
+    number = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
+    if not (number or pa.types.is_boolean(values.type)):
+        raise Refusal(400, "column_type", f"{name}: expected numbers, found {values.type}")
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.uint8())
+    return values.to_numpy(zero_copy_only=False).astype(np.float64)

@@ -1,0 +1,120 @@
+"""JSON body → spectra, and the schema that documents it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import from_json
+from serve.refusal import Refusal
+
+from skyray.records import InvalidRecord, Spectrum
+from skyray.transforms.spectra import air_to_vacuum
+
+Pixels = Annotated[list[float | None], Field(max_length=200_000)]
+
+
+class SpectrumJSON(BaseModel):
+    """One spectrum. Arrays have one length; null stands for a value that was not measured."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    wavelength: Pixels = Field(description="Å, strictly increasing")
+    flux: Pixels = Field(description="1e-17 erg/s/cm²/Å (any linear unit serves the classifier)")
+    ivar: Pixels | None = Field(None, description="inverse variance of flux; 0 = not measured")
+    error: Pixels | None = Field(None, description="standard deviation of flux, instead of ivar")
+    mask: list[bool] | None = Field(None, description="true = bad pixel")
+    object_id: Annotated[str, Field(max_length=200)] | int = ""
+    medium: Literal["vacuum", "air"] = Field(description="what the wavelengths are measured in")
+
+    @model_validator(mode="after")
+    def _one_noise(self):
+        if (self.ivar is None) == (self.error is None):
+            raise ValueError("expected either ivar or error")
+        return self
+
+
+class SpectraJSON(BaseModel):
+    """Several spectra in one request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    spectra: list[SpectrumJSON] = Field(min_length=1)
+
+
+def decode_json(body: bytes) -> list[Spectrum | InvalidRecord]:
+    """Return the spectra of a JSON body: one spectrum, or ``{"spectra": [...]}``.
+
+    Raises
+    ------
+    Refusal
+        400, naming the first fields that are not as documented.
+    """
+    try:
+        value = from_json(body)
+    except ValueError as error:
+        raise Refusal(400, "not_json", str(error)[:300]) from None
+    model = SpectraJSON if isinstance(value, dict) and "spectra" in value else SpectrumJSON
+    try:
+        parsed = model.model_validate(value)
+    except ValidationError as error:
+        raise Refusal(400, "json_invalid", _explain(error)) from None
+    spectra = parsed.spectra if isinstance(parsed, SpectraJSON) else [parsed]
+    return [_to_spectrum(item, row) for row, item in enumerate(spectra)]
+
+
+def _explain(error: ValidationError) -> str:
+    def line(item: dict) -> str:
+        return f"{'.'.join(str(part) for part in item['loc']) or 'body'}: {item['msg']}"
+
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    more = f" (and {len(found) - 3} more)" if len(found) > 3 else ""
+    return ("; ".join(line(item) for item in found[:3]) + more)[:600]
+
+
+def _to_spectrum(item: SpectrumJSON, row: int) -> Spectrum | InvalidRecord:
+    return build_spectrum(
+        wavelength=np.array(item.wavelength, dtype=np.float64),
+        flux=np.array(item.flux, dtype=np.float64),
+        ivar=None if item.ivar is None else np.array(item.ivar, dtype=np.float64),
+        error=None if item.error is None else np.array(item.error, dtype=np.float64),
+        mask=None if item.mask is None else np.array(item.mask, dtype=bool),
+        object_id=str(item.object_id) or str(row),
+        medium=item.medium,
+        source=f"request[{row}]",
+    )
+
+
+def build_spectrum(
+    *,
+    wavelength: np.ndarray,
+    flux: np.ndarray,
+    ivar: np.ndarray | None,
+    error: np.ndarray | None,
+    mask: np.ndarray | None,
+    object_id: str,
+    medium: str,
+    source: str,
+) -> Spectrum | InvalidRecord:
+    """Return a record from a client's arrays [L]: vacuum Å, ivar, types as `Spectrum` has them.
+
+    A standard deviation of 0 or NaN marks an unmeasured pixel; a negative one is refused.
+    """
+    with np.errstate(all="ignore"):  # absurd values become inf or NaN and are refused by name
+        if ivar is None:
+            if (error < 0).any():
+                return InvalidRecord("error_negative", "expected error ≥ 0", source, object_id)
+            measured = np.isfinite(error) & (error > 0)
+            ivar = np.where(measured, 1.0 / np.where(measured, error, 1.0) ** 2, 0.0)
+        if medium == "air":
+            wavelength = air_to_vacuum(wavelength)
+        return Spectrum(
+            object_id=object_id,
+            wavelength=wavelength,
+            flux=flux.astype(np.float32),
+            ivar=ivar.astype(np.float32),
+            mask=np.zeros(wavelength.shape, dtype=bool) if mask is None else mask,
+            survey="request",
+            source=source,
+        )

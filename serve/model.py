@@ -1,0 +1,75 @@
+"""The model replica: one predictor, fed with batches that span requests."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+from ray import serve
+from serve.settings import SpectraSettings
+
+from skyray.records import InvalidRecord, Spectrum
+
+Answer = pa.Table | InvalidRecord
+
+
+@serve.deployment
+class SpectrumModel:
+    """Holds one `Predictor`; calls that arrive together are predicted together.
+
+    A call carries up to `max_batch_size` spectra that were checked before. Separate from the HTTP
+    replica, so that decoding scales on CPUs and this scales on its own, on GPUs where there are.
+    """
+
+    def __init__(self, settings: SpectraSettings):
+        import torch
+
+        from skyray.engine.bundle import Predictor
+
+        torch.set_num_threads(settings.threads)
+        self._predictor = Predictor.from_bundle(settings.bundle)
+        self._predict_together.set_max_batch_size(settings.max_batch_size)
+        self._predict_together.set_batch_wait_timeout_s(settings.batch_wait_s)
+
+    def about(self) -> dict[str, Any]:
+        """Return what clients and the HTTP replica need to know about the model."""
+        predictor = self._predictor
+        return {
+            "data": predictor.info.to_dict(),
+            "version": predictor.version,
+            "describe": predictor.describe(),
+        }
+
+    async def predict(self, spectra: list[Spectrum]) -> Answer:
+        """Return the predictions of `spectra`, or why they cannot be predicted."""
+        return await self._predict_together(spectra)
+
+    @serve.batch(batch_size_fn=lambda calls: sum(len(spectra) for spectra in calls))
+    async def _predict_together(self, calls: list[list[Spectrum]]) -> list[Answer]:
+        return await asyncio.to_thread(predict_calls, self._predictor.predict_spectra, calls)
+
+
+def predict_calls(predict, calls: Sequence[Sequence[Spectrum]]) -> list[Answer]:
+    """Predict several calls in one go; return one table a call.
+
+    If the predictor refuses a spectrum, each call is predicted on its own, so that the refusal
+    reaches only the call it belongs to.
+    """
+    try:
+        table = predict([spectrum for spectra in calls for spectrum in spectra])
+    except InvalidRecord:
+        return [_predict_alone(predict, spectra) for spectra in calls]
+    tables, start = [], 0
+    for spectra in calls:
+        tables.append(table.slice(start, len(spectra)))
+        start += len(spectra)
+    return tables
+
+
+def _predict_alone(predict, spectra: Sequence[Spectrum]) -> Answer:
+    try:
+        return predict(list(spectra))
+    except InvalidRecord as refused:
+        return refused

@@ -1,0 +1,216 @@
+"""The spectrum service: POST a spectrum, get classes, redshift ± error, and how far to trust it.
+
+Two deployments: `SpectrumService` speaks HTTP (limits, decoding, refusals), `SpectrumModel` holds
+the network and predicts batches that span requests. Started by ``skyray serve``, or on a cluster
+by ``serve deploy serve/config.yaml``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import HTMLResponse, JSONResponse
+from ray import serve
+from ray.exceptions import RayActorError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from serve.body import authorise, read_body
+from serve.decode import admit, decode
+from serve.encode import ARROW_STREAM, arrow_answers, json_answers
+from serve.model import SpectrumModel
+from serve.openapi import (
+    DESCRIPTION,
+    READY_RESPONSES,
+    document,
+    predict_documentation,
+    predict_responses,
+)
+from serve.refusal import Refusal, answer_refusal
+from serve.settings import TOKEN_VARIABLE, SpectraSettings, load_settings
+
+import skyray
+from skyray.cards import load_card
+from skyray.families.base import DataInfo
+from skyray.records import InvalidRecord, Spectrum
+
+_READY_TIMEOUT_S = 5
+_CALLS_AT_ONCE = 4  # chunks of one large request in flight, so that it cannot fill the queue
+
+
+@serve.deployment
+@serve.ingress()
+class SpectrumService:
+    """HTTP side of the service."""
+
+    def __init__(self, model: serve.handle.DeploymentHandle, settings: SpectraSettings, token: str):
+        self._model, self._settings, self._token = model, settings, token
+        self._page = Path(__file__).with_name("explorer.html").read_text(encoding="utf-8")
+        self._in_flight = 0
+        self._about: dict[str, Any] | None = None
+        self._loading = asyncio.Lock()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Return the HTTP application; Ray Serve calls this once in every replica."""
+        http = FastAPI(title="skyray spectra", version=skyray.__version__, description=DESCRIPTION)
+        http.add_exception_handler(Refusal, answer_refusal)
+        http.add_api_route("/", self.explorer, include_in_schema=False)
+        http.add_api_route("/health", self.health)
+        http.add_api_route("/ready", self.ready, responses=READY_RESPONSES)
+        http.add_api_route("/model", self.model)
+        http.add_api_route(
+            "/predict",
+            self.predict,
+            methods=["POST"],
+            openapi_extra=predict_documentation(),
+            responses=predict_responses(),
+        )
+        return document(http)
+
+    async def explorer(self) -> HTMLResponse:
+        policy = "default-src 'self' 'unsafe-inline'; img-src 'self' data:"
+        return HTMLResponse(self._page, headers={"Content-Security-Policy": policy})
+
+    async def health(self) -> JSONResponse:
+        """Liveness: the HTTP replica answers."""
+        return JSONResponse({"status": "ok"})
+
+    async def ready(self) -> JSONResponse:
+        """Readiness: a model replica is loaded and answers."""
+        about = await self._ask_model(_READY_TIMEOUT_S)
+        return JSONResponse({"status": "ready", "model_version": about["version"]})
+
+    async def model(self, request: Request) -> JSONResponse:
+        """What the model is: family, data it was trained on, classes, grid, metrics, version."""
+        authorise(request, self._token)
+        return JSONResponse((await self._ask_model(_READY_TIMEOUT_S))["describe"])
+
+    async def predict(self, request: Request, spectrum: bool = False, name: str = "") -> Response:
+        """Classify spectra and measure their redshifts.
+
+        `spectrum=true` also returns each spectrum as the service understood it; `name` is the
+        file name of an upload.
+        """
+        authorise(request, self._token)
+        with self._one_more():
+            limits = self._settings
+            body = await read_body(request, limits.max_body_bytes, limits.body_timeout_s)
+            items = await self._decode(request.headers.get("content-type", ""), body, name)
+            table = await self._predict([i for i in items if isinstance(i, Spectrum)])
+            return await asyncio.to_thread(_respond, request, items, table, spectrum)
+
+    @contextmanager
+    def _one_more(self) -> Iterator[None]:
+        """Count a request in, or refuse it: a full house answers at once instead of queueing."""
+        if self._in_flight >= self._settings.max_in_flight:
+            raise Refusal(503, "busy", f"{self._in_flight} requests are being worked on")
+        self._in_flight += 1
+        try:
+            yield
+        finally:
+            self._in_flight -= 1
+
+    async def _decode(self, content_type: str, body: bytes, name: str):
+        if self._about is None:
+            async with self._loading:
+                self._about = await self._ask_model(self._settings.predict_timeout_s)
+        data = DataInfo.from_dict(self._about["data"])
+        card = load_card(self._settings.card or data.card)
+
+        def work():
+            limits = self._settings
+            items = decode(
+                content_type, body, card, limits.max_spectra, limits.max_body_bytes, name
+            )
+            return [admit(item, data.grid, card.min_good_pixels) for item in items]
+
+        return await asyncio.to_thread(work)
+
+    async def _predict(self, spectra: list[Spectrum]) -> pa.Table | None:
+        """Predict in chunks that fit a batch; None where there is nothing to predict."""
+        if not spectra:
+            return None
+        size = self._settings.max_batch_size
+        gate = asyncio.Semaphore(_CALLS_AT_ONCE)
+
+        async def call(chunk: list[Spectrum]) -> pa.Table:
+            async with gate:
+                return await self._ask(
+                    self._model.predict.remote(chunk), self._settings.predict_timeout_s
+                )
+
+        chunks = [spectra[start : start + size] for start in range(0, len(spectra), size)]
+        answers = await asyncio.gather(*(call(chunk) for chunk in chunks))
+        for answer in answers:
+            if isinstance(answer, InvalidRecord):
+                raise Refusal(422, answer.reason, answer.detail)
+        return pa.concat_tables(answers)
+
+    async def _ask_model(self, timeout_s: float) -> dict[str, Any]:
+        return await self._ask(self._model.about.remote(), timeout_s, late=503)
+
+    async def _ask(self, response, timeout_s: float, late: int = 504) -> Any:
+        try:
+            return await asyncio.wait_for(_result(response), timeout_s)
+        except TimeoutError:
+            response.cancel()
+            raise Refusal(
+                late, "model_timeout", f"no answer from the model within {timeout_s:g} s"
+            ) from None
+        except BackPressureError:
+            raise Refusal(503, "busy", "the model's queue is full") from None
+        except (DeploymentUnavailableError, RayActorError) as error:
+            text = f"no model replica: {type(error).__name__}"
+            raise Refusal(503, "model_unavailable", text) from None
+
+
+async def _result(response) -> Any:
+    return await response
+
+
+def _respond(request: Request, items, table: pa.Table | None, with_spectrum: bool) -> Response:
+    refused = [item for item in items if isinstance(item, InvalidRecord)]
+    if len(refused) == len(items):
+        answers = json_answers(items, None) if len(items) > 1 else None
+        first = refused[0]
+        raise Refusal(422, first.reason, first.detail, answers)
+    if ARROW_STREAM in request.headers.get("accept", ""):
+        return Response(arrow_answers(items, table), media_type=ARROW_STREAM)
+    answers = json_answers(items, table, with_spectrum)
+    version = next((a["model_version"] for a in answers if "model_version" in a), None)
+    return JSONResponse(
+        {"model_version": version, "refused": len(refused), "predictions": answers}
+    )
+
+
+def app(args: dict[str, Any]) -> serve.Application:
+    """Build the application from the arguments of `SpectraSettings`."""
+    settings = load_settings(args)
+    model = SpectrumModel.options(
+        ray_actor_options={
+            "num_cpus": settings.cpus_per_replica,
+            "num_gpus": settings.gpus_per_replica,
+        },
+        max_ongoing_requests=settings.max_ongoing,
+        max_queued_requests=settings.max_queued,
+        autoscaling_config={
+            "min_replicas": settings.min_replicas,
+            "max_replicas": settings.max_replicas,
+            "target_ongoing_requests": settings.target_ongoing,
+        },
+    )
+    # The service refuses beyond max_in_flight itself, with a reason and Retry-After; Serve's own
+    # limit stands a little above it.
+    service = SpectrumService.options(
+        num_replicas=settings.http_replicas,
+        ray_actor_options={"num_cpus": 0.25},
+        max_ongoing_requests=settings.max_in_flight * 4,
+        max_queued_requests=settings.max_in_flight * 4,
+    )
+    token = os.environ.get(TOKEN_VARIABLE, "")
+    return service.bind(model.bind(settings), settings, token)
