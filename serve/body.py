@@ -8,7 +8,7 @@ import hmac
 from serve.refusal import Refusal
 from starlette.requests import ClientDisconnect, Request
 
-_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+from skyray.engine.serving import LOOPBACK
 
 
 async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
@@ -62,7 +62,7 @@ def authorise(request: Request, token: str) -> None:
     """
     if not token:
         client = request.client.host if request.client else ""
-        if client in _LOOPBACK:
+        if client in LOOPBACK:
             return
         raise Refusal(
             403, "token_not_configured", "this service has no token and answers its own host only"

@@ -25,7 +25,7 @@ Decoded = list[Spectrum | InvalidRecord]
 JSON_TYPES = ("application/json",)
 ARROW_TYPES = ("application/vnd.apache.arrow.stream", "application/vnd.apache.arrow.file")
 FITS_TYPES = ("application/fits", "image/fits", "application/octet-stream")
-# A gzipped FITS may grow to this multiple of the body limit, no further.
+# Compressed FITS and Arrow may grow to this multiple of the body limit, no further.
 _INFLATION = 8
 
 
@@ -49,7 +49,7 @@ def decode(
     if kind in JSON_TYPES:
         decoded = decode_json(body)
     elif kind in ARROW_TYPES:
-        decoded = decode_arrow(body, max_spectra)
+        decoded = decode_arrow(body, max_spectra, _INFLATION * max_bytes)
     elif kind in FITS_TYPES:
         decoded = _decode_fits(body, card, max_spectra, max_bytes, name)
     else:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+from serve.arrow_size import inflated_bytes
 from serve.decode_json import build_spectrum
 from serve.refusal import Refusal
 
 from skyray.records import Grid, InvalidRecord, Spectrum
 
-_FILE_MAGIC = b"ARROW1"
+_FILE_MAGIC = b"ARROW1\0\0"
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,24 @@ class _Frame:
     noise: str
 
 
-def decode_arrow(body: bytes, max_spectra: int) -> list[Spectrum | InvalidRecord]:
+def decode_arrow(body: bytes, max_spectra: int, max_bytes: int) -> list[Spectrum | InvalidRecord]:
     """Return the spectra of an Arrow IPC stream or file.
 
     Raises
     ------
     Refusal
-        400 for a body that is not valid Arrow or lacks columns; 413 for too many rows.
+        400 for a body that is not valid Arrow or lacks columns; 413 for too many rows, or buffers
+        that inflate beyond `max_bytes`.
     """
+    if body.startswith(_FILE_MAGIC):
+        body = body[len(_FILE_MAGIC) :]  # an IPC file is a stream between a magic and a footer
     found: list[Spectrum | InvalidRecord] = []
     try:
-        reader, batches = _open(body)
+        if inflated_bytes(body) > max_bytes:
+            raise Refusal(413, "body_too_large", f"expected at most {max_bytes:,} bytes inflated")
+        reader = pa.ipc.open_stream(body)
         frame = _frame(reader.schema)
-        for batch in batches:
+        for batch in reader:
             if len(found) + batch.num_rows > max_spectra:
                 raise Refusal(
                     413, "too_many_spectra", f"expected at most {max_spectra} spectra in a request"
@@ -52,14 +58,6 @@ def decode_arrow(body: bytes, max_spectra: int) -> list[Spectrum | InvalidRecord
         text = f"{type(error).__name__}: {error}"[:300]
         raise Refusal(400, "arrow_invalid", text) from None
     return found
-
-
-def _open(body: bytes):
-    if body.startswith(_FILE_MAGIC):
-        reader = pa.ipc.open_file(body)
-        return reader, (reader.get_batch(i) for i in range(reader.num_record_batches))
-    reader = pa.ipc.open_stream(body)
-    return reader, reader
 
 
 def _frame(schema: pa.Schema) -> _Frame:

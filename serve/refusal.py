@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any
 
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -48,3 +51,17 @@ class Refusal(Exception):
 async def answer_refusal(_request: Request, refusal: Refusal) -> JSONResponse:
     """FastAPI's handler for `Refusal`."""
     return refusal.response()
+
+
+async def answer_http_error(_request: Request, error: HTTPException) -> JSONResponse:
+    """FastAPI's handler for unknown paths and methods: the same shape as a `Refusal`."""
+    reason = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_")
+    response = Refusal(error.status_code, reason, str(error.detail)).response()
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def answer_bad_query(_request: Request, error: RequestValidationError) -> JSONResponse:
+    """FastAPI's handler for query parameters of the wrong type."""
+    lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
+    return Refusal(400, "query_invalid", "; ".join(lines)[:300]).response()

@@ -10,7 +10,6 @@ from pydantic import Field
 
 from skyray.config import Config, ConfigError
 
-TOKEN_VARIABLE = "SKYRAY_SERVE_TOKEN"
 BUNDLE_VARIABLE = "SKYRAY_BUNDLE"
 
 

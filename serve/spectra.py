@@ -5,8 +5,8 @@ the network and predicts batches that span requests. Started by ``skyray serve``
 by ``serve deploy serve/config.yaml``.
 """
 
-from __future__ import annotations
-
+# No postponed annotations here: Serve ships this class by value, and FastAPI must still find the
+# types of its routes.
 import asyncio
 import os
 from collections.abc import Iterator
@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow as pa
 from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from ray import serve
 from ray.exceptions import RayActorError
@@ -31,11 +32,13 @@ from serve.openapi import (
     predict_documentation,
     predict_responses,
 )
-from serve.refusal import Refusal, answer_refusal
-from serve.settings import TOKEN_VARIABLE, SpectraSettings, load_settings
+from serve.refusal import Refusal, answer_bad_query, answer_http_error, answer_refusal
+from serve.settings import SpectraSettings, load_settings
+from starlette.exceptions import HTTPException
 
 import skyray
 from skyray.cards import load_card
+from skyray.engine.serving import TOKEN_VARIABLE
 from skyray.families.base import DataInfo
 from skyray.records import InvalidRecord, Spectrum
 
@@ -59,6 +62,8 @@ class SpectrumService:
         """Return the HTTP application; Ray Serve calls this once in every replica."""
         http = FastAPI(title="skyray spectra", version=skyray.__version__, description=DESCRIPTION)
         http.add_exception_handler(Refusal, answer_refusal)
+        http.add_exception_handler(HTTPException, answer_http_error)
+        http.add_exception_handler(RequestValidationError, answer_bad_query)
         http.add_api_route("/", self.explorer, include_in_schema=False)
         http.add_api_route("/health", self.health)
         http.add_api_route("/ready", self.ready, responses=READY_RESPONSES)
@@ -183,9 +188,7 @@ def _respond(request: Request, items, table: pa.Table | None, with_spectrum: boo
         return Response(arrow_answers(items, table), media_type=ARROW_STREAM)
     answers = json_answers(items, table, with_spectrum)
     version = next((a["model_version"] for a in answers if "model_version" in a), None)
-    return JSONResponse(
-        {"model_version": version, "refused": len(refused), "predictions": answers}
-    )
+    return JSONResponse({"model_version": version, "refused": len(refused), "predictions": answers})
 
 
 def app(args: dict[str, Any]) -> serve.Application:

@@ -59,7 +59,13 @@ def start_ray(address: str | None = None, num_cpus: int | None = None) -> bool:
     root = Path(__file__).resolve().parents[2]
     environment = {"env_vars": {"PYTHONPATH": os.pathsep.join([str(root), str(root.parent)])}}
     if address and address != "local":
-        ray.init(address=address, logging_level=logging.WARNING)
+        # A submitted job has its own environment; a driver by hand gives this clone's sources.
+        submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+        ray.init(
+            address=address,
+            logging_level=logging.WARNING,
+            runtime_env=None if submitted else environment,
+        )
     else:
         ray.init(
             address="local",
