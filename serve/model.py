@@ -29,7 +29,8 @@ class SpectrumModel:
         from skyray.engine.bundle import Predictor
 
         torch.set_num_threads(settings.threads)
-        self._predictor = Predictor.from_bundle(settings.bundle)
+        device = "cuda" if settings.gpus_per_replica else "cpu"
+        self._predictor = Predictor.from_bundle(settings.bundle, device)
         self._predict_together.set_max_batch_size(settings.max_batch_size)
         self._predict_together.set_batch_wait_timeout_s(settings.batch_wait_s)
 
