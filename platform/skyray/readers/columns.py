@@ -185,7 +185,11 @@ def _open_fits(file: SurveyFile, wanted: str | int | None) -> Columns:
 
 def _find_table(fits: FitsFile, wanted: str | int | None) -> Hdu:
     for hdu in fits.hdus():
-        first_table = wanted is None and hdu.header.get("XTENSION") == "BINTABLE"
-        if first_table or wanted in (hdu.index, hdu.name or None):
+        if wanted is None:
+            if hdu.header.get("XTENSION") == "BINTABLE":
+                return hdu
+        elif wanted in (hdu.index, hdu.name):
             return hdu
-    fits.refuse("hdu_missing", f"expected {wanted or 'a binary table'}, found none")
+    fits.refuse(
+        "hdu_missing", f"expected HDU {wanted!r} or, for None, a binary table; found neither"
+    )

@@ -1,0 +1,88 @@
+"""4MOST products: the layout of the module's docstring, read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from pyarrow import fs
+
+from skyray.readers.base import SurveyFile, make_reader
+from skyray.records import InvalidRecord, check_spectrum
+from skyray.transforms.spectra import air_to_vacuum
+
+WAVE = 3700.0 + np.arange(5801.0)
+FLUX_UNIT = "10**(-17)erg.cm**(-2).s**(-1).angstrom**(-1)"
+
+
+def write(path: Path, wave=WAVE, unit=FLUX_UNIT, wave_unit="angstrom", tucd="", **keywords) -> Path:
+    size = len(wave)
+    flux, error = np.linspace(1, 2, size), np.full(size, 0.25)
+    error[3] = 0.0
+    quality = np.zeros(size, dtype=np.int32)
+    quality[7] = 1
+    columns = [
+        fits.Column("WAVE", f"{size}D", unit=wave_unit, array=[wave]),
+        fits.Column("FLUX", f"{size}E", unit=unit, array=[flux]),
+        fits.Column("ERR_FLUX", f"{size}E", unit=unit, array=[error]),
+        fits.Column("QUAL", f"{size}J", array=[quality]),
+    ]
+    primary = fits.PrimaryHDU()
+    header = {"OBJECT": "MOCK-000017", "RA": 150.25, "DEC": -30.5, "SPECSYS": "BARYCENT"}
+    primary.header.update({**header, **keywords})
+    table = fits.BinTableHDU.from_columns(columns, name="SPECTRUM")
+    if tucd:
+        table.header["TUCD1"] = tucd
+    fits.HDUList([primary, table]).writeto(path)
+    return path
+
+
+def read(path: Path):
+    (record,) = make_reader("fourmost").read(SurveyFile(fs.LocalFileSystem(), str(path)))
+    return record
+
+
+def test_layout(tmp_path):
+    path = write(tmp_path / "qmost_17.fits", TRG_CLS="ClusB", TRG_Z=0.52, SNR=5.8)
+    spectrum = read(path)
+    check_spectrum(spectrum)
+    assert (spectrum.object_id, spectrum.ra, spectrum.dec) == ("MOCK-000017", 150.25, -30.5)
+    assert (spectrum.spectype, spectrum.redshift, spectrum.snr) == ("ClusB", 0.52, 5.8)
+    assert (spectrum.zwarning, spectrum.extra["specsys"]) == (0, "BARYCENT")
+    np.testing.assert_array_equal(spectrum.wavelength, WAVE)
+    np.testing.assert_allclose(spectrum.flux, np.linspace(1, 2, 5801), rtol=1e-6)
+    assert spectrum.ivar[3] == 0.0
+    assert spectrum.ivar[4] == pytest.approx(16.0)
+    assert spectrum.mask.sum() == 1
+    assert spectrum.mask[7]
+
+
+def test_class_may_be_unknown(tmp_path):
+    spectrum = read(write(tmp_path / "qmost_17.fits"))
+    assert (spectrum.spectype, spectrum.zwarning) == ("", -1)
+    assert np.isnan(spectrum.redshift)
+    assert spectrum.snr == pytest.approx(np.median(np.linspace(1, 2, 5801)) * 4, rel=1e-3)
+
+
+def test_units(tmp_path):
+    plain = "erg.cm**(-2).s**(-1).angstrom**(-1)"
+    spectrum = read(write(tmp_path / "qmost_1.fits", WAVE / 10, plain, "nm"))
+    np.testing.assert_allclose(spectrum.wavelength, WAVE, rtol=1e-12)
+    assert spectrum.flux[0] == pytest.approx(1e17)
+    with pytest.raises(InvalidRecord, match=r"unit_unknown.*WAVE"):
+        read(write(tmp_path / "qmost_2.fits", wave_unit="eV"))
+
+
+def test_air_is_converted(tmp_path):
+    spectrum = read(write(tmp_path / "qmost_1.fits", tucd="em.wl;obs;air"))
+    np.testing.assert_array_equal(spectrum.wavelength, air_to_vacuum(WAVE))
+
+
+def test_missing_column_is_named(tmp_path):
+    path = write(tmp_path / "qmost_1.fits")
+    with fits.open(path, mode="update") as hdus:
+        hdus[1].header["TTYPE3"] = "SIGMA"
+    with pytest.raises(InvalidRecord, match=r"column_missing.*err_flux"):
+        read(path)
