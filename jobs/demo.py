@@ -66,12 +66,13 @@ def ask_endpoint(bundle: Path, survey_file: Path, port: int) -> tuple[int, dict[
 
 
 def run(options: argparse.Namespace, steps: Steps) -> None:
+    from skyray.engine.simulate import simulate
+
     from skyray.cards import load_card
     from skyray.engine.evaluate import evaluate
     from skyray.engine.ingest import ingest
     from skyray.engine.predict import predict
     from skyray.engine.session import ray_session
-    from skyray.engine.simulate import simulate
     from skyray.families.base import load_recipe
 
     out = options.out
@@ -92,9 +93,7 @@ def run(options: argparse.Namespace, steps: Steps) -> None:
         )
         steps(
             f"train classifier and redshift ensembles on {options.workers} workers",
-            lambda: train(
-                load_recipe(RECIPE), str(dataset), str(bundle), workers=options.workers
-            ),
+            lambda: train(load_recipe(RECIPE), str(dataset), str(bundle), workers=options.workers),
             lambda r: f"version {r.version}",
         )
         scores = steps(
