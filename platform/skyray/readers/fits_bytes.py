@@ -349,7 +349,7 @@ class Table:
         return name in self.layout.dtype.fields
 
     def column(self, name: str) -> np.ndarray:
-        """Return a column in native byte order; text columns as str, stripped.
+        """Return a column in native byte order; text as str, stripped; vectors flat (no TDIM).
 
         Raises
         ------
