@@ -25,12 +25,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 
 from report import Row, finish  # noqa: E402
-from skyray.engine.simulate import simulate  # noqa: E402
 
+from skyray.cards import load_card  # noqa: E402
 from skyray.engine.dataset import Dataset  # noqa: E402
 from skyray.engine.optimizers import make_optimizer  # noqa: E402
 from skyray.engine.predict import table_to_columns  # noqa: E402
 from skyray.engine.session import ray_session  # noqa: E402
+from skyray.engine.simulate import simulate  # noqa: E402
 from skyray.engine.train import train  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
 from skyray.families.redshift.family import RedshiftFamily  # noqa: E402
@@ -88,7 +89,7 @@ def main() -> None:
         os.environ["SKYRAY_HOME"] = folder
         with ray_session():
             data = f"{folder}/data"
-            simulate("sdss_coarse", round(options.rows / 0.7), seed=1, out=data)
+            simulate(load_card("sdss_coarse"), round(options.rows / 0.7), 1, data, progress=False)
             recipe = load_recipe("redshift/sdss_coarse").override(
                 [f"train.epochs={options.epochs}", "redshift_classes=[]"]
             )

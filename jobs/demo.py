@@ -1,8 +1,9 @@
 """The main job end to end on one machine: survey files in, catalogue and endpoint out.
 
-A mock SDSS survey is written as spec files, ingested, trained on two workers, scored, predicted into
-a catalogue, and one of its files is sent to the HTTP endpoint. With --files, your own SDSS/BOSS spec
-files go through the same model into a catalogue of their own. Every step is the library's real one.
+A mock SDSS survey is written as spec files, ingested, trained on two workers, scored, predicted
+into a catalogue, and one of its files is sent to the HTTP endpoint. With --files, your own SDSS or
+BOSS spec files go through the same model into a catalogue of their own. Every step is the library's
+real one.
 
     python jobs/demo.py --out demo [--files DIR] [--objects N]
 """
@@ -66,13 +67,12 @@ def ask_endpoint(bundle: Path, survey_file: Path, port: int) -> tuple[int, dict[
 
 
 def run(options: argparse.Namespace, steps: Steps) -> None:
-    from skyray.engine.simulate import simulate
-
     from skyray.cards import load_card
     from skyray.engine.evaluate import evaluate
     from skyray.engine.ingest import ingest
     from skyray.engine.predict import predict
     from skyray.engine.session import ray_session
+    from skyray.engine.simulate import simulate
     from skyray.families.base import load_recipe
 
     out = options.out

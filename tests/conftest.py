@@ -1,4 +1,4 @@
-"""Shared fixtures: the test data's folder and one Ray for the whole session."""
+"""Shared fixtures: the test data's folder, one Ray for the session, a mock dataset, a bundle."""
 
 from __future__ import annotations
 
@@ -10,6 +10,19 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+
+# The real network's shape, small enough to train in seconds.
+TINY = (
+    "network.widths=[4,8,8,16,16]",
+    "network.dense=16",
+    "input.step=5.0",
+    "input.pixels=1001",
+    "members=2",
+    "train.epochs=2",
+    "train.batch_size=32",
+    "train_redshift.epochs=2",
+    "train_redshift.batch_size=32",
+)
 
 
 @pytest.fixture(scope="session")
@@ -29,3 +42,32 @@ def ray_cluster(tmp_path_factory) -> Iterator[None]:
 
     with ray_session(num_cpus=4):
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe():
+    """A recipe of the redshift family that trains in seconds."""
+    from skyray.families.base import load_recipe
+
+    return load_recipe("redshift/sdss_coarse_laptop").override(TINY)
+
+
+@pytest.fixture(scope="session")
+def mock_dataset(ray_cluster, tmp_path_factory) -> str:
+    """A dataset of 300 mock SDSS spectra: stars, galaxies, quasars."""
+    from skyray.cards import load_card
+    from skyray.engine.simulate import simulate
+
+    out = str(tmp_path_factory.mktemp("mock") / "dataset")
+    simulate(load_card("sdss_coarse"), 300, 5, out)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(mock_dataset, tiny_recipe, tmp_path_factory) -> str:
+    """A bundle trained on `mock_dataset` for two epochs: real, and bad at its job."""
+    from skyray.engine.train import train
+
+    out = str(tmp_path_factory.mktemp("bundle") / "bundle")
+    train(tiny_recipe, mock_dataset, out, progress=False)
+    return out

@@ -1,0 +1,190 @@
+"""Training on real Ray: bundle, tracking, registry, repeatability, and what survives a kill."""
+
+import json
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from skyray.engine import storage, tracking
+from skyray.engine.bundle import Predictor, history_rows, read_bundle
+from skyray.engine.dataset import Dataset
+from skyray.engine.predict import table_to_columns
+from skyray.engine.train import TrainingFailed, train
+from skyray.families.base import DataInfo
+
+pytestmark = pytest.mark.slow
+
+WORKER = "ray::RayTrainWorker"
+
+
+def losses(history) -> list[tuple]:
+    names = ("stage", "epoch", "train_loss", "validation_loss", "lr")
+    return [tuple(row.get(name) for name in names) for row in history]
+
+
+def classifier_only(recipe, epochs: int, *more: str):
+    return recipe.override([f"train.epochs={epochs}", "redshift_classes=[]", *more])
+
+
+class Assassin(threading.Thread):
+    """Kills a training worker once the run of `name` has reported `after` checkpoints."""
+
+    def __init__(self, after: int):
+        super().__init__(daemon=True)
+        self.after, self.killed = after, False
+        self.before = set(self._runs())
+
+    @staticmethod
+    def _runs():
+        root = Path(storage.home()) / "runs"
+        return {path.name for path in root.iterdir()} if root.exists() else set()
+
+    def run(self):
+        root = Path(storage.home()) / "runs"
+        for _ in range(2400):
+            fresh = self._runs() - self.before
+            seen = [p for name in fresh for p in (root / name).glob("train/checkpoints/*/state.pt")]
+            if len(seen) >= self.after:
+                break
+            time.sleep(0.02)
+        for process in psutil.process_iter(["cmdline"]):
+            if any(part.startswith(WORKER) for part in process.info["cmdline"] or []):
+                process.kill()
+                self.killed = True
+                return
+
+
+@pytest.fixture(scope="module")
+def undisturbed(mock_dataset, tiny_recipe, tmp_path_factory):
+    recipe = classifier_only(tiny_recipe, 6)
+    out = str(tmp_path_factory.mktemp("undisturbed"))
+    return recipe, train(recipe, mock_dataset, out, progress=False)
+
+
+def test_bundle_holds_what_made_it(tiny_bundle, mock_dataset, tiny_recipe):
+    content = read_bundle(tiny_bundle)
+    assert content["recipe"] == json.loads(json.dumps(tiny_recipe.snapshot()))
+    assert content["data"]["fingerprint"] == Dataset.open(mock_dataset).manifest.fingerprint
+    assert content["git_commit"]
+    assert content["versions"]["torch"]
+    stages = {row["stage"] for row in history_rows(tiny_bundle)}
+    assert stages == {
+        "classifier", "redshift/GALAXY/0", "redshift/GALAXY/1", "redshift/QSO/0", "redshift/QSO/1"
+    }  # fmt: skip
+    card = storage.read_bytes(storage.join(tiny_bundle, "MODEL_CARD.md")).decode()
+    assert content["version"] in card
+
+
+def test_run_is_tracked_and_registered(tiny_bundle, mock_dataset):
+    import mlflow
+
+    content = read_bundle(tiny_bundle)
+    client = tracking.client(tracking.tracking_uri())
+    run = client.get_run(content["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["skyray.fingerprint"] == content["data"]["fingerprint"]
+    assert run.data.params["seed"] == "0"
+    history = client.get_metric_history(content["run_id"], "classifier/train_loss")
+    assert [metric.step for metric in history] == [0, 1]
+
+    mlflow.set_tracking_uri(tracking.tracking_uri())
+    model = mlflow.pyfunc.load_model("models:/skyray-redshift-sdss_coarse_laptop@champion")
+    table = Dataset.open(mock_dataset).to_table(["flux", "ivar", "mask"], "test")
+    columns = {name: values[:4] for name, values in table_to_columns(table).items()}
+    frame = {name: list(values) for name, values in columns.items()}
+    import pandas as pd
+
+    registered = model.predict(pd.DataFrame(frame))
+    direct = Predictor.from_bundle(tiny_bundle).predict(columns)
+    np.testing.assert_allclose(registered["redshift"], direct["redshift"], atol=1e-6)
+    assert registered["label"].tolist() == direct["label"].tolist()
+
+
+def test_same_seed_gives_the_same_result(undisturbed, mock_dataset, tmp_path):
+    recipe, first = undisturbed
+    again = train(recipe, mock_dataset, str(tmp_path), progress=False)
+    assert losses(again.history) == losses(first.history)
+    other = recipe.override(["seed=1"])
+    changed = train(other, mock_dataset, str(tmp_path), progress=False)
+    assert losses(changed.history) != losses(first.history)
+
+
+def test_killed_worker_resumes_to_the_same_loss(undisturbed, mock_dataset, tmp_path):
+    recipe, first = undisturbed
+    assassin = Assassin(after=2)
+    assassin.start()
+    again = train(recipe, mock_dataset, str(tmp_path), progress=False)
+    assert assassin.killed
+    assert again.restarts == 1
+    ours = [row["train_loss"] for row in again.history]
+    np.testing.assert_allclose(ours, [row["train_loss"] for row in first.history], atol=1e-5)
+
+
+def test_killed_inside_an_epoch_resumes_at_the_step(undisturbed, mock_dataset, tmp_path):
+    recipe, first = undisturbed
+    often = recipe.override(["train.checkpoint_every_steps=2"])
+    assassin = Assassin(after=1)  # the first checkpoint comes in the middle of the first epoch
+    assassin.start()
+    again = train(often, mock_dataset, str(tmp_path), progress=False)
+    assert assassin.killed
+    assert again.restarts == 1
+    ours = [row["train_loss"] for row in again.history]
+    np.testing.assert_allclose(ours, [row["train_loss"] for row in first.history], atol=1e-5)
+
+
+def test_failed_run_goes_on_when_resumed(undisturbed, mock_dataset, tmp_path):
+    recipe, first = undisturbed
+    before = Assassin(after=2)
+    before.start()
+    with pytest.raises(TrainingFailed):
+        train(recipe, mock_dataset, str(tmp_path), progress=False, max_failures=0)
+    assert before.killed
+    (run_id,) = before._runs() - before.before
+    assert tracking.client(tracking.tracking_uri()).get_run(run_id).info.status == "FAILED"
+    again = train(recipe, mock_dataset, str(tmp_path), progress=False, resume=run_id)
+    assert losses(again.history) == losses(first.history)
+    assert again.restarts >= 1
+
+
+def test_two_workers_repeat_themselves(mock_dataset, tiny_recipe, tmp_path):
+    recipe = classifier_only(tiny_recipe, 2)
+    first, second = (
+        train(recipe, mock_dataset, str(tmp_path / name), workers=2, progress=False)
+        for name in ("a", "b")
+    )
+    assert losses(first.history) == losses(second.history)
+    assert first.history[0]["train_rows"] == Dataset.open(mock_dataset).count("train")
+
+
+def test_streamed_training_sees_every_row(mock_dataset, tiny_recipe, tmp_path):
+    recipe = classifier_only(tiny_recipe, 2, "train.cache=false")
+    result = train(recipe, mock_dataset, str(tmp_path), progress=False)
+    assert [row["train_rows"] for row in result.history] == [
+        Dataset.open(mock_dataset).count("train")
+    ] * 2
+
+
+def test_published_mode_trains_members_together(mock_dataset, tiny_recipe, tmp_path):
+    recipe = tiny_recipe.override(["mode=as_published", "redshift_target=linear"])
+    result = train(recipe, mock_dataset, str(tmp_path), progress=False)
+    assert [row["stage"] for row in result.history if row["epoch"] == 0] == [
+        "classifier", "redshift/GALAXY", "redshift/QSO"
+    ]  # fmt: skip
+
+
+def test_diverged_training_says_so(mock_dataset, tiny_recipe, tmp_path):
+    recipe = classifier_only(
+        tiny_recipe, 2, "train.optimizer.lr=1e30", "train.optimizer.schedule=constant",
+        "train.clip_norm=null", "train.optimizer.name=sgd",
+    )  # fmt: skip
+    with pytest.raises(TrainingFailed, match="lower the learning rate"):
+        train(recipe, mock_dataset, str(tmp_path), progress=False, max_failures=0)
+
+
+def test_data_info_survives_its_json(mock_dataset):
+    info = Dataset.open(mock_dataset).info()
+    assert DataInfo.from_dict(json.loads(json.dumps(info.to_dict()))) == info
