@@ -86,3 +86,10 @@ def test_missing_column_is_named(tmp_path):
         hdus[1].header["TTYPE3"] = "SIGMA"
     with pytest.raises(InvalidRecord, match=r"column_missing.*err_flux"):
         read(path)
+
+
+def test_text_in_a_numeric_keyword_is_unknown(tmp_path):
+    spectrum = read(write(tmp_path / "qmost_1.fits", RA="unknown", TRG_Z="?", SNR="n/a"))
+    assert np.isnan(spectrum.ra)
+    assert np.isnan(spectrum.redshift)
+    assert spectrum.snr > 0

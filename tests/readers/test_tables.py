@@ -14,7 +14,7 @@ from pyarrow import fs
 from skyray.cards import load_card
 from skyray.config import ConfigError
 from skyray.readers.base import Reader, SurveyFile, make_reader
-from skyray.records import InvalidRecord, Spectrum, check_spectrum
+from skyray.records import InvalidRecord, Spectrum, check_spectrum, tensor_array
 from skyray.transforms.spectra import air_to_vacuum
 
 ROWS, PIXELS = 5, 300
@@ -156,6 +156,32 @@ def test_a_bad_row_does_not_stop_the_others(tmp_path):
     assert [found[1].reason, found[2].reason] == ["shape_mismatch", "column_type"]
     assert found[1].object_id == "obj1"
     assert found[2].source.endswith("#2")
+
+
+def test_null_and_text_cells_are_refused_row_by_row(tmp_path):
+    table = columns()
+    lists = {k: list(v) for k, v in table.items()}
+    lists["name"][0] = None
+    lists["start"] = [4000.0, None, 4000.0, 4000.0, 4000.0]
+    path = tmp_path / "spectra.parquet"
+    pq.write_table(pa.table(lists), path)
+    options = {**OPTIONS, "wavelength": {"kind": "linear", "start": "start", "step": 2.0}}
+    found = read(path, options)
+    reasons = [r.reason if isinstance(r, InvalidRecord) else "" for r in found]
+    assert reasons == ["field_invalid", "field_invalid", "", "", ""]
+    assert [r.reason for r in read(path, {**options, "flux": "z"})][2:] == ["column_type"] * 3
+
+
+def test_tensor_columns_are_arrays(tmp_path):
+    table = columns()
+    tensors = {
+        name: tensor_array(values, pa.float64()) if np.ndim(values) == 2 else values
+        for name, values in table.items()
+    }
+    path = tmp_path / "dataset.parquet"
+    pq.write_table(pa.table(tensors), path)
+    for row, spectrum in enumerate(read(path, OPTIONS)):
+        np.testing.assert_array_equal(spectrum.flux, table["flux"][row].astype(np.float32))
 
 
 @pytest.mark.parametrize(

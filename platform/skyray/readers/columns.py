@@ -68,7 +68,7 @@ class Columns:
         else:
             values = column if row is None or (shared and column.ndim == 1) else column[row]
         if values is None or np.ndim(values) != 1 or values.dtype.kind not in "fiub":
-            found = "null" if values is None else f"{values.dtype} of shape {np.shape(values)}"
+            found = "none" if values is None else f"{values.dtype} of shape {np.shape(values)}"
             where = self.source if row is None else f"{self.source}#{self.first_row + row}"
             raise InvalidRecord(
                 "column_type", f"{name}: expected an array of numbers, found {found}", where
@@ -91,8 +91,7 @@ def _list_values(column: pa.Array, row: int) -> pa.Array | None:
     if isinstance(column, pa.ExtensionArray):
         column = column.storage
     cell = column[row]
-    # A scalar where a list is expected is refused by the caller: it has no 1-D values.
-    return cell.values if isinstance(cell, pa.ListScalar) else pa.nulls(0)
+    return cell.values if isinstance(cell, pa.ListScalar) else None
 
 
 def parquet_units(file: SurveyFile) -> list[int]:

@@ -51,6 +51,11 @@ class Header:
             at = self.block.find(prefix, at + 1)
         return default if at < 0 else _parse_value(self.block[at + 9 : at + _CARD], default)
 
+    def number(self, key: str) -> float:
+        """Return the value of a numeric keyword, NaN without one."""
+        value = self.get(key)
+        return float(value) if isinstance(value, int | float) else float("nan")
+
 
 def _parse_value(text: bytes, default: Any) -> Any:
     match = _VALUE.match(text)

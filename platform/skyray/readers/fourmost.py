@@ -75,7 +75,7 @@ def _read_spectrum(fits: FitsFile, name: str) -> Spectrum:
     mask = quality != 0
     ivar = ivar_of_error(error * scale, mask)
     spectype = str(header.get("TRG_CLS", "")).strip()
-    snr = header.get("SNR")
+    snr = header.number("SNR")
     same = len({wavelength.size, flux.size, ivar.size, mask.size}) == 1
     extra = {"specsys": header.get("SPECSYS"), "prog_id": header.get("PROG_ID"),
              "exptime": header.get("EXPTIME")}  # fmt: skip
@@ -85,12 +85,12 @@ def _read_spectrum(fits: FitsFile, name: str) -> Spectrum:
         flux=flux,
         ivar=ivar,
         mask=mask,
-        ra=float(header.get("RA", "nan")),
-        dec=float(header.get("DEC", "nan")),
+        ra=header.number("RA"),
+        dec=header.number("DEC"),
         spectype=spectype,
-        redshift=float(header.get("TRG_Z", "nan")),
+        redshift=header.number("TRG_Z"),
         zwarning=0 if spectype else -1,
-        snr=float(snr) if snr is not None else (median_snr(flux, ivar, mask) if same else np.nan),
+        snr=median_snr(flux, ivar, mask) if np.isnan(snr) and same else snr,
         survey="4most",
         source=fits.source,
         extra={key: value for key, value in extra.items() if value is not None},

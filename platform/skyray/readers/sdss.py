@@ -143,6 +143,8 @@ def _identity(fits: FitsFile, row: Table | None, name: str) -> dict[str, Any]:
         value = None if row is None else row.value(key)
         if value is None:
             value = header.get("PLATEID" if key == "plate" else key.upper())
+        if not isinstance(value, int):
+            value = None
         if value is None and named:
             value = int(named[position + 1])
         ids[key] = value
@@ -158,10 +160,10 @@ def _object_id(ids: dict[str, Any], name: str) -> str:
 
 def _position(fits: FitsFile, row: Table | None) -> tuple[float, float]:
     header = next(fits.hdus()).header
-    ra, dec = header.get("PLUG_RA"), header.get("PLUG_DEC")
-    if ra is None or dec is None:
+    ra, dec = header.number("PLUG_RA"), header.number("PLUG_DEC")
+    if np.isnan(ra) or np.isnan(dec):
         ra, dec = _number(row, "plug_ra"), _number(row, "plug_dec")
-    return float(ra), float(dec)
+    return ra, dec
 
 
 def _survey(ids: dict[str, Any], row: Table | None) -> str:

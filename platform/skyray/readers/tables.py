@@ -119,20 +119,24 @@ class SpectrumTableReader(Reader):
         options = self.table
         for columns in open_columns(file, unit, options.names(), options.hdu):
             if options.layout == "pixels":
-                yield from self._guarded(columns, None, file.path, file.name.split(".")[0])
+                yield self._record(columns, None, file.path, file.name.split(".")[0])
                 continue
             for row in range(columns.rows(options.flux.format(arm=(options.arms or [""])[0]))):
                 number = columns.first_row + row
                 stem = f"{file.name.split('.')[0]}-{number}"
-                yield from self._guarded(columns, row, f"{file.path}#{number}", stem)
+                yield self._record(columns, row, f"{file.path}#{number}", stem)
 
-    def _guarded(self, columns: Columns, row: int | None, source: str, default_id: str):
+    def _record(
+        self, columns: Columns, row: int | None, source: str, default_id: str
+    ) -> Spectrum | InvalidRecord:
         try:
-            yield self._spectrum(columns, row, source, default_id)
+            return self._spectrum(columns, row, source, default_id)
         except InvalidRecord as error:
             if error.reason == "column_missing":  # the same for every row: refuse the file
                 raise
-            yield error
+            return error
+        except (TypeError, ValueError) as error:  # a null or text where a number is needed
+            return InvalidRecord("field_invalid", str(error), source)
 
     def _spectrum(self, columns: Columns, row: int | None, source: str, default_id: str):
         options = self.table
@@ -223,9 +227,11 @@ def _joined(options: TableOptions, arrays: list, source: str, object_id: str):
 def _object_id(options: TableOptions, columns: Columns, row: int | None, default: str) -> str:
     if options.id_format:
         return options.id_format.format_map(_Cells(columns, row))
-    if name := options.fields.get("object_id"):
-        return str(columns.scalar(name, row))
-    return default
+    name = options.fields.get("object_id")
+    found = default if name is None else columns.scalar(name, row)
+    if found is None or found == "":
+        raise ValueError(f"{name}: expected an object_id, found {found!r}")
+    return str(found)
 
 
 class _Cells(dict):
