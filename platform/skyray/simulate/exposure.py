@@ -115,8 +115,10 @@ def _lose_pixels(flux, ivar, sigma, pixels: Pixels, rng: np.random.Generator) ->
         start = int(rng.integers(0, size - 200))
         lost[start : start + int(rng.integers(30, 160))] = True
     bright = np.flatnonzero(pixels.lines)
-    if rng.random() < 0.5:
+    if rng.random() < 0.15:
         lost[bright[rng.random(len(bright)) < rng.uniform(0.0, 0.3)]] = True
+    if rng.random() < 0.7:  # the brightest line of the sky, [O I] 5577 in air
+        lost[np.abs(pixels.wavelength - 5578.9) < rng.uniform(1.5, 5.0)] = True
     hits = rng.integers(0, size, rng.poisson(0.7))
     flux[hits] += sigma[hits] * rng.exponential(8.0, len(hits))
     ivar[lost] = 0.0

@@ -42,10 +42,13 @@ def _amplitudes() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _field(rng: np.random.Generator, size: int, pixel_kms: float) -> np.ndarray:
-    """Return a Gaussian field of unit variance, correlated over about 100 km/s."""
-    sigma = max(100.0 / pixel_kms, 0.3)
-    noise = gaussian_filter1d(rng.standard_normal(size), sigma, mode="wrap")
-    return noise / max(float(noise.std()), 1e-9) if size > 50 else noise
+    """Return a Gaussian field of unit variance, correlated over 100 and over 600 km/s."""
+    fine, coarse = (
+        gaussian_filter1d(rng.standard_normal(size), max(scale / pixel_kms, 0.3), mode="wrap")
+        for scale in (100.0, 600.0)
+    )
+    spread = np.std(fine), np.std(coarse)
+    return 0.8 * fine / max(spread[0], 1e-9) + 0.6 * coarse / max(spread[1], 1e-9)
 
 
 def forest_transmission(

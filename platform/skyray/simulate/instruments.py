@@ -119,7 +119,7 @@ class Instrument:
 
 def _throughput(wavelength: np.ndarray, blue: float, red: float, joints) -> np.ndarray:
     """Return a smooth throughput that falls toward both ends and dips where arms meet."""
-    rise = 1.0 / (1.0 + np.exp(-(wavelength - blue) / 180.0))
+    rise = 1.0 / (1.0 + np.exp(-(wavelength - blue) / 200.0))
     fall = 1.0 / (1.0 + np.exp((wavelength - red) / 320.0))
     dip = np.ones_like(wavelength)
     for joint in joints:
@@ -161,16 +161,16 @@ def instrument(name: str) -> Instrument:
     if name == "sdss":
         wavelength = 10.0 ** (3.55 + 1e-4 * np.arange(4700))
         joints = (6000.0,)
-        pixels = _pixels(wavelength, 1950.0, 3780.0, 9900.0, joints)
-        return Instrument(name, 1950.0, pixels, True, joints, 0.9)
+        pixels = _pixels(wavelength, 1950.0, 4080.0, 9900.0, joints)
+        return Instrument(name, 1950.0, pixels, True, joints, 0.45)
     if name == "desi":
         wavelength = 3600.0 + 0.8 * np.arange(7781)
         joints = (5780.0, 7570.0)
-        pixels = _pixels(wavelength, 3200.0, 3750.0, 9750.0, joints)
-        return Instrument(name, 3200.0, pixels, False, joints, 0.8)
+        pixels = _pixels(wavelength, 3200.0, 3950.0, 9750.0, joints)
+        return Instrument(name, 3200.0, pixels, False, joints, 0.4)
     if name == "fourmost":
         wavelength = 3700.0 + 1.0 * np.arange(5801)
         joints = (5400.0, 7050.0)
-        pixels = _pixels(wavelength, 5500.0, 3850.0, 9400.0, joints)
-        return Instrument(name, 5500.0, pixels, False, joints, 0.8)
+        pixels = _pixels(wavelength, 5500.0, 4000.0, 9400.0, joints)
+        return Instrument(name, 5500.0, pixels, False, joints, 0.4)
     raise ConfigError(f"instrument {name!r}: expected sdss, desi or fourmost")

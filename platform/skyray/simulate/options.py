@@ -49,7 +49,7 @@ class SnrOptions(Config):
     """Median signal-to-noise per pixel: log-normal about a mean."""
 
     mean: float = Field(gt=0)
-    sigma: float = Field(0.5, ge=0, description="scatter of ln SNR")
+    sigma: float = Field(0.6, ge=0, description="scatter of ln SNR")
     min: float = Field(0.3, gt=0)
     max: float = Field(300.0, gt=0)
 

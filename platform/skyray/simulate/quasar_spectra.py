@@ -17,8 +17,8 @@ from skyray.simulate.lines import LIGHT_KMS, add_gaussian
 # (name, vacuum Å, rest EW Å, σ in km/s, mean velocity shift km/s, family for correlated strengths)
 BROAD_LINES = [
     ("O VI 1033", 1033.8, 12.0, 2400, -300, "high"),
-    ("Lyalpha", 1215.67, 60.0, 1900, 0, "high"),
-    ("Lyalpha base", 1216.5, 38.0, 4800, -100, "high"),
+    ("Lyalpha", 1215.67, 48.0, 1900, 0, "high"),
+    ("Lyalpha base", 1216.5, 36.0, 4800, -100, "high"),
     ("N V 1240", 1240.14, 18.0, 2700, -300, "high"),
     ("Si II 1262", 1262.6, 1.5, 2000, 0, "low"),
     ("O I 1305", 1305.4, 2.8, 2000, 0, "low"),
@@ -123,6 +123,16 @@ def continuum(rest: np.ndarray, traits: QuasarTraits) -> np.ndarray:
     return np.exp(flux)
 
 
+def emission(
+    rest: np.ndarray, traits: QuasarTraits, lsf_kms: float, rng: np.random.Generator
+) -> np.ndarray:
+    """Return what the nucleus emits at rest wavelengths (Å): continuum, Fe II and lines, [L]."""
+    flux = continuum(rest, traits) + _pseudo_continuum(rest, traits)
+    _add_broad(flux, rest, traits, rng)
+    _add_narrow(flux, rest, traits, lsf_kms)
+    return flux
+
+
 def quasar_flux(
     wavelength: np.ndarray,
     redshift: float,
@@ -130,8 +140,9 @@ def quasar_flux(
     lsf_kms: float,
     rng: np.random.Generator,
     host: Callable[[np.ndarray], np.ndarray] | None = None,
+    emitted: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> np.ndarray:
-    """Return the observed F_λ of a quasar, float64 [L], 1 at 3000 Å rest without its lines.
+    """Return the observed F_λ of a quasar, float64 [L], arbitrary units.
 
     Parameters
     ----------
@@ -141,18 +152,18 @@ def quasar_flux(
         σ of the spectrograph's line-spread function.
     host : callable, optional
         Rest wavelength → starlight, 1 near 5500 Å; used where ``traits.host`` > 0.
+    emitted : callable, optional
+        Rest wavelength → emission of the nucleus, in place of the built-in `emission`.
     """
     rest = wavelength / (1.0 + redshift)
-    base = continuum(rest, traits)
-    flux = base + _pseudo_continuum(rest, traits)
-    _add_broad(flux, rest, traits, rng)
+    flux = emitted(rest) if emitted is not None else emission(rest, traits, lsf_kms, rng)
     if traits.bal > 0:
-        flux *= _outflow(rest, traits, rng)
-    _add_narrow(flux, rest, traits, lsf_kms)
+        flux = flux * _outflow(rest, traits, rng)
     flux = dust.redden(flux, rest, traits.a_v)
     if host is not None and traits.host > 0.02 and rest[-1] > 3000.0:
-        light = float(continuum(np.array([5500.0]), traits)[0])
-        flux += traits.host * light * host(rest)
+        light = float(np.median(flux) / np.median(continuum(rest, traits)))
+        light *= float(continuum(np.array([5500.0]), traits)[0])
+        flux = flux + traits.host * light * host(rest)
     return absorb(flux, wavelength, redshift, rng)
 
 

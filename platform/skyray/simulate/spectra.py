@@ -20,6 +20,8 @@ from skyray.simulate.instruments import Instrument, Pixels, instrument
 from skyray.simulate.options import ClassOptions, fields_for, mock_options, snr_floor
 from skyray.simulate.stars import BuiltInStars, StarSource, host_starlight
 from skyray.simulate.stellar_spectra import star_library
+from skyray.simulate.template_sources import TemplateQuasars, TemplateStarlight, TemplateStars
+from skyray.simulate.templates import load_templates
 from skyray.transforms.spectra import median_snr
 
 _BGS_ANY, _MWS_ANY = 1 << 60, 1 << 61
@@ -73,6 +75,12 @@ class MockSurvey:
         library = restframe.broaden(star_library(), self.instrument.lsf_kms)
         self._stars: StarSource = BuiltInStars(library, self.instrument.lsf_kms)
         self._starlight: galaxy_spectra.Starlight = galaxy_spectra.BuiltInStarlight(library)
+        self._quasars: TemplateQuasars | None = None
+        if templates is not None:
+            loaded = load_templates(Path(templates))
+            self._stars = TemplateStars(loaded, self._stars)
+            self._starlight = TemplateStarlight(loaded, self._starlight)
+            self._quasars = TemplateQuasars(loaded)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -143,8 +151,9 @@ class MockSurvey:
         host = None
         if redshift < 1.2:
             host = host_starlight(galaxy_spectra.draw_galaxy(rng, "agn", self._starlight).template)
+        emitted = self._quasars.emission(rng, redshift, traits) if self._quasars else None
         return quasar_spectra.quasar_flux(
-            pixels.wavelength, redshift, traits, self.instrument.lsf_kms, rng, host
+            pixels.wavelength, redshift, traits, self.instrument.lsf_kms, rng, host, emitted
         )
 
     def _identity(self, label: str, index: int) -> dict[str, object]:
