@@ -215,13 +215,7 @@ def coadd_arms(
     lead = np.shape(arms[0][1])[:-1]
     total, weighted = np.zeros((2, *lead, grid.size))
     for wavelength, flux, ivar, mask in arms:
-        position = (np.asarray(wavelength, dtype=np.float64) - grid.start) / grid.step
-        index = np.rint(position).astype(np.int64)
-        if np.abs(position - index).max() > _ALIGNED or (np.diff(index) <= 0).any():
-            raise ValueError(
-                f"coadd_arms: expected wavelengths on the grid {grid}, found "
-                f"{wavelength[0]:.3f} to {wavelength[-1]:.3f} Å, {len(wavelength)} pixels"
-            )
+        index = _aligned_index(wavelength, grid)
         inside = (index >= 0) & (index < grid.size)
         weight = np.where((np.asarray(mask) == 0) & (np.asarray(ivar) > 0), ivar, 0.0)
         signal = np.where(weight > 0, np.asarray(flux, dtype=np.float64), 0.0) * weight
@@ -231,3 +225,14 @@ def coadd_arms(
     total[total <= min_ivar] = 0.0
     flux = np.divide(weighted, total, out=np.zeros_like(total), where=total > 0)
     return flux.astype(np.float32), total.astype(np.float32), total <= 0
+
+
+def _aligned_index(wavelength: np.ndarray, grid: Grid) -> np.ndarray:
+    position = (np.asarray(wavelength, dtype=np.float64) - grid.start) / grid.step
+    index = np.rint(position)
+    if not np.abs(position - index).max() <= _ALIGNED or (np.diff(index) <= 0).any():
+        raise ValueError(
+            f"coadd_arms: expected wavelengths on the grid {grid}, found "
+            f"{wavelength[0]:.3f} to {wavelength[-1]:.3f} Å, {len(wavelength)} pixels"
+        )
+    return index.astype(np.int64)
