@@ -36,7 +36,7 @@ def evaluate(
     table = collect(rows)
     if not table:
         raise ValueError(f"{data}: split {split!r} holds no rows; nothing to score")
-    metrics = family.evaluate(table)
+    metrics = family.evaluate(table, predictor.calibration)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     storage.write_json(storage.join(out, "metrics.json"), metrics)

@@ -193,8 +193,11 @@ class Family(ABC):
         """Describe the columns `predict` returns."""
 
     @abstractmethod
-    def evaluate(self, table: Columns) -> dict[str, Any]:
-        """Return metrics (JSON) of a table of predictions joined with the truth columns."""
+    def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
+        """Return metrics (JSON) of a table of predictions joined with the truth columns.
+
+        Of what training knew (`calibration`) only limits may be used, such as a validation error.
+        """
 
     @abstractmethod
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:

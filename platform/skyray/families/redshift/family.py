@@ -246,8 +246,9 @@ class RedshiftFamily(Family):
     def truth_columns(self) -> list[str]:
         return ["label", "spectype", "redshift", "redshift_err", "snr", "zwarning"]
 
-    def evaluate(self, table: Columns) -> dict[str, Any]:
-        return metrics.evaluate_table(table, self.data.classes, self.data.coarse)
+    def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
+        mae = {name: entry["mae"] for name, entry in calibration["sigma"].items()}
+        return metrics.evaluate_table(table, self.data.classes, self.data.coarse, mae)
 
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:
         return figures.write_figures(table, metrics, folder, self.data.classes, self.data.coarse)
