@@ -1,127 +1,156 @@
-"""Mock surveys over Ray: straight into a dataset, or as files in the survey's own format.
+"""Mock surveys on Ray: straight into a dataset, or as files in the survey's own format.
 
-A simulation is one more `RecordSource` of ingest, so that checks, cuts, labels, splits and resuming
-are the same as for real files.
+A simulation is ingest from another source; every spectrum is a pure function of seed, class and
+index, so that any worker can make any slice and the result does not depend on how it was dealt out.
 """
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import ray.data
 from tqdm import tqdm
 
 from skyray.cards import Card
+from skyray.config import ConfigError
 from skyray.engine.ingest import ingest_source
 from skyray.engine.sources import Unit
-from skyray.records import InvalidRecord, Spectrum
+from skyray.records import Spectrum
 from skyray.simulate.spectra import MockSurvey
 from skyray.simulate.survey_files import write_survey_files
 
-_ROWS_PER_UNIT = 100
-_BYTES_PER_ROW = 40_000
+_OBJECTS_PER_UNIT = 64
+_OBJECTS_PER_FILE_TASK = 200  # and so many targets in a DESI coadd
+_UNIT_WEIGHT = 1 << 20  # two units make a task of the smallest size: the work is in computing
 
 
-@lru_cache(maxsize=2)
-def _survey(card_json: str, seed: int, templates: str | None) -> MockSurvey:
-    """Return a worker's survey; its libraries of templates take seconds to prepare."""
-    card = Card.model_validate_json(card_json)
-    return MockSurvey(card, seed, Path(templates) if templates else None)
-
-
-@dataclass(frozen=True)
 class MockSource:
-    """A mock survey of `objects` spectra, shared evenly among the card's classes."""
+    """The spectra of a mock survey as a source of records (see `skyray.engine.sources`)."""
 
-    card: Card
-    objects: int
-    seed: int
-    templates: str | None = None
-    unclaimed: int = field(default=0, init=False)
+    unclaimed = 0
 
-    def counts(self) -> dict[str, int]:
-        """Return the number of objects of each class; the first classes get what is left over."""
-        share, rest = divmod(self.objects, len(self.card.classes))
-        return {label: share + (n < rest) for n, label in enumerate(self.card.classes)}
+    def __init__(self, card: Card, objects: int, seed: int, templates: str | None = None):
+        self.card, self.seed, self.templates = card, seed, templates
+        self.counts = objects_per_class(card, objects)
 
     def units(self) -> list[Unit]:
-        """Return slices of at most 100 objects of one class."""
-        identity = f"{self.seed}:{self.templates or 'built-in'}"
-        units = []
-        for label, count in self.counts().items():
-            for start in range(0, count, _ROWS_PER_UNIT):
-                rows = min(_ROWS_PER_UNIT, count - start)
-                name = f"mock:{self.card.name}/{label}/{start}+{rows}"
-                units.append(Unit(name, 0, identity, rows * _BYTES_PER_ROW))
-        return units
+        return [
+            Unit(self._uri(label), start // _OBJECTS_PER_UNIT, f"{start}-{stop}", _UNIT_WEIGHT)
+            for label, count in self.counts.items()
+            for start in range(0, count, _OBJECTS_PER_UNIT)
+            for stop in [min(start + _OBJECTS_PER_UNIT, count)]
+        ]
 
-    def read(self, unit: Unit) -> Iterator[Spectrum | InvalidRecord]:
-        """Yield the spectra of a slice."""
-        survey = _survey(self.card.model_dump_json(), self.seed, self.templates)
-        label, _, rows = unit.uri.removeprefix(f"mock:{self.card.name}/").rpartition("/")
-        start, count = (int(number) for number in rows.split("+"))
-        for index in range(start, start + count):
+    def read(self, unit: Unit) -> Iterator[Spectrum]:
+        label = unit.uri.rpartition("/")[2]
+        survey = _survey(self.card, self.seed, self.templates)
+        start, stop = map(int, unit.identity.split("-"))
+        for index in range(start, stop):
             yield survey.spectrum(label, index)
+
+    def _uri(self, label: str) -> str:
+        kind = Path(self.templates).name if self.templates else "built-in"
+        return f"mock://{self.card.name}/seed-{self.seed}/{kind}/{label}"
+
+
+def objects_per_class(card: Card, objects: int) -> dict[str, int]:
+    """Share objects among a card's classes as evenly as they go."""
+    share, rest = divmod(objects, len(card.classes))
+    return {label: share + (i < rest) for i, label in enumerate(card.classes)}
 
 
 def simulate(
     card: Card,
     objects: int,
     seed: int,
-    out: str | None = None,
+    out: str | os.PathLike | None = None,
     *,
-    as_files: str | None = None,
-    templates: str | None = None,
+    as_files: str | os.PathLike | None = None,
+    templates: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
-    """Make a mock survey of `objects` spectra; Ray must have been started.
+    """Make a mock survey; Ray must have been started.
 
     Parameters
     ----------
+    card : Card
+        Its classes are made, on its instrument's own wavelengths.
+    objects : int
+        Number of objects, shared evenly among the classes.
     out : str, optional
-        Dataset to write.
+        Dataset to write (as `ingest` would).
     as_files : str, optional
-        Folder for files in the survey's own format; readers take them like real ones.
+        Folder (on a filesystem all workers see) for files in the survey's own format.
     templates : str, optional
-        Folder of external templates (see `skyray.simulate.templates`).
+        Folder of external templates.
 
     Returns
     -------
     dict
-        ``objects`` by class and where they went: ``dataset``, ``folder``, ``files``.
+        ``card``, ``seed``, ``objects`` by class and where they went: ``dataset`` and its
+        ``fingerprint``, ``folder`` and number of ``files``.
+
+    Raises
+    ------
+    ConfigError
+        If neither `out` nor `as_files` is given, the card has no mock, or its reader's
+        format cannot be written.
     """
-    templates = str(Path(templates).absolute()) if templates else None
-    source = MockSource(card, objects, seed, templates)
-    result: dict[str, Any] = {"card": card.name, "seed": seed, "objects": source.counts()}
+    if out is None and as_files is None:
+        raise ConfigError(
+            "simulate: expected a dataset (out) or a folder (as_files): found neither"
+        )
+    if objects < 1:
+        raise ConfigError(f"simulate: objects: expected at least 1, found {objects}")
+    folder = os.path.abspath(templates) if templates else None
+    _survey(card, seed, folder)  # refuses what no worker could make
+    source = MockSource(card, objects, seed, folder)
+    result: dict[str, Any] = {"card": card.name, "seed": seed, "objects": source.counts}
     if as_files is not None:
-        folder = os.path.abspath(as_files)
-        result |= {"folder": folder, "files": _write_files(source, folder, progress)}
+        files = _write_files(source, Path(as_files).absolute(), progress)
+        result |= {"folder": str(as_files), "files": files}
     if out is not None:
         made = ingest_source(card, source, out, progress=progress)
+        if "unreadable" in made.manifest.quarantine_reasons:
+            raise RuntimeError(f"simulate: {made.quarantine().slice(0, 3).to_pylist()}")
         result |= {"dataset": made.uri, "fingerprint": made.manifest.fingerprint}
     return result
 
 
-def _write_files(source: MockSource, folder: str, progress: bool) -> int:
-    """Write all slices over Ray and return the number of files."""
-    units = {unit.uri: unit for unit in source.units()}
+def _write_files(source: MockSource, folder: Path, progress: bool) -> int:
+    import ray.data
+
+    wanted = [(label, i) for label, count in source.counts.items() for i in range(count)]
+    wanted.sort(key=lambda item: item[1])  # every file of many targets holds all classes
+    tasks = [
+        {"wanted": json.dumps(wanted[start : start + _OBJECTS_PER_FILE_TASK])}
+        for start in range(0, len(wanted), _OBJECTS_PER_FILE_TASK)
+    ]
 
     def write(row: dict[str, Any]) -> dict[str, Any]:
-        spectra = [s for s in source.read(units[row["unit"]]) if isinstance(s, Spectrum)]
-        paths = write_survey_files(source.card, spectra, Path(folder))
-        return {"objects": len(spectra), "files": len(paths)}
+        survey = _survey(source.card, source.seed, source.templates)
+        chosen = json.loads(row["wanted"])
+        spectra = [survey.spectrum(label, index) for label, index in chosen]
+        files = write_survey_files(source.card, spectra, folder)
+        return {"files": len(files), "objects": len(spectra)}
 
-    rows = ray.data.from_items(
-        [{"unit": name} for name in units], override_num_blocks=len(units)
-    ).map(write)
     files = 0
-    with tqdm(total=source.objects, desc="simulate", unit="object", disable=not progress) as bar:
-        for row in rows.iter_rows():
-            bar.update(row["objects"])
+    listing = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+    with tqdm(total=len(wanted), unit="object", desc="simulate", disable=not progress) as bar:
+        for row in listing.map(write).iter_rows():
             files += row["files"]
+            bar.update(row["objects"])
     return files
+
+
+def _survey(card: Card, seed: int, templates: str | None) -> MockSurvey:
+    return _cached_survey(card.model_dump_json(), seed, templates)
+
+
+@functools.lru_cache(maxsize=2)
+def _cached_survey(card: str, seed: int, templates: str | None) -> MockSurvey:
+    return MockSurvey(Card.model_validate_json(card), seed, Path(templates) if templates else None)
