@@ -59,7 +59,9 @@ def _background_variance(pixels: Pixels, level: float, rng: np.random.Generator)
     """Return the variance from sky photons and detector, median about level²."""
     moon = float(rng.uniform(0.0, 0.8)) * (5000.0 / pixels.wavelength) ** 2
     sky = pixels.sky * float(np.exp(rng.normal(0.0, 0.15))) + moon
-    photons = sky / pixels.throughput + 0.3 / pixels.throughput**2
+    # per unit of F_λ there are more, hence relatively less noisy, photons in the red
+    energy = 5500.0 / pixels.wavelength
+    photons = energy * sky / pixels.throughput + 0.3 * (energy / pixels.throughput) ** 2
     return level**2 * photons / np.median(photons)
 
 

@@ -1,8 +1,8 @@
 """Absorption by intergalactic hydrogen: Lyα and Lyβ forest, damped systems, the Lyman limit.
 
 The forest is a log-normal optical depth field whose mean transmission equals the published one at
-every redshift (Becker et al. 2013, MNRAS 430, 2067, eq. 5; below its range the power law of
-Faucher-Giguère et al. 2008, ApJ 681, 831, which it joins).
+every redshift (Becker et al. 2013, MNRAS 430, 2067, eq. 5; below z = 2.2, its range, the power law
+of Faucher-Giguère et al. 2008, ApJ 681, 831).
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def strong_absorbers(
     lowest = max(wavelength[0] / LYA - 1.0, 0.0)
     for z in _redshifts(rng, lowest, redshift, 0.2, 3.5, 1.3):
         column = 10 ** (20.3 + min(rng.exponential(0.543), 1.7))
-        transmission *= np.exp(-_damping_wing(wavelength, z, column))
+        transmission *= np.exp(-damping_wing(wavelength, z, column))
     lowest = max(wavelength[0] / LYMAN_LIMIT - 1.0, 0.0)
     for z in _redshifts(rng, lowest, redshift, 1.2, 4.0, 1.5):
         tau = 10 ** rng.uniform(0.0, 1.2)
@@ -116,7 +116,7 @@ def _redshifts(rng, low: float, high: float, rate: float, pivot: float, slope: f
     return drawn[kept]
 
 
-def _damping_wing(wavelength: np.ndarray, redshift: float, column: float) -> np.ndarray:
+def damping_wing(wavelength: np.ndarray, redshift: float, column: float) -> np.ndarray:
     """Return the optical depth of Lyα's Lorentzian wings for a column density in 1/cm²."""
     offset = wavelength / (1.0 + redshift) - LYA
     # the wing τ = aN/Δλ² has equivalent width 2√(πaN) = 7.3 Å (N / 1e20 cm⁻²)^½

@@ -119,18 +119,20 @@ class Instrument:
 
 def _throughput(wavelength: np.ndarray, blue: float, red: float, joints) -> np.ndarray:
     """Return a smooth throughput that falls toward both ends and dips where arms meet."""
-    rise = 1.0 / (1.0 + np.exp(-(wavelength - blue) / 200.0))
-    fall = 1.0 / (1.0 + np.exp((wavelength - red) / 320.0))
+    rise = 1.0 / (1.0 + np.exp(-(wavelength - blue) / 130.0))
+    fall = 1.0 / (1.0 + np.exp((wavelength - red) / 250.0))
     dip = np.ones_like(wavelength)
     for joint in joints:
-        dip *= 1.0 - 0.35 * np.exp(-0.5 * ((wavelength - joint) / 90.0) ** 2)
+        dip *= 1.0 - 0.20 * np.exp(-0.5 * ((wavelength - joint) / 70.0) ** 2)
     return rise * fall * dip + 0.015
 
 
 def _sky(wavelength: np.ndarray, resolution: float) -> np.ndarray:
     """Return the night sky: a continuum that brightens to the red, and lines."""
     level = 1.1 + 0.9 * np.clip((wavelength - 5500.0) / 3500.0, 0.0, 1.5)
-    level += 0.5 * np.exp(-0.5 * ((wavelength - 5950.0) / 250.0) ** 2)  # high-pressure sodium lamps
+    level += 0.25 * np.exp(
+        -0.5 * ((wavelength - 5950.0) / 250.0) ** 2
+    )  # high-pressure sodium lamps
     sky = level.copy()
     for air, relative in SKY_LINES:
         center = float(air_to_vacuum(np.array([air]))[0])
@@ -161,12 +163,12 @@ def instrument(name: str) -> Instrument:
     if name == "sdss":
         wavelength = 10.0 ** (3.55 + 1e-4 * np.arange(4700))
         joints = (6000.0,)
-        pixels = _pixels(wavelength, 1950.0, 4080.0, 9900.0, joints)
+        pixels = _pixels(wavelength, 1950.0, 4000.0, 9700.0, joints)
         return Instrument(name, 1950.0, pixels, True, joints, 0.45)
     if name == "desi":
         wavelength = 3600.0 + 0.8 * np.arange(7781)
         joints = (5780.0, 7570.0)
-        pixels = _pixels(wavelength, 3200.0, 3950.0, 9750.0, joints)
+        pixels = _pixels(wavelength, 3200.0, 3900.0, 9750.0, joints)
         return Instrument(name, 3200.0, pixels, False, joints, 0.4)
     if name == "fourmost":
         wavelength = 3700.0 + 1.0 * np.arange(5801)
