@@ -130,9 +130,7 @@ def _throughput(wavelength: np.ndarray, blue: float, red: float, joints) -> np.n
 def _sky(wavelength: np.ndarray, resolution: float) -> np.ndarray:
     """Return the night sky: a continuum that brightens to the red, and lines."""
     level = 1.1 + 0.9 * np.clip((wavelength - 5500.0) / 3500.0, 0.0, 1.5)
-    level += 0.25 * np.exp(
-        -0.5 * ((wavelength - 5950.0) / 250.0) ** 2
-    )  # high-pressure sodium lamps
+    level += 0.25 * np.exp(-0.5 * ((wavelength - 5950.0) / 250.0) ** 2)
     sky = level.copy()
     for air, relative in SKY_LINES:
         center = float(air_to_vacuum(np.array([air]))[0])
