@@ -51,8 +51,8 @@ class Assassin(threading.Thread):
             if len(seen) >= self.after:
                 break
             time.sleep(0.02)
-        for process in psutil.process_iter(["cmdline"]):
-            if any(part.startswith(WORKER) for part in process.info["cmdline"] or []):
+        for process in psutil.Process().children(recursive=True):  # of this session's Ray only
+            if any(part.startswith(WORKER) for part in process.cmdline()):
                 process.kill()
                 self.killed = True
                 return
