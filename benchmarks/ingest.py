@@ -11,9 +11,9 @@ and do nothing with them. Ray and the processes are started, and have read once,
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -21,9 +21,14 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 
-from skyray.cards import load_card
-from skyray.engine.ingest import ingest
-from skyray.engine.session import ray_session
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
+
+from report import Row, finish  # noqa: E402
+
+from skyray.cards import load_card  # noqa: E402
+from skyray.engine.ingest import ingest  # noqa: E402
+from skyray.engine.session import ray_session  # noqa: E402
 
 TARGET = 0.9
 PIXEL_COLUMNS = ("flux", "loglam", "ivar", "and_mask")
@@ -100,7 +105,7 @@ def _place(hdu: fits.BinTableHDU, name: str) -> int:
     return hdu.fileinfo()["datLoc"] + hdu.data.dtype.fields[hdu.columns.names[column]][1]
 
 
-def run(files: Path | None, count: int, repeats: int) -> list[dict[str, object]]:
+def run(files: Path | None, count: int, repeats: int) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="skyray-bench-") as name:
         folder = Path(name)
         templates = sorted(files.rglob("spec-*.fits")) if files else make_templates(folder / "mock")
@@ -134,18 +139,15 @@ def _ingest(files: Path, out: Path, count: int) -> None:
         raise RuntimeError(f"expected {count} rows, found {manifest.quarantine_reasons}")
 
 
-def _rows(times: dict[str, list[float]], count: int, kind: str) -> list[dict[str, object]]:
+def _rows(times: dict[str, list[float]], count: int, kind: str) -> list[Row]:
     plain, ours = (count / statistics.median(times[name]) for name in ("plain", "ingest"))
     ratio = statistics.median(times["plain"]) / statistics.median(times["ingest"])
     pairs = [p / o for p, o in zip(times["plain"], times["ingest"], strict=True)]
     note = (
         f"{count} {kind}, {len(pairs)} interleaved pairs, pair ratios "
-        f"{min(pairs):.2f} to {max(pairs):.2f}; reference: two plain astropy processes"
+        f"{min(pairs):.2f} to {max(pairs):.2f}"
     )
-    return [
-        {"name": "ingest_throughput", "value": ours, "unit": "files/s", "reference": plain,
-         "ratio": ratio, "target": TARGET, "note": note}
-    ]  # fmt: skip
+    return [Row("ingest", ours, "files/s", plain, ratio, TARGET, note)]
 
 
 def main() -> None:
@@ -156,13 +158,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows here")
     arguments = parser.parse_args()
     rows = run(arguments.files, arguments.count, arguments.repeats)
-    for row in rows:
-        print(
-            f"{row['name']}: {row['value']:.0f} {row['unit']} against {row['reference']:.0f}: "
-            f"ratio {row['ratio']:.2f} (target ≥ {row['target']}); {row['note']}"
-        )
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    finish("Ingest against two plain astropy processes", rows, arguments.json)
 
 
 if __name__ == "__main__":

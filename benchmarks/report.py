@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +33,5 @@ def finish(title: str, rows: list[Row], json_file: Path | None = None) -> None:
     Console(width=140).print(table)
     if json_file:
         json_file.parent.mkdir(parents=True, exist_ok=True)
-        content = {"title": title, "machine": platform.processor() or platform.machine()}
-        content["rows"] = [asdict(row) for row in rows]
-        json_file.write_text(json.dumps(content, indent=2), encoding="utf-8")
+        text = json.dumps([asdict(row) for row in rows], indent=2)
+        json_file.write_text(text + "\n", encoding="utf-8")
