@@ -151,6 +151,16 @@ def test_forest_leaves_the_red_side_alone():
     assert (transmission[wavelength < igm.LYA * 3.9] < 1.0).all()
 
 
+@pytest.mark.filterwarnings("error")
+def test_forest_of_a_few_pixels_is_finite():
+    rng = np.random.default_rng(2)
+    wavelength = np.arange(3600.0, 3700.0, 0.8)
+    for pixels in (1, 2, 3, 10):
+        redshift = wavelength[pixels] / igm.LYA - 1.0
+        transmission = igm.forest_transmission(wavelength, redshift, rng)
+        assert ((transmission >= 0) & (transmission <= 1)).all()
+
+
 def test_quasar_light_is_finite_from_near_to_far():
     wavelength = instrument("sdss").pixels.wavelength
     rng = np.random.default_rng(4)

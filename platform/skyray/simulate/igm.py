@@ -10,7 +10,6 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
 
 from skyray.simulate.lines import LIGHT_KMS
 
@@ -43,12 +42,14 @@ def _amplitudes() -> tuple[np.ndarray, np.ndarray]:
 
 def _field(rng: np.random.Generator, size: int, pixel_kms: float) -> np.ndarray:
     """Return a Gaussian field of unit variance, correlated over 100 and over 600 km/s."""
-    fine, coarse = (
-        gaussian_filter1d(rng.standard_normal(size), max(scale / pixel_kms, 0.3), mode="wrap")
-        for scale in (100.0, 600.0)
-    )
-    spread = np.std(fine), np.std(coarse)
-    return 0.8 * fine / max(spread[0], 1e-9) + 0.6 * coarse / max(spread[1], 1e-9)
+    field = np.zeros(size)
+    for scale, share in ((100.0, 0.8), (600.0, 0.6)):
+        sigma = max(scale / pixel_kms, 0.3)
+        reach = int(5 * sigma) + 1
+        kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigma) ** 2)
+        kernel /= np.sqrt(np.square(kernel).sum())
+        field += share * np.convolve(rng.standard_normal(size + 2 * reach), kernel, mode="valid")
+    return field
 
 
 def forest_transmission(
