@@ -32,7 +32,9 @@ class SpectraSettings(Config):
     max_replicas: int = Field(2, ge=1, description="model replicas at full load")
     target_ongoing: float = Field(4, gt=0, description="calls per replica autoscaling aims at")
     max_ongoing: int = Field(16, gt=0, description="calls a model replica takes at once")
-    max_queued: int = Field(32, ge=0, description="calls waiting for a replica before 503")
+    max_queued: int = Field(
+        32, ge=4, description="calls waiting for a replica before 503; one request makes up to 4"
+    )
     cpus_per_replica: float = Field(1, gt=0, description="logical CPUs of a model replica")
     gpus_per_replica: float = Field(0, ge=0, description="GPUs of a model replica")
     threads: int = Field(1, ge=1, description="CPU threads torch uses in a model replica")
