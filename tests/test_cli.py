@@ -1,0 +1,138 @@
+"""The command line: help, results, errors."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from skyray.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+VERBS = (
+    "download", "simulate", "ingest", "inspect", "train", "evaluate", "predict", "serve"
+)  # fmt: skip
+TINY = (
+    "network.widths=[2,2,4,4,8,8]", "network.dense=16", "members=1", "train.epochs=1",
+    "train_redshift.epochs=1",
+)  # fmt: skip
+
+
+def run(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Run the command line in this process; return status, stdout and stderr."""
+    with pytest.raises(SystemExit) as left:
+        main(arguments)
+    shown = capsys.readouterr()
+    return int(left.value.code or 0), shown.out, shown.err
+
+
+def test_help_is_quick_and_lists_the_verbs():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
+    command = [sys.executable, "-X", "importtime", "-m", "skyray.cli", "--help"]
+    started = time.process_time()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert all(f"\n  {verb}" in done.stdout for verb in VERBS)
+    heavy = {"ray", "torch", "pyarrow", "numpy", "astropy", "mlflow"}
+    imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
+    assert not heavy & imported, "help must not wait for these"
+    assert time.process_time() - started < 5
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(capsys, verb):
+    status, out, _ = run(capsys, verb, "--help")
+    assert status == 0
+    assert f"Example: skyray {verb}" in out
+    assert "--json" in out
+    assert verb in ("inspect", "download") or "--address" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("ingest", "no_card", "x", "--out", "y"), ("card 'no_card'", "sdss_dr16")),
+        (("train", "redshift/none", "--data", "x", "--out", "y"), ("recipe", "sdss_dr16")),
+        (("train", "redshift/sdss_dr16", "--set", "epoch=1", "--data", "x", "--out", "y"),
+         ("unknown key 'epoch'",)),
+        (("train", "redshift/sdss_dr16", "--set", "members=x", "--data", "x", "--out", "y"),
+         ("members", "integer")),
+        (("serve", "no.yaml"), ("no.yaml", "no such configuration")),
+        (("serve", "--host", "0.0.0.0"), ("SKYRAY_SERVE_TOKEN",)),
+        (("simulate", "sdss_dr16", "--objects", "1"), ("--out",)),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_clear_line(capsys, monkeypatch, arguments, words):
+    monkeypatch.delenv("SKYRAY_DEBUG", raising=False)
+    monkeypatch.delenv("SKYRAY_SERVE_TOKEN", raising=False)
+    status, out, err = run(capsys, *arguments)
+    assert status == 1
+    assert out == ""
+    assert err.startswith("error: ")
+    assert "Traceback" not in err
+    for word in words:
+        assert word in err
+
+
+def test_debug_shows_where(capsys, monkeypatch):
+    monkeypatch.setenv("SKYRAY_DEBUG", "1")
+    status, _, err = run(capsys, "ingest", "no_card", "x", "--out", "y")
+    assert status == 1
+    assert "Traceback" in err
+    assert "load_card" in err
+
+
+@pytest.mark.parametrize("arguments", [("fly",), ("ingest",), ("train", "a", "--workers", "0")])
+def test_wrong_usage_exits_2(capsys, arguments):
+    status, _, err = run(capsys, *arguments)
+    assert status == 2
+    assert "Usage" in err
+
+
+@pytest.mark.slow
+def test_missing_data_are_named(capsys, ray_cluster, tmp_path):
+    status, _, err = run(
+        capsys, "ingest", "sdss_dr16", str(tmp_path / "none"), "--out", str(tmp_path / "out")
+    )
+    assert (status, "no such file or folder" in err) == (1, True)
+    status, _, err = run(
+        capsys, "predict", str(tmp_path / "none"), "x.fits", "--out", str(tmp_path / "cat")
+    )
+    assert status == 1
+    assert str(tmp_path / "none") in err
+
+
+@pytest.mark.slow
+def test_the_whole_way(capsys, ray_cluster, tmp_path):
+    """simulate → ingest → train → evaluate → predict → inspect, each leaving table and JSON."""
+
+    def verb(name: str, *arguments) -> dict:
+        written = tmp_path / f"{name}.json"
+        status, out, err = run(capsys, name, *map(str, arguments), "--json", str(written))
+        assert status == 0, err
+        assert f"skyray {name}" in out
+        return json.loads(written.read_text())
+
+    files, dataset, bundle = tmp_path / "files", tmp_path / "dataset", tmp_path / "bundle"
+    verb("simulate", "sdss_coarse", "--objects", 90, "--seed", 3, "--as-files", files)
+    assert len(list(files.rglob("*.fits"))) == 90
+    made = verb("ingest", "sdss_coarse", files, "--out", dataset, "--no-progress")
+    assert made["rows read"] == made["rows written"] + made["rows quarantined"] == 90
+    settings = [word for value in TINY for word in ("--set", value)]
+    trained = verb(
+        "train", "redshift/sdss_coarse_laptop", "--data", dataset, "--out", bundle,
+        "--no-progress", *settings,
+    )  # fmt: skip
+    assert (bundle / "bundle.json").exists()
+    scores = verb("evaluate", bundle, "--data", dataset, "--out", tmp_path / "scores")
+    assert 0 <= scores["accuracy"] <= 1
+    done = verb("predict", bundle, dataset, "--out", tmp_path / "cat", "--no-progress")
+    assert done["rows"] == made["rows written"]
+    for place in (dataset, bundle, tmp_path / "cat" / "catalogue"):
+        verb("inspect", place)
+    assert trained["version"] in json.dumps(json.loads((bundle / "bundle.json").read_text()))
