@@ -70,7 +70,7 @@ def test_same_fingerprint_by_cli_by_script_and_by_submission(head, tmp_path):
     assert by_hand.returncode == 0, by_hand.stderr[-3000:]
     submit(head, "python", "jobs/simulate.py", *arguments("submitted"))
     found = {name: json.loads(path.read_text()) for name, path in results.items()}
-    assert found["cli"]["rows written"] == 30
+    assert sum(found["cli"]["objects"].values()) == 30
     assert len({result["fingerprint"] for result in found.values()}) == 1
 
 

@@ -53,6 +53,8 @@ def _verb(function: Callable[..., Mapping[str, Any] | None]) -> Callable[..., No
             _show(function.__name__, result)
             if json is not None:
                 _write(json, result)
+            if result.get("failed"):  # a part of the work: shown, and no success
+                raise typer.Exit(1)
 
     app.command(name=function.__name__)(command)
     return command
@@ -113,12 +115,13 @@ def _dataset_result(dataset: Any) -> dict[str, Any]:
 def download(
     card: CardName,
     listing: Annotated[
-        str, typer.Option("--list", help="Table of files to fetch (CSV or Parquet), one a row.")
+        str, typer.Option("--list", help="Table of files to fetch (CSV, FITS, Parquet), one a row.")
     ],
     out: Annotated[str, typer.Option(help="Folder for the files.")],
     rate_limit: Annotated[float, typer.Option(help="Requests a second at most.")] = 5.0,
     retries: Annotated[int, typer.Option(help="Attempts after the first.")] = 5,
     workers: Annotated[int, typer.Option(help="Files fetched at once.")] = 4,
+    progress: Progress = True,
     json: Json = None,
 ):
     """Fetch a card's survey files by its URL template, with retries and checksums.
@@ -129,7 +132,13 @@ def download(
     from skyray.engine.download import download as run
 
     return run(
-        load_card(card), listing, out, rate_limit=rate_limit, retries=retries, workers=workers
+        load_card(card),
+        listing,
+        out,
+        rate_limit=rate_limit,
+        retries=retries,
+        workers=workers,
+        progress=progress,
     )
 
 
@@ -145,6 +154,7 @@ def simulate(
     templates: Annotated[
         str | None, typer.Option(help="Folder of external templates; built-in ones else.")
     ] = None,
+    progress: Progress = True,
     address: Address = None,
     json: Json = None,
 ):
@@ -155,12 +165,16 @@ def simulate(
     from skyray.cards import load_card
     from skyray.config import ConfigError
     from skyray.engine.session import ray_session
-    from skyray.engine.simulate import simulate as run
 
     if out is None and as_files is None:
         raise ConfigError("simulate: expected --out DATASET or --as-files FOLDER, found neither")
     with ray_session(address):
-        return run(load_card(card), objects, seed, out, as_files=as_files, templates=templates)
+        from skyray.engine.simulate import simulate as run
+
+        return run(
+            load_card(card), objects, seed, out,
+            as_files=as_files, templates=templates, progress=progress,
+        )  # fmt: skip
 
 
 @_verb
@@ -178,10 +192,11 @@ def ingest(
     Example: skyray ingest sdss_dr16 spectra/ --out dataset
     """
     from skyray.cards import load_card
-    from skyray.engine.ingest import ingest as run
     from skyray.engine.session import ray_session
 
     with ray_session(address):
+        from skyray.engine.ingest import ingest as run
+
         made = run(load_card(card), sources, out, apply_cuts=cuts, progress=progress)
         return _dataset_result(made)
 
