@@ -59,12 +59,13 @@ def ray_head(home: Path, **variables: str) -> Iterator[Head]:
     environment = {
         **kept, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0", "SKYRAY_HOME": str(home), "OMP_NUM_THREADS": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",
         **variables,
     }  # fmt: skip
     port, dashboard = free_port(), free_port()
     command = [
         program("ray"), "start", "--head", "--block", f"--port={port}", "--num-cpus=4",
-        "--node-ip-address=127.0.0.1",
         "--include-dashboard=true", f"--dashboard-port={dashboard}", f"--temp-dir={folder}",
         f"--ray-client-server-port={free_port()}", "--object-store-memory=300000000",
         f"--dashboard-agent-listen-port={free_port()}",
@@ -85,7 +86,7 @@ def ray_head(home: Path, **variables: str) -> Iterator[Head]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _wait(url: str, process: subprocess.Popen, log: Path, seconds: float = 120) -> None:
+def _wait(url: str, process: subprocess.Popen, log: Path, seconds: float = 180) -> None:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline and process.poll() is None:
         try:
