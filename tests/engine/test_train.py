@@ -53,9 +53,8 @@ class Assassin(threading.Thread):
             time.sleep(0.02)
         for process in psutil.Process().children(recursive=True):  # of this session's Ray only
             if any(part.startswith(WORKER) for part in process.cmdline()):
-                process.kill()
+                process.kill()  # idle workers of an earlier run may be among them
                 self.killed = True
-                return
 
 
 @pytest.fixture(scope="module")
