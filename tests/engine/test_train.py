@@ -161,7 +161,7 @@ def test_two_workers_repeat_themselves(mock_dataset, tiny_recipe, tmp_path):
 
 def test_streamed_training_sees_every_row(mock_dataset, tiny_recipe, tmp_path):
     recipe = classifier_only(tiny_recipe, 2, "train.cache=false")
-    result = train(recipe, mock_dataset, str(tmp_path), progress=False)
+    result = train(recipe, mock_dataset, str(tmp_path), workers=2, progress=False)
     assert [row["train_rows"] for row in result.history] == [
         Dataset.open(mock_dataset).count("train")
     ] * 2

@@ -8,6 +8,7 @@ epoch, step, rank); a resumed run therefore repeats exactly what an undisturbed 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import tempfile
@@ -24,6 +25,7 @@ import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
+from torch.distributed.algorithms.join import Join
 
 from skyray.engine import shards, storage, tracking
 from skyray.engine.optimizers import Schedule, learning_rate, make_optimizer
@@ -71,6 +73,7 @@ class Worker:
     run_id: str
     tracking_uri: str
     board: Any
+    streamed_rows: int
 
     @property
     def leads(self) -> bool:
@@ -108,6 +111,7 @@ def train_worker(config: dict[str, Any]) -> None:
         rank=context.get_world_rank(), world_size=context.get_world_size(),
         device=ray.train.torch.get_device(), seed=config["seed"], run_uri=config["run_uri"],
         run_id=config["run_id"], tracking_uri=config["tracking_uri"], board=config["board"],
+        streamed_rows=config["train_rows"],
     )  # fmt: skip
     family_type = load_family(config["family"])
     family = family_type(
@@ -202,7 +206,7 @@ class _StageRun:
         if saved:
             self._load(saved)
         ended = time.monotonic()
-        while self.position.epoch < self.config.epochs:
+        while self.position.epoch < self.config.epochs and not self._should_stop():
             started = time.monotonic()
             training = self._train_epoch()
             trained = time.monotonic()
@@ -214,8 +218,6 @@ class _StageRun:
             }
             ended = time.monotonic()
             self._end_epoch(training, validation, times)
-            if self._should_stop():
-                break
         self._finish(self.best or self.part.state_dict())
 
     def _skip_or_refuse(self) -> bool:
@@ -232,14 +234,15 @@ class _StageRun:
         return False
 
     def _steps_per_epoch(self) -> int:
-        if not self.cached:
-            return 0
-        return math.ceil(self.worker.largest(len(self.train_rows)) / self.batch_size)
+        if self.cached:
+            return math.ceil(self.worker.largest(len(self.train_rows)) / self.batch_size)
+        # Streamed batches are cut before a stage chooses its rows: this many, or one fewer.
+        return self.worker.streamed_rows // (self.batch_size * self.worker.world_size) + 2
 
     def _prepare(self) -> None:
         self.optimizer = make_optimizer(self.config.optimizer, self.part.parameters())
         self.schedule = Schedule(
-            self.config.optimizer, self.optimizer, self.config.epochs, max(1, self.steps)
+            self.config.optimizer, self.optimizer, self.config.epochs, self.steps
         )
         self.scaler = torch.amp.GradScaler(
             self.worker.device.type, enabled=self.config.precision == "fp16"
@@ -289,16 +292,22 @@ class _StageRun:
         self.part.train()
         sums: dict[str, Any] = dict(self.position.epoch_sums) if self.position.step else {}
         every = self.config.checkpoint_every_steps
-        for batch in self._batches():
-            torch.manual_seed(self._seed(self.position.step))
-            metrics = self._step(batch)
-            rows = len(next(iter(batch.values())))
-            _accumulate(sums, metrics, rows)
-            self.position.step += 1
-            if every and self.cached and self.position.step % every == 0:
-                self.position.epoch_sums = {k: float(v) for k, v in sums.items()}
-                self._save()
-        return self._means(sums)
+        with self._uneven():
+            for batch in self._batches():
+                torch.manual_seed(self._seed(self.position.step))
+                metrics = self._step(batch)
+                _accumulate(sums, metrics, len(next(iter(batch.values()))))
+                self.position.step += 1
+                if every and self.cached and self.position.step % every == 0:
+                    self.position.epoch_sums = {k: float(v) for k, v in sums.items()}
+                    self._save()
+        return self._means(sums, expect=not self.cached)
+
+    def _uneven(self):
+        """Let streaming ranks run out of batches one by one; cached ranks have equally many."""
+        if self.cached or self.worker.world_size == 1:
+            return contextlib.nullcontext()
+        return Join([self.module])
 
     def _step(self, batch: Tensors) -> dict[str, torch.Tensor]:
         with self._autocast():

@@ -85,6 +85,7 @@ def train(
     try:
         with ProgressBars(disable=not progress) as bars:
             config = _worker_config(recipe, family, run_id, run_uri, threads, bars.board)
+            config["train_rows"] = dataset.count("train")
             result = _fit(config, dataset, family, run_uri, workers, use_gpu, max_failures)
         history, restarts = _history(result)
         _finish(recipe, family, dataset, run_uri, run_id, out, history)

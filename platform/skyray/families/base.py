@@ -53,7 +53,9 @@ class TrainConfig(Config):
         "float32", description="autocast type; fp16 scales its gradients (CUDA only)"
     )
     clip_norm: float | None = Field(None, description="gradient norm limit")
-    early_stopping: int | None = Field(None, description="epochs without gain before stopping")
+    early_stopping: int | None = Field(
+        None, ge=1, description="epochs without gain before stopping"
+    )
     checkpoint_every_steps: int | None = Field(
         None, description="also save inside an epoch, every so many steps"
     )
