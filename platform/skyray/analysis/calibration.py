@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, ndtr, ndtri, softmax
 
 ONE_SIGMA = 0.6827
@@ -69,6 +68,9 @@ def fit_temperature(logits_NC: np.ndarray, target_N: np.ndarray) -> float:
         return -np.mean((soft * log_softmax(logits / np.exp(log_temperature), axis=1)).sum(1))
 
     low, high = np.log(TEMPERATURE_BOUNDS)
+    # Imported where used: it takes a second, and every training worker imports this module.
+    from scipy.optimize import minimize_scalar
+
     best = minimize_scalar(loss, bounds=(low, high), method="bounded", options={"xatol": 1e-5})
     return float(np.exp(best.x))
 

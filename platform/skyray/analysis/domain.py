@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from sklearn.covariance import ledoit_wolf_shrinkage, shrunk_covariance
 
 MIN_ROWS = 5
 FOLDS = 5
@@ -72,6 +71,9 @@ class DomainGate:
         ValueError
             With fewer than 5 rows, non-finite features or shapes that do not fit.
         """
+        # Imported where used: it takes seconds, and every training worker imports this module.
+        from sklearn.covariance import ledoit_wolf_shrinkage
+
         features, labels = _check(features_ND, labels_N, quantile)
         # One amount of shrinkage for all: it falls with N, and distances would rise with it.
         shrinkage = ledoit_wolf_shrinkage(_deviations(features, labels)[0], assume_centered=True)
@@ -141,7 +143,10 @@ def _shape(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return centre, whitener and whitened class means."""
     deviation, means = _deviations(features, labels)
-    covariance = shrunk_covariance(deviation.T @ deviation / len(deviation), shrinkage)
+    covariance = deviation.T @ deviation / len(deviation)
+    mean_variance = np.trace(covariance) / len(covariance)
+    covariance = (1.0 - shrinkage) * covariance
+    covariance.flat[:: len(covariance) + 1] += shrinkage * mean_variance
     values, vectors = np.linalg.eigh(covariance)
     values = np.maximum(values, max(values.max(), np.finfo(np.float32).tiny) * 1e-6)
     whitener = (vectors / np.sqrt(values)).astype(np.float32)

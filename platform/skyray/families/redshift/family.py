@@ -14,7 +14,7 @@ from skyray.analysis.calibration import fit_sigma_scale, fit_temperature
 from skyray.analysis.domain import DomainGate
 from skyray.config import ConfigError
 from skyray.families.base import Columns, DataInfo, Family, OutputColumn, Stage, Tensors
-from skyray.families.redshift import figures, metrics
+from skyray.families.redshift import metrics
 from skyray.families.redshift.networks import (
     ClassifierLoss,
     GasNetPipeline,
@@ -251,6 +251,8 @@ class RedshiftFamily(Family):
         return metrics.evaluate_table(table, self.data.classes, self.data.coarse, mae)
 
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:
+        from skyray.families.redshift import figures  # matplotlib is no business of workers
+
         return figures.write_figures(table, metrics, folder, self.data.classes, self.data.coarse)
 
 
