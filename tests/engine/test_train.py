@@ -31,7 +31,11 @@ def classifier_only(recipe, epochs: int, *more: str):
 
 
 class Assassin(threading.Thread):
-    """Kills a training worker once the run of `name` has reported `after` checkpoints."""
+    """Kills the training worker of the next run once `after` checkpoints have been written.
+
+    Ray registers a checkpoint some time after it was written, and lets a worker be one ahead: when
+    the third is there, the first is registered.
+    """
 
     def __init__(self, after: int):
         super().__init__(daemon=True)
@@ -45,9 +49,10 @@ class Assassin(threading.Thread):
 
     def run(self):
         root = Path(storage.home()) / "runs"
-        for _ in range(2400):
-            fresh = self._runs() - self.before
-            seen = [p for name in fresh for p in (root / name).glob("train/checkpoints/*/state.pt")]
+        seen: set[Path] = set()
+        for _ in range(6000):
+            for name in self._runs() - self.before:
+                seen |= set((root / name).glob("train/checkpoints/*/state.pt"))
             if len(seen) >= self.after:
                 break
             time.sleep(0.02)
@@ -59,7 +64,7 @@ class Assassin(threading.Thread):
 
 @pytest.fixture(scope="module")
 def undisturbed(mock_dataset, tiny_recipe, tmp_path_factory):
-    recipe = classifier_only(tiny_recipe, 6)
+    recipe = classifier_only(tiny_recipe, 6, "train.checkpoint_seconds=0")
     out = str(tmp_path_factory.mktemp("undisturbed"))
     return recipe, train(recipe, mock_dataset, out, progress=False)
 
@@ -114,7 +119,7 @@ def test_same_seed_gives_the_same_result(undisturbed, mock_dataset, tmp_path):
 
 def test_killed_worker_resumes_to_the_same_loss(undisturbed, mock_dataset, tmp_path):
     recipe, first = undisturbed
-    assassin = Assassin(after=2)
+    assassin = Assassin(after=3)
     assassin.start()
     again = train(recipe, mock_dataset, str(tmp_path), progress=False)
     assert assassin.killed
@@ -125,8 +130,8 @@ def test_killed_worker_resumes_to_the_same_loss(undisturbed, mock_dataset, tmp_p
 
 def test_killed_inside_an_epoch_resumes_at_the_step(undisturbed, mock_dataset, tmp_path):
     recipe, first = undisturbed
-    often = recipe.override(["train.checkpoint_every_steps=2"])
-    assassin = Assassin(after=1)  # the first checkpoint comes in the middle of the first epoch
+    often = recipe.override(["train.checkpoint_every_steps=2", "train.checkpoint_seconds=1e9"])
+    assassin = Assassin(after=3)  # all of them in the middle of an epoch
     assassin.start()
     again = train(often, mock_dataset, str(tmp_path), progress=False)
     assert assassin.killed
@@ -137,7 +142,7 @@ def test_killed_inside_an_epoch_resumes_at_the_step(undisturbed, mock_dataset, t
 
 def test_failed_run_goes_on_when_resumed(undisturbed, mock_dataset, tmp_path):
     recipe, first = undisturbed
-    before = Assassin(after=2)
+    before = Assassin(after=3)
     before.start()
     with pytest.raises(TrainingFailed):
         train(recipe, mock_dataset, str(tmp_path), progress=False, max_failures=0)

@@ -61,6 +61,19 @@ class Position:
     resumed: int = 0
 
 
+class SavingPace:
+    """Says when the next checkpoint is due: epochs of small stages are shorter than a save."""
+
+    def __init__(self):
+        self._last = time.monotonic()
+
+    def due(self, seconds: float) -> bool:
+        return time.monotonic() - self._last >= seconds
+
+    def saved(self) -> None:
+        self._last = time.monotonic()
+
+
 @dataclass(frozen=True)
 class Worker:
     """What a worker knows about itself and its run."""
@@ -74,6 +87,7 @@ class Worker:
     tracking_uri: str
     board: Any
     streamed_rows: int
+    pace: SavingPace = field(default_factory=SavingPace)
 
     @property
     def leads(self) -> bool:
@@ -129,7 +143,7 @@ def train_worker(config: dict[str, Any]) -> None:
         position.stage = number
         _StageRun(worker, stage, model, source, position).run(saved)
         saved = None
-        position = Position(stage=number + 1, history=position.history)
+        position = Position(stage=number + 1, history=position.history, resumed=position.resumed)
     _report(worker, position, None)
 
 
@@ -270,6 +284,12 @@ class _StageRun:
                 "scaler": self.scaler.state_dict(),
             }
         _report(self.worker, self.position, tensors)
+        self.worker.pace.saved()
+
+    def _save_if_due(self) -> None:
+        due = self.worker.leads and self.worker.pace.due(self.config.checkpoint_seconds)
+        if self.worker.largest(int(due)):  # rank 0 decides for all
+            self._save()
 
     def _seed(self, step: int) -> int:
         at = (self.worker.seed, self.stage.name, self.position.epoch, step, self.worker.rank)
@@ -371,7 +391,7 @@ class _StageRun:
                 f"stage {self.stage.name}, epoch {row['epoch']}: training loss is "
                 f"{training['loss']}; lower the learning rate or set train.clip_norm"
             )
-        self._save()
+        self._save_if_due()
 
     def _log(self, row: dict[str, Any]) -> None:
         values = {k: v for k, v in row.items() if isinstance(v, float)}

@@ -56,6 +56,9 @@ class TrainConfig(Config):
     early_stopping: int | None = Field(
         None, ge=1, description="epochs without gain before stopping"
     )
+    checkpoint_seconds: float = Field(
+        30.0, ge=0, description="save at an epoch's end when the last save is this old"
+    )
     checkpoint_every_steps: int | None = Field(
         None, description="also save inside an epoch, every so many steps"
     )
