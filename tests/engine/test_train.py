@@ -117,9 +117,7 @@ def test_same_seed_gives_the_same_result(undisturbed, mock_dataset, tmp_path):
     assert losses(changed.history) != losses(first.history)
 
 
-def test_killed_worker_resumes_inside_the_epoch_to_the_same_loss(
-    undisturbed, mock_dataset, tmp_path
-):
+def test_killed_worker_resumes_inside_its_epoch(undisturbed, mock_dataset, tmp_path):
     recipe, first = undisturbed
     often = recipe.override(["train.checkpoint_every_steps=3", "train.checkpoint_seconds=1e9"])
     assassin = Assassin(after=3)  # all of them in the middle of an epoch

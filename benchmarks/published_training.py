@@ -1,0 +1,117 @@
+"""Our laptop recipe against the original layer sizes and schedule, on the same mock spectra.
+
+Both arms train on the same 13-class mock set and network grid and are scored on its test split.
+``original`` is the released training: widths 16 … 512, N(0, 1e-3²) weights, Adam 1e-3 halved every 5
+epochs, 50 epochs, 10·z targets, raw flux; ``ours`` is the recipe sdss_dr16_laptop. Finished runs in
+--out are not repeated, so arms and seeds may be run one by one.
+
+    python benchmarks/published_training.py --out DIR [--objects 13000] [--arms ours original]
+        [--seeds 0 1 2] [--members 1] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
+
+from report import Row, finish  # noqa: E402
+
+from skyray.cards import load_card  # noqa: E402
+from skyray.engine.dataset import MANIFEST  # noqa: E402
+from skyray.engine.session import ray_session  # noqa: E402
+from skyray.engine.simulate import simulate  # noqa: E402
+from skyray.families.base import load_recipe  # noqa: E402
+
+ARMS = {
+    "ours": ("redshift/sdss_dr16_laptop", []),
+    "original": (
+        "redshift/sdss_dr16_as_published",
+        # the network's grid is the laptop recipe's in both arms
+        ["input.step=2.5", "input.pixels=2001", "ensemble=corrected"],
+    ),
+}
+SCORES = {
+    "accuracy": ("", "accuracy"),
+    "coarse accuracy": ("", "coarse_accuracy"),
+    "galaxies: median Δz/(1+z)": ("", "true_class_galaxy_delta_z_median"),
+    "galaxies: NMAD": ("", "true_class_galaxy_nmad"),
+    "quasars: median Δz/(1+z)": ("", "true_class_qso_delta_z_median"),
+    "quasars: NMAD": ("", "true_class_qso_nmad"),
+}
+
+
+def run(arm: str, seed: int, data: Path, options: argparse.Namespace) -> None:
+    """Train and score one arm with one seed and keep its metrics."""
+    from skyray.engine.evaluate import evaluate
+    from skyray.engine.train import train
+
+    kept = options.out / f"{arm}-{seed}.json"
+    if kept.exists():
+        return
+    name, changes = ARMS[arm]
+    recipe = load_recipe(name).override(
+        [*changes, f"seed={seed}", f"members={options.members}",
+         f"train.precision={options.precision}", f"train_redshift.precision={options.precision}"]
+    )  # fmt: skip
+    bundle = options.out / f"bundle-{arm}-{seed}"
+    train(recipe, str(data), str(bundle), threads=options.threads)
+    metrics = evaluate(str(bundle), str(data), str(options.out / f"scores-{arm}-{seed}"))
+    kept.write_text(json.dumps(metrics), encoding="utf-8")
+
+
+def table(out: Path) -> list[Row]:
+    """Return mean and seed-to-seed spread of every score for every arm that has finished."""
+    found: dict[str, list[dict[str, Any]]] = {
+        arm: [json.loads(path.read_text()) for path in sorted(out.glob(f"{arm}-*.json"))]
+        for arm in ARMS
+    }
+    rows = []
+    for title, (unit, key) in SCORES.items():
+        values = {arm: [m[key] for m in metrics if key in m] for arm, metrics in found.items()}
+        reference = statistics.mean(values["original"]) if values["original"] else None
+        for arm, numbers in values.items():
+            if not numbers:
+                continue
+            spread = f"{min(numbers):.4g} to {max(numbers):.4g}"
+            mean = statistics.mean(numbers)
+            ratio = mean / reference if reference and arm == "ours" else None
+            rows.append(
+                Row(f"{title}, {arm}", mean, unit, reference if arm == "ours" else None, ratio,
+                    note=f"{len(numbers)} seeds: {spread}")
+            )  # fmt: skip
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("results/published_training"))
+    parser.add_argument("--objects", type=int, default=13000)
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--members", type=int, default=1, help="redshift networks a class")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
+    parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.out = options.out.absolute()
+    os.environ.setdefault("SKYRAY_HOME", str(options.out / "home"))
+    data = options.out / "dataset"
+    with ray_session():
+        if not (data / MANIFEST).exists():
+            simulate(load_card("sdss_dr16"), options.objects, 1, str(data))
+        for arm in options.arms:
+            for seed in options.seeds:
+                run(arm, seed, data, options)
+    finish("Our recipe against the original training", table(options.out), options.json)
+
+
+if __name__ == "__main__":
+    main()
