@@ -27,8 +27,7 @@ from skyray.engine.session import ray_session  # noqa: E402
 from skyray.engine.simulate import simulate  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
 
-RECIPE = "redshift/sdss_mock_to_real"
-TARGETS = {"coarse_accuracy": 0.90, "coarse_balanced_accuracy": 0.85}
+RECIPE = "redshift/sdss_coarse_laptop"
 MOST_DELTA_Z = 0.01
 
 
