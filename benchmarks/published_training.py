@@ -1,9 +1,9 @@
 """Our laptop recipe against the original layer sizes and schedule, on the same mock spectra.
 
 Both arms train on the same 13-class mock set and network grid and are scored on its test split.
-``original`` is the released training: widths 16 … 512, N(0, 1e-3²) weights, Adam 1e-3 halved every 5
-epochs, 50 epochs, 10·z targets, raw flux; ``ours`` is the recipe sdss_dr16_laptop. Finished runs in
---out are not repeated, so arms and seeds may be run one by one.
+``original`` is the released training: widths 16 … 512, N(0, 1e-3²) weights, Adam 1e-3 halved every
+5 epochs, 50 epochs, 10·z targets, raw flux; ``ours`` is the recipe sdss_dr16_laptop. Finished runs
+in --out are not repeated, so arms and seeds may be run one by one.
 
     python benchmarks/published_training.py --out DIR [--objects 13000] [--arms ours original]
         [--seeds 0 1 2] [--members 1] [--json FILE]

@@ -122,9 +122,18 @@ def run(options: argparse.Namespace, steps: Steps) -> None:
     close(options, steps, scores, status)
 
 
+SUMMARY = {
+    "accuracy": "accuracy, 13 classes",
+    "coarse_accuracy": "accuracy, star/galaxy/quasar",
+    "end_to_end_galaxy_delta_z_median": "galaxies: median Δz/(1+z)",
+    "end_to_end_qso_delta_z_median": "quasars: median Δz/(1+z)",
+    "end_to_end_coverage_1sigma": "redshifts within 1σ",
+}
+
+
 def summary(scores: dict[str, Any]) -> str:
-    """Return accuracy and redshift scores in one line."""
-    return json.dumps({k: round(v, 4) for k, v in scores.items() if isinstance(v, float)})
+    """Return the main scores, one a line."""
+    return "\n".join(f"{text}: {scores[key]:.3f}" for key, text in SUMMARY.items() if key in scores)
 
 
 def close(options, steps: Steps, scores: dict[str, Any], status: int) -> None:
@@ -139,7 +148,7 @@ def close(options, steps: Steps, scores: dict[str, Any], status: int) -> None:
     console.print(table)
     out = options.out
     console.print(f"Look at   {out}/evaluation/index.html   scores and figures")
-    console.print(f"          {out}/catalogue               catalogue (Parquet and FITS)")
+    console.print(f"          {out}/catalogue.fits          one row an object; also .parquet")
     console.print("Ask it    make serve                    http://127.0.0.1:8000/")
     if status != 200:
         sys.exit(f"endpoint: expected HTTP 200, found {status}")

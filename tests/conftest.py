@@ -15,6 +15,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 TINY = (
     "network.widths=[4,8,8,16,16]",
     "network.dense=16",
+    "network.dropout=0.3",
     "input.step=5.0",
     "input.pixels=1001",
     "members=2",
