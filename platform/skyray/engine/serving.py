@@ -60,8 +60,10 @@ def load_service(
 def running_service(config: ServeDeploySchema) -> Iterator[str]:
     """Run all applications of `config` on the Ray that has been joined; yield their address.
 
-    At the end of the block the applications are deleted again.
+    At the end of the block the applications are deleted again, and Serve is shut down unless it
+    was running before: its address cannot be changed while it runs.
     """
+    ours = not serve.status().proxies
     serve.start(proxy_location=config.proxy_location, http_options=config.http_options.model_dump())
     names = []
     try:
@@ -75,8 +77,11 @@ def running_service(config: ServeDeploySchema) -> Iterator[str]:
             names.append(application.name)
         yield f"http://{config.http_options.host}:{config.http_options.port}"
     finally:
-        for name in names:
-            serve.delete(name)
+        if ours:
+            serve.shutdown()
+        else:
+            for name in names:
+                serve.delete(name)
 
 
 def wait_for_signal() -> None:
