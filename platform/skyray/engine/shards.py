@@ -3,8 +3,8 @@
 The default holds each worker's transformed shard in memory: order then is a pure function of
 (seed, stage, epoch, rank), so a run resumes in the middle of an epoch and repeats itself exactly.
 With ``cache=False`` batches stream from Ray Data at every epoch for data larger than memory. Order
-is then Ray's, a resumed run starts its epoch anew, and Ray leaves out the rows (fewer than there are
-workers) that do not divide evenly among the workers.
+is then Ray's, a resumed run starts its epoch anew, and Ray leaves out the rows (fewer than there
+are workers) that do not divide evenly among the workers.
 """
 
 from __future__ import annotations
