@@ -281,7 +281,9 @@ def evaluate(
     with ray_session(address):
         from skyray.engine.evaluate import evaluate as run
 
-        return run(bundle, data, out, split=None if split == "all" else split)
+        scores = run(bundle, data, out, split=None if split == "all" else split)
+    short = {name: value for name, value in scores.items() if isinstance(value, int | float)}
+    return {**short, "all scores": f"{out}/metrics.json", "page": f"{out}/index.html"}
 
 
 @_verb
