@@ -11,15 +11,11 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import tempfile
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray.train
-import ray.train.torch
 import torch
 import torch.distributed as dist
 from safetensors.torch import load as load_tensors
@@ -29,10 +25,10 @@ from torch.distributed.algorithms.join import Join
 
 from skyray.engine import shards, storage, tracking
 from skyray.engine.optimizers import Schedule, learning_rate, make_optimizer
+from skyray.engine.worker import Position, Worker
 from skyray.families.base import DataInfo, Family, Stage, Tensors, load_family
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_STATE_FILE = "state.pt"
 
 
 class StageLoss(nn.Module):
@@ -47,71 +43,6 @@ class StageLoss(nn.Module):
         return self._loss(self.part, batch)
 
 
-@dataclass
-class Position:
-    """Where a run stands; everything here is saved and restored."""
-
-    stage: int = 0
-    epoch: int = 0
-    step: int = 0
-    best_value: float = math.nan
-    best_epoch: int = -1
-    history: list[dict[str, Any]] = field(default_factory=list)
-    epoch_sums: dict[str, float] = field(default_factory=dict)
-    resumed: int = 0
-
-
-class SavingPace:
-    """Says when the next checkpoint is due: epochs of small stages are shorter than a save."""
-
-    def __init__(self):
-        self._last = time.monotonic()
-
-    def due(self, seconds: float) -> bool:
-        return time.monotonic() - self._last >= seconds
-
-    def saved(self) -> None:
-        self._last = time.monotonic()
-
-
-@dataclass(frozen=True)
-class Worker:
-    """What a worker knows about itself and its run."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-    seed: int
-    run_uri: str
-    run_id: str
-    tracking_uri: str
-    board: Any
-    streamed_rows: int
-    pace: SavingPace = field(default_factory=SavingPace)
-
-    @property
-    def leads(self) -> bool:
-        return self.rank == 0
-
-    def sum(self, values: dict[str, float]) -> dict[str, float]:
-        """Sum a dict of numbers over all workers; every worker must hold the same keys."""
-        if self.world_size == 1:
-            return values
-        names = sorted(values)
-        total = torch.tensor([values[n] for n in names], dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return dict(zip(names, total.tolist(), strict=True))
-
-    def largest(self, value: int) -> int:
-        total = torch.tensor(value, device=self.device)
-        if self.world_size > 1:
-            dist.all_reduce(total, op=dist.ReduceOp.MAX)
-        return int(total)
-
-    def smallest(self, value: int) -> int:
-        return -self.largest(-value)
-
-
 def stage_file(run_uri: str, stage: Stage) -> str:
     """Return where the finished part of a stage is kept."""
     return storage.join(run_uri, "stages", stage.name.replace("/", "--") + ".safetensors")
@@ -119,21 +50,14 @@ def stage_file(run_uri: str, stage: Stage) -> str:
 
 def train_worker(config: dict[str, Any]) -> None:
     """Run all stages on this worker; `config` is what `skyray.engine.train` hands out."""
-    context = ray.train.get_context()
-    torch.set_num_threads(config["threads"])
-    worker = Worker(
-        rank=context.get_world_rank(), world_size=context.get_world_size(),
-        device=ray.train.torch.get_device(), seed=config["seed"], run_uri=config["run_uri"],
-        run_id=config["run_id"], tracking_uri=config["tracking_uri"], board=config["board"],
-        streamed_rows=config["train_rows"],
-    )  # fmt: skip
+    worker = Worker.of_this_process(config)
     family_type = load_family(config["family"])
     family = family_type(
         family_type.recipe_type.load(config["recipe"]), DataInfo.from_dict(config["data"])
     )
     torch.manual_seed(worker.seed)
     model = family.build_model().to(worker.device)
-    position, saved = _restore(worker)
+    position, saved = worker.restore()
     source = _TrainingRows(family)
     for number, stage in enumerate(family.stages()):
         if number < position.stage:
@@ -144,32 +68,7 @@ def train_worker(config: dict[str, Any]) -> None:
         _StageRun(worker, stage, model, source, position).run(saved)
         saved = None
         position = Position(stage=number + 1, history=position.history, resumed=position.resumed)
-    _report(worker, position, None)
-
-
-def _restore(worker: Worker) -> tuple[Position, dict[str, Any] | None]:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return Position(), None
-    with checkpoint.as_directory() as folder:
-        saved = torch.load(
-            Path(folder) / _STATE_FILE, map_location=worker.device, weights_only=True
-        )
-    position = Position(**saved["position"])
-    position.resumed += 1
-    return position, saved if "part" in saved else None
-
-
-def _report(worker: Worker, position: Position, tensors: dict[str, Any] | None) -> None:
-    """Save a checkpoint from rank 0; a barrier for all ranks."""
-    metrics = {"stage": position.stage, "epoch": position.epoch, "step": position.step}
-    if not worker.leads:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        state = {"position": vars(position), **(tensors or {})}
-        torch.save(state, Path(folder) / _STATE_FILE)
-        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+    worker.save(position, None)
 
 
 def _accumulate(sums: dict[str, Any], metrics: dict[str, torch.Tensor], rows: int) -> None:
@@ -186,28 +85,36 @@ class _TrainingRows:
         self.cache = family.recipe.train.cache
         self._kept: dict[str, tuple[dict[str, np.ndarray], Tensors]] = {}
 
-    def shard(self, split: str, stage: Stage):
+    def shard(self, split: str, stage: Stage, model: nn.Module, device: torch.device):
         shard = ray.train.get_dataset_shard(split)
         if not self.cache:
-            return shards.StreamedShard(shard, stage)
+            return shards.StreamedShard(shard, stage, model)
         if split not in self._kept:
             columns = shards.fetch(shard)
             self._kept[split] = columns, shards.to_tensors(columns)
         columns, tensors = self._kept[split]
-        return shards.CachedShard(tensors, shards.stage_rows(stage, columns))
+        cached = shards.CachedShard(tensors, shards.stage_rows(stage, columns))
+        return cached.with_features(stage, model, device) if stage.features else cached
 
 
 class _StageRun:
     """One stage on one worker."""
 
-    def __init__(self, worker, stage: Stage, model, source: _TrainingRows, position: Position):
+    def __init__(
+        self,
+        worker: Worker,
+        stage: Stage,
+        model: nn.Module,
+        source: _TrainingRows,
+        position: Position,
+    ):
         self.worker, self.stage, self.position = worker, stage, position
-        self.train_rows = source.shard("train", stage)
-        self.validation_rows = source.shard("validation", stage)
+        model.eval().requires_grad_(False)
+        self.train_rows = source.shard("train", stage, model, worker.device)
+        self.validation_rows = source.shard("validation", stage, model, worker.device)
         self.cached = source.cache
         self.config = stage.train
         self.batch_size = max(1, self.config.batch_size // worker.world_size)
-        model.requires_grad_(False)
         self.part = stage.part(model).requires_grad_(True)
         self.best: dict[str, torch.Tensor] | None = None
 
@@ -216,12 +123,16 @@ class _StageRun:
             self._finish(self.part.state_dict())
             return
         self.steps = self._steps_per_epoch()
+        if self.stage.prepare and not saved:
+            self._prepare_part()
         self._prepare()
         if saved:
             self._load(saved)
         ended = time.monotonic()
         while self.position.epoch < self.config.epochs and not self._should_stop():
             started = time.monotonic()
+            if self.stage.at_epoch:
+                self.stage.at_epoch(self.position.epoch)
             training = self._train_epoch()
             trained = time.monotonic()
             validation = self._validate()
@@ -232,7 +143,8 @@ class _StageRun:
             }
             ended = time.monotonic()
             self._end_epoch(training, validation, times)
-        self._finish(self.best or self.part.state_dict())
+        best = self.best if self.stage.keep == "best" else None
+        self._finish(best or self.part.state_dict())
 
     def _skip_or_refuse(self) -> bool:
         """Skip a stage without rows (a class the data do not hold); refuse a split too thin."""
@@ -246,6 +158,12 @@ class _StageRun:
                 f"each of {self.worker.world_size}: use fewer workers or more data"
             )
         return False
+
+    def _prepare_part(self) -> None:
+        """Let the part look at the data it starts from; all ranks then hold what rank 0 saw."""
+        if not self.cached:
+            raise ValueError(f"stage {self.stage.name}: needs train.cache=true")
+        self.stage.prepare(self.part, self.train_rows.selected())
 
     def _steps_per_epoch(self) -> int:
         if self.cached:
@@ -283,8 +201,7 @@ class _StageRun:
                 "schedule": self.schedule.state_dict(),
                 "scaler": self.scaler.state_dict(),
             }
-        _report(self.worker, self.position, tensors)
-        self.worker.pace.saved()
+        self.worker.save(self.position, tensors)
 
     def _save_if_due(self) -> None:
         due = self.worker.leads and self.worker.pace.due(self.config.checkpoint_seconds)

@@ -21,7 +21,9 @@ def make_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) 
 
 
 class Schedule:
-    """A learning-rate schedule, stepped once a training step (``plateau``: once an epoch).
+    """A learning-rate schedule, stepped once a training step unless `advance` says otherwise.
+
+    ``plateau`` is stepped once an epoch, with the validation loss.
 
     Parameters
     ----------
@@ -36,7 +38,8 @@ class Schedule:
     ):
         total = max(1, epochs * steps_per_epoch)
         warmup = min(round(config.warmup_epochs * steps_per_epoch), total - 1)
-        self._by_epoch = config.schedule == "plateau"
+        self._needs_loss = config.schedule == "plateau"
+        self._by_epoch = self._needs_loss or config.advance == "epoch"
         match config.schedule:
             case "constant":
                 main = lr_scheduler.ConstantLR(optimizer, factor=1.0)
@@ -53,7 +56,7 @@ class Schedule:
                 main = lr_scheduler.ReduceLROnPlateau(
                     optimizer, factor=config.step_factor, patience=config.patience
                 )
-        if warmup and not self._by_epoch and config.schedule != "onecycle":
+        if warmup and not self._needs_loss and config.schedule != "onecycle":
             rise = lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warmup)
             main = lr_scheduler.SequentialLR(optimizer, [rise, main], [warmup])
         self._scheduler = main
@@ -63,8 +66,10 @@ class Schedule:
             self._scheduler.step()
 
     def after_epoch(self, loss: float) -> None:
-        if self._by_epoch:
+        if self._needs_loss:
             self._scheduler.step(loss)
+        elif self._by_epoch:
+            self._scheduler.step()
 
     def state_dict(self) -> dict:
         return self._scheduler.state_dict()

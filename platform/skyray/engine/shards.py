@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from ray.train import DataConfig
+from torch import nn
 
 from skyray.families.base import Columns, Stage, Tensors
 
 _FETCH_ROWS = 2048
+_FEATURE_ROWS = 256
 
 
 class DeterministicShards(DataConfig):
@@ -76,6 +78,12 @@ def stage_rows(stage: Stage, columns: Columns) -> np.ndarray:
     return np.flatnonzero(stage.rows(columns))
 
 
+@torch.no_grad()
+def frozen_features(stage: Stage, model: nn.Module, batch: Tensors) -> Tensors:
+    """Return what a stage trains on, made from a batch by the frozen rest of the model."""
+    return stage.features(model, batch)
+
+
 class CachedShard:
     """One rank's rows of one stage, in memory.
 
@@ -93,6 +101,20 @@ class CachedShard:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def selected(self) -> Tensors:
+        """Return all rows of the stage."""
+        return {k: v[self.rows] for k, v in self.tensors.items()}
+
+    def with_features(self, stage: Stage, model: nn.Module, device: torch.device) -> CachedShard:
+        """Return the shard with the stage's frozen features in place of the inputs, made once."""
+        chunks = [
+            {k: v.cpu() for k, v in frozen_features(stage, model, batch).items()}
+            for batch in self.in_order(_FEATURE_ROWS, device)
+        ]
+        names = chunks[0] if chunks else ()
+        features = {name: torch.cat([chunk[name] for chunk in chunks]) for name in names}
+        return CachedShard(features, np.arange(len(self)))
 
     def batch(self, index: torch.Tensor, device: torch.device) -> Tensors:
         rows = self.rows[index]
@@ -120,8 +142,8 @@ class CachedShard:
 class StreamedShard:
     """One rank's rows of one stage, streamed from Ray Data anew at every pass."""
 
-    def __init__(self, shard, stage: Stage):
-        self.shard, self.stage = shard, stage
+    def __init__(self, shard, stage: Stage, model: nn.Module):
+        self.shard, self.stage, self.model = shard, stage, model
 
     def passes(self, batch_size: int, device: torch.device, shuffle_seed: int | None = None):
         """Yield the batches of one pass; shuffled within a window of 16 batches if seeded."""
@@ -134,4 +156,6 @@ class StreamedShard:
         for columns in self.shard.iter_batches(**options):
             rows = stage_rows(self.stage, columns)
             if len(rows):
-                yield to_tensors({k: v[rows] for k, v in columns.items()}, device)
+                batch = to_tensors({k: v[rows] for k, v in columns.items()}, device)
+                made = self.stage.features is not None
+                yield frozen_features(self.stage, self.model, batch) if made else batch

@@ -20,6 +20,7 @@ from skyray.engine.bundle import bundle_version, write_bundle
 from skyray.engine.dataset import Dataset
 from skyray.engine.progress import ProgressBars
 from skyray.engine.shards import DeterministicShards
+from skyray.engine.worker import final_position
 from skyray.families.base import Columns, DataInfo, Family, Recipe, load_family
 
 CALIBRATION_ROWS = 20_000
@@ -171,11 +172,8 @@ def _fit(config, dataset, family, run_uri, workers, use_gpu, max_failures):
 
 
 def _history(result) -> tuple[list[dict[str, Any]], int]:
-    import torch
-
-    with result.checkpoint.as_directory() as folder:
-        state = torch.load(os.path.join(folder, "state.pt"), weights_only=True)
-    return state["position"]["history"], state["position"]["resumed"]
+    position = final_position(result.checkpoint)
+    return position.history, position.resumed
 
 
 def _finish(recipe, family, dataset, run_uri, run_id, out, history) -> None:

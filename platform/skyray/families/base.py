@@ -37,6 +37,9 @@ class OptimizerConfig(Config):
     weight_decay: float = Field(0.0, ge=0)
     eps: float = Field(1e-8, gt=0)
     schedule: Literal["constant", "step", "cosine", "onecycle", "plateau"] = "constant"
+    advance: Literal["step", "epoch"] = Field(
+        "step", description="when the schedule, sized in steps, moves on; 'epoch' is SPENDER's slip"
+    )
     step_epochs: float = Field(5, gt=0, description="'step': epochs between two drops")
     step_factor: float = Field(0.5, gt=0, le=1, description="'step', 'plateau': factor of a drop")
     warmup_epochs: float = Field(0, ge=0, description="linear warm-up from 1 % of lr")
@@ -128,6 +131,17 @@ class Stage:
         Batch size, epochs, optimiser, stopping.
     monitor, better : str
         Validation metric that chooses the best epoch, and whether ``min`` or ``max`` is better.
+    keep : str
+        ``best`` epoch by `monitor`, or the ``last`` one (a loss that changes with the epoch).
+    features : callable, optional
+        (model, batch) → the tensors this stage trains on, made by frozen parts of the model. They
+        are computed once, with the model in evaluation mode, and held in memory; streamed data
+        compute them batch by batch.
+    prepare : callable, optional
+        (part, all training rows of this rank) → None, before the first epoch: for buffers that
+        depend on the data, such as a standardisation. Rank 0's buffers reach the other ranks.
+    at_epoch : callable, optional
+        epoch → None, before each epoch: for losses with a schedule of their own.
     """
 
     name: str
@@ -137,6 +151,10 @@ class Stage:
     rows: Callable[[Columns], np.ndarray] | None = None
     monitor: str = "loss"
     better: Literal["min", "max"] = "min"
+    keep: Literal["best", "last"] = "best"
+    features: Callable[[nn.Module, Tensors], Tensors] | None = None
+    prepare: Callable[[nn.Module, Tensors], None] | None = None
+    at_epoch: Callable[[int], None] | None = None
 
 
 @dataclass(frozen=True)

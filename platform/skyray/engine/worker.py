@@ -1,0 +1,131 @@
+"""What a training worker knows about itself and its run, and how it saves where it stands."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+from skyray.engine import tracking
+
+_STATE_FILE = "state.pt"
+
+
+@dataclass
+class Position:
+    """Where a run stands; everything here is saved and restored."""
+
+    stage: int = 0
+    epoch: int = 0
+    step: int = 0
+    best_value: float = math.nan
+    best_epoch: int = -1
+    history: list[dict[str, Any]] = field(default_factory=list)
+    epoch_sums: dict[str, float] = field(default_factory=dict)
+    resumed: int = 0
+
+
+class SavingPace:
+    """Says when the next checkpoint is due: epochs of small stages are shorter than a save."""
+
+    def __init__(self):
+        self._last = time.monotonic()
+
+    def due(self, seconds: float) -> bool:
+        return time.monotonic() - self._last >= seconds
+
+    def saved(self) -> None:
+        self._last = time.monotonic()
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One rank of a training."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+    seed: int
+    run_uri: str
+    run_id: str
+    tracking_uri: str
+    board: Any
+    streamed_rows: int
+    pace: SavingPace = field(default_factory=SavingPace)
+
+    @classmethod
+    def of_this_process(cls, config: dict[str, Any]) -> Worker:
+        """Return this rank of the running Ray Train group; `config` comes from `engine.train`."""
+        context = ray.train.get_context()
+        torch.set_num_threads(config["threads"])
+        worker = cls(
+            rank=context.get_world_rank(), world_size=context.get_world_size(),
+            device=ray.train.torch.get_device(), seed=config["seed"], run_uri=config["run_uri"],
+            run_id=config["run_id"], tracking_uri=config["tracking_uri"], board=config["board"],
+            streamed_rows=config["train_rows"],
+        )  # fmt: skip
+        if worker.leads:
+            tracking.client(worker.tracking_uri)  # seconds of import, better here than in an epoch
+        return worker
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: dict[str, float]) -> dict[str, float]:
+        """Sum a dict of numbers over all workers; every worker must hold the same keys."""
+        if self.world_size == 1:
+            return values
+        names = sorted(values)
+        total = torch.tensor([values[n] for n in names], dtype=torch.float64, device=self.device)
+        dist.all_reduce(total)
+        return dict(zip(names, total.tolist(), strict=True))
+
+    def largest(self, value: int) -> int:
+        total = torch.tensor(value, device=self.device)
+        if self.world_size > 1:
+            dist.all_reduce(total, op=dist.ReduceOp.MAX)
+        return int(total)
+
+    def smallest(self, value: int) -> int:
+        return -self.largest(-value)
+
+    def restore(self) -> tuple[Position, dict[str, Any] | None]:
+        """Return where the run stands and, inside a stage, its tensors (else None)."""
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is None:
+            return Position(), None
+        with checkpoint.as_directory() as folder:
+            saved = torch.load(
+                Path(folder) / _STATE_FILE, map_location=self.device, weights_only=True
+            )
+        position = Position(**saved["position"])
+        position.resumed += 1
+        return position, saved if "part" in saved else None
+
+    def save(self, position: Position, tensors: dict[str, Any] | None) -> None:
+        """Save a checkpoint from rank 0; a barrier for all ranks."""
+        metrics = {"stage": position.stage, "epoch": position.epoch, "step": position.step}
+        if not self.leads:
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            state = {"position": vars(position), **(tensors or {})}
+            torch.save(state, Path(folder) / _STATE_FILE)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        self.pace.saved()
+
+
+def final_position(checkpoint: ray.train.Checkpoint) -> Position:
+    """Return the position a finished run ended at, with its whole history."""
+    with checkpoint.as_directory() as folder:
+        state = torch.load(Path(folder) / _STATE_FILE, weights_only=True)
+    return Position(**state["position"])
