@@ -43,7 +43,7 @@ def trained_on_mocks(
     card = load_card("sdss_coarse")
     simulate(card, options.objects, options.seed, str(mock), templates=templates)
     recipe = load_recipe(RECIPE).override([f"seed={options.seed}", *options.set])
-    train(recipe, str(mock), str(bundle), workers=options.workers)
+    train(recipe, str(mock), str(bundle), workers=options.workers, threads=options.threads)
     evaluate(str(bundle), str(mock), str(folder / f"scores-mock-{name}"))
     real = folder / "real"
     return evaluate(str(bundle), str(real), str(folder / f"scores-real-{name}"), split=None)
@@ -77,6 +77,7 @@ def main() -> None:
     parser.add_argument("--objects", type=int, default=12000, help="mock spectra to train on")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="CPU threads a worker; default: all cores")
     parser.add_argument("--set", action="append", default=[], help="change the recipe: key=value")
     parser.add_argument("--out", type=Path, help="keep datasets, bundles and figures here")
     parser.add_argument("--json", type=Path)
