@@ -13,7 +13,8 @@ FLOOR = {
     "readers": 1, "simulate": 1, "transforms": 1, "models": 1, "analysis": 1,
     "families": 2,
     "engine": 3, "catalogue": 3,
-    "cli": 4,
+    "workflows": 4,
+    "cli": 5,
 }  # fmt: skip
 PURE = ("records", "cards", "config", "readers", "simulate", "transforms", "models", "analysis")
 FOREIGN_TO_PURE = {"ray", "mlflow", "fastapi", "starlette", "requests", "uvicorn"}

@@ -189,19 +189,23 @@ class Predictor:
         shown = {name: self.content[name] for name in names if name in self.content}
         return {**shown, "recipe": self.content["recipe"], "data": self.content["data"]}
 
-    def predict(self, columns: Columns, training: bool = False) -> Columns:
+    def predict(self, columns: Columns, training: bool = False, detail: bool = False) -> Columns:
         """Return the output columns for record columns (see `Family.columns`), row by row.
 
-        With `training`, truth columns are expected too and families add what scoring needs.
+        With `training`, truth columns are expected too and families add what scoring needs; with
+        `detail`, the arrays of `Family.detail_columns` come too.
         """
         inputs = self.family.transform(columns, training=training)
         output = self.family.predict(self.model, inputs, self.calibration, self.tensors)
+        if not detail:
+            for name in self.family.detail_columns():
+                output.pop(name, None)
         rows = len(next(iter(output.values())))
         output["model_version"] = np.full(rows, self.version, dtype=object)
         return output
 
-    def predict_spectra(self, spectra: Sequence[Spectrum]) -> pa.Table:
-        """Return a table of predictions with ``object_id`` first.
+    def predict_spectra(self, spectra: Sequence[Spectrum], detail: bool = False) -> pa.Table:
+        """Return a table of predictions with ``object_id`` first; `detail` as in `predict`.
 
         Raises
         ------
@@ -209,19 +213,21 @@ class Predictor:
             For a spectrum that cannot be used.
         """
         columns = spectra_to_columns(spectra, self.info.grid)
-        output = self.predict(columns)
+        output = self.predict(columns, detail=detail)
         table = {"object_id": [spectrum.object_id for spectrum in spectra]}
-        return pa.table({**table, **output})
+        lists = {name: list(output[name]) for name in self.family.detail_columns() if detail}
+        return pa.table({**table, **output, **lists})
 
 
 def spectra_to_columns(spectra: Sequence[Spectrum], grid: Grid) -> Columns:
-    """Return flux, ivar float32 [B, L] and mask uint8 [B, L] of checked spectra on `grid`."""
+    """Return flux, ivar float32, mask uint8 [B, L] of checked spectra on `grid`, and redshift."""
     placed = []
     for spectrum in spectra:
         check_spectrum(spectrum)
         placed.append(place_on_grid(spectrum, grid))
     flux, ivar, mask = (np.stack(arrays) for arrays in zip(*placed, strict=True))
-    return {"flux": flux, "ivar": ivar, "mask": mask}
+    redshift = np.array([spectrum.redshift for spectrum in spectra], dtype=np.float64)
+    return {"flux": flux, "ivar": ivar, "mask": mask, "redshift": redshift}
 
 
 def bundle_version(recipe_digest: str, fingerprint: str, run_id: str) -> str:

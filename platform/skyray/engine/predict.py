@@ -125,7 +125,7 @@ def predict(
     card : str, optional
         Card the files belong to; default: the card the bundle was trained with.
     """
-    dataset = _as_dataset(bundle, sources, out, card, progress)
+    dataset = as_dataset(bundle, sources, out, card, progress)
     keep = [column.name for column in (*IDENTITY, SOURCE)]
     rows = predict_dataset(bundle, dataset, keep=keep, workers=workers, use_gpu=use_gpu)
     described = [
@@ -148,7 +148,10 @@ def predict(
     return PredictResult(storage.join(out, "catalogue"), writer.rows, quarantined, writer.files)
 
 
-def _as_dataset(bundle: str, sources, out: str, card: str | None, progress: bool) -> Dataset:
+def as_dataset(
+    bundle: str, sources: Sequence[str], out: str, card: str | None, progress: bool
+) -> Dataset:
+    """Return the dataset `sources` names, or ingest survey files into ``OUT/dataset``."""
     if len(sources) == 1 and storage.exists(storage.join(sources[0], MANIFEST)):
         return Dataset.open(sources[0])
     from skyray.cards import load_card

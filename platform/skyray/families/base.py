@@ -226,6 +226,10 @@ class Family(ABC):
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:
         """Write the family's figures and return their paths."""
 
+    def detail_columns(self) -> list[str]:
+        """Return the outputs of `predict` that no catalogue holds: arrays [B, ...] on request."""
+        return []
+
     def truth_columns(self) -> list[str]:
         """Return the dataset columns that `evaluate` compares with."""
         return []

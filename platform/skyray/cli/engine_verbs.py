@@ -1,101 +1,23 @@
-"""``skyray VERB``: the command line. Verbs only pass on to the engine and show its result."""
+"""The verbs of every family: each passes on to the engine."""
 
 from __future__ import annotations
 
-import functools
-import json
-import os
-import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-app = typer.Typer(
-    name="skyray",
-    help="Survey files in, deep-learning catalogues and services out; on a laptop or a Ray cluster."
-    "\n\nTry: skyray simulate sdss_dr16 --objects 2000 --out mock",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"help_option_names": ["-h", "--help"]},
+from skyray.cli.verb import (
+    Address,
+    BundleUri,
+    CardName,
+    Json,
+    Progress,
+    Sources,
+    show,
+    verb,
+    write,
 )
-
-Address = Annotated[
-    str | None,
-    typer.Option(help="A running Ray cluster: HOST:PORT, ray://… or auto. Default: a private one."),
-]
-Json = Annotated[
-    Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")
-]
-CardName = Annotated[str, typer.Argument(help="Dataset card: a name of datasets/ or a YAML file.")]
-BundleUri = Annotated[str, typer.Argument(help="Trained bundle: folder or URI.")]
-Sources = Annotated[list[str], typer.Argument(help="Files, folders or URIs (s3://, gs://).")]
-Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
-
-
-def _verb(function: Callable[..., Mapping[str, Any] | None]) -> Callable[..., None]:
-    """Register a verb; show what it returns, and an error as one line and exit status 1."""
-
-    @functools.wraps(function)
-    def command(*args, json: Path | None = None, **kwargs) -> None:
-        try:
-            result = function(*args, json=json, **kwargs)
-        except (KeyboardInterrupt, typer.Exit, typer.Abort):
-            raise
-        except Exception as error:  # the boundary to a person: one line, the rest on request
-            _complain(error)
-            raise typer.Exit(1) from None
-        if result is not None:
-            _show(function.__name__, result)
-            if json is not None:
-                _write(json, result)
-            if result.get("failed"):  # a part of the work: shown, and no success
-                raise typer.Exit(1)
-
-    app.command(name=function.__name__)(command)
-    return command
-
-
-def _complain(error: Exception) -> None:
-    if os.environ.get("SKYRAY_DEBUG"):
-        traceback.print_exception(error)
-    cause = getattr(error, "cause", None)  # what a Ray task died of
-    shown = cause if isinstance(cause, Exception) else error
-    text = str(shown).strip() or type(shown).__name__
-    expected = isinstance(shown, ValueError | OSError | RuntimeError)
-    kind = "" if expected else f"{type(shown).__name__}: "
-    print(f"error: {kind}{text}", file=sys.stderr)
-    if not os.environ.get("SKYRAY_DEBUG"):
-        print("(SKYRAY_DEBUG=1 shows where)", file=sys.stderr)
-
-
-def _show(title: str, result: Mapping[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=f"skyray {title}", show_header=False, title_justify="left")
-    for name, value in result.items():
-        table.add_row(name, _text(value))
-    Console(soft_wrap=True).print(table)
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.5g}"
-    if isinstance(value, Mapping):
-        return "\n".join(f"{name}: {_text(item)}" for name, item in value.items())
-    if isinstance(value, list):
-        return ", ".join(map(str, value[:8])) + (f" … ({len(value)})" if len(value) > 8 else "")
-    return str(value)
-
-
-def _write(path: Path, result: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def _dataset_result(dataset: Any) -> dict[str, Any]:
@@ -111,7 +33,7 @@ def _dataset_result(dataset: Any) -> dict[str, Any]:
     }
 
 
-@_verb
+@verb
 def download(
     card: CardName,
     listing: Annotated[
@@ -142,7 +64,7 @@ def download(
     )
 
 
-@_verb
+@verb
 def simulate(
     card: CardName,
     objects: Annotated[int, typer.Option(min=1, help="Objects to make, shared among classes.")],
@@ -177,7 +99,7 @@ def simulate(
         )  # fmt: skip
 
 
-@_verb
+@verb
 def ingest(
     card: CardName,
     sources: Sources,
@@ -201,7 +123,7 @@ def ingest(
         return _dataset_result(made)
 
 
-@_verb
+@verb
 def inspect(
     uri: Annotated[str, typer.Argument(help="A dataset, bundle or catalogue.")],
     json: Json = None,
@@ -215,7 +137,7 @@ def inspect(
     return run(uri)
 
 
-@_verb
+@verb
 def train(
     recipe: Annotated[str, typer.Argument(help="FAMILY/NAME, e.g. redshift/sdss_dr16.")],
     data: Annotated[str, typer.Option(help="Dataset to train on.")],
@@ -261,7 +183,7 @@ def train(
     return result
 
 
-@_verb
+@verb
 def evaluate(
     bundle: BundleUri,
     data: Annotated[str, typer.Option(help="Dataset to score on.")],
@@ -286,7 +208,7 @@ def evaluate(
     return {**short, "all scores": f"{out}/metrics.json", "page": f"{out}/index.html"}
 
 
-@_verb
+@verb
 def predict(
     bundle: BundleUri,
     sources: Sources,
@@ -325,7 +247,7 @@ def predict(
     return asdict(done)
 
 
-@_verb
+@verb
 def serve(
     config: Annotated[
         Path | None, typer.Argument(help="Serve configuration; default: serve/config.yaml.")
@@ -347,21 +269,12 @@ def serve(
     from skyray.engine.serving import load_service, running_service, wait_for_signal
     from skyray.engine.session import ray_session
 
-    place = config or Path(__file__).resolve().parents[2] / "serve" / "config.yaml"
+    place = config or Path(__file__).resolve().parents[3] / "serve" / "config.yaml"
     args = {"bundle": bundle} if bundle else {}
     loaded = load_service(place, args, host, port)
     with ray_session(address), running_service(loaded) as url:
         result = {"service": url, "explorer": f"{url}/", "API": f"{url}/docs", "stop": "Ctrl-C"}
-        _show("serve", result)
+        show("serve", result)
         if json is not None:
-            _write(json, result)
+            write(json, result)
         wait_for_signal()
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; `arguments` default to the process's own."""
-    app(args=None if arguments is None else list(arguments), prog_name="skyray")
-
-
-if __name__ == "__main__":
-    main()

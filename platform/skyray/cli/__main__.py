@@ -1,0 +1,5 @@
+"""``python -m skyray.cli``."""
+
+from skyray.cli import main
+
+main()

@@ -1,0 +1,98 @@
+"""What a verb is: a function that returns a result to show, and the options verbs share."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+app = typer.Typer(
+    name="skyray",
+    help="Survey files in, deep-learning catalogues and services out; on a laptop or a Ray cluster."
+    "\n\nTry: skyray simulate sdss_dr16 --objects 2000 --out mock",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Address = Annotated[
+    str | None,
+    typer.Option(help="A running Ray cluster: HOST:PORT, ray://… or auto. Default: a private one."),
+]
+Json = Annotated[
+    Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")
+]
+CardName = Annotated[str, typer.Argument(help="Dataset card: a name of datasets/ or a YAML file.")]
+BundleUri = Annotated[str, typer.Argument(help="Trained bundle: folder or URI.")]
+Sources = Annotated[list[str], typer.Argument(help="Files, folders or URIs (s3://, gs://).")]
+Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
+
+
+def verb(function: Callable[..., Mapping[str, Any] | None]) -> Callable[..., None]:
+    """Register a verb; show what it returns, and an error as one line and exit status 1."""
+
+    @functools.wraps(function)
+    def command(*args, json: Path | None = None, **kwargs) -> None:
+        try:
+            result = function(*args, json=json, **kwargs)
+        except (KeyboardInterrupt, typer.Exit, typer.Abort):
+            raise
+        except Exception as error:  # the boundary to a person: one line, the rest on request
+            _complain(error)
+            raise typer.Exit(1) from None
+        if result is not None:
+            show(function.__name__, result)
+            if json is not None:
+                write(json, result)
+            if result.get("failed"):  # a part of the work: shown, and no success
+                raise typer.Exit(1)
+
+    app.command(name=function.__name__)(command)
+    return command
+
+
+def _complain(error: Exception) -> None:
+    if os.environ.get("SKYRAY_DEBUG"):
+        traceback.print_exception(error)
+    cause = getattr(error, "cause", None)  # what a Ray task died of
+    shown = cause if isinstance(cause, Exception) else error
+    text = str(shown).strip() or type(shown).__name__
+    expected = isinstance(shown, ValueError | OSError | RuntimeError)
+    kind = "" if expected else f"{type(shown).__name__}: "
+    print(f"error: {kind}{text}", file=sys.stderr)
+    if not os.environ.get("SKYRAY_DEBUG"):
+        print("(SKYRAY_DEBUG=1 shows where)", file=sys.stderr)
+
+
+def show(title: str, result: Mapping[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"skyray {title}", show_header=False, title_justify="left")
+    for name, value in result.items():
+        table.add_row(name, _text(value))
+    Console(soft_wrap=True).print(table)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.5g}"
+    if isinstance(value, Mapping):
+        return "\n".join(f"{name}: {_text(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value[:8])) + (f" … ({len(value)})" if len(value) > 8 else "")
+    return str(value)
+
+
+def write(path: Path, result: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=2, default=str) + "\n", encoding="utf-8")

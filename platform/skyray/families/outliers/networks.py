@@ -1,0 +1,147 @@
+"""The model of the outlier search, and the losses of its three stages.
+
+Shape suffixes: B batch, L observed pixels, R rest-frame pixels, S latents.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from skyray.families.base import Tensors
+from skyray.families.outliers import losses
+from skyray.families.outliers.augment import augment
+from skyray.families.outliers.metrics import invariance_ratio
+from skyray.families.outliers.recipes import OutliersRecipe
+from skyray.models.flow import LatentFlow
+from skyray.models.spender import (
+    Instrument,
+    Reconstruction,
+    SpectrumAutoencoder,
+    SpectrumDecoder,
+    SpectrumEncoder,
+)
+from skyray.records import Grid
+
+
+class OutlierModel(nn.Module):
+    """Autoencoder and flow of a recipe.
+
+    Parameters
+    ----------
+    recipe : OutliersRecipe
+    grid : Grid
+        Observed wavelengths of the encoder's input.
+    """
+
+    def __init__(self, recipe: OutliersRecipe, grid: Grid):
+        super().__init__()
+        network, rest = recipe.network, recipe.network.rest()
+        kernel = None if network.lsf_kernel is None else torch.tensor(network.lsf_kernel)
+        self.autoencoder = SpectrumAutoencoder(
+            SpectrumEncoder(
+                grid.size, network.latents, network.widths, network.kernels, network.pools,
+                network.encoder_hidden,
+            ),
+            SpectrumDecoder(rest, network.latents, network.decoder_hidden, network.activation),
+            Instrument(grid, kernel),
+        )  # fmt: skip
+        flow = recipe.flow
+        standardise = "data" if recipe.switch("flow_scale") == "corrected" else 20.0
+        self.flow = LatentFlow(network.latents, flow.layers, flow.hidden, flow.blocks, standardise)
+
+
+class FidelityLoss:
+    """Stage 1: how well the reconstruction explains the observed pixels (paper eq. 1)."""
+
+    def __init__(self, recipe: OutliersRecipe, grid: Grid):
+        self.recipe, self.grid = recipe, grid
+        self._sum = recipe.switch("fidelity_reduction") == "as_published"
+
+    def __call__(self, part: SpectrumAutoencoder, batch: Tensors):
+        made = part(batch["y"], batch["z"])
+        loss, metrics = self._fidelity(made, batch)
+        if not part.training:
+            metrics["invariance"] = self._invariance(part, made, batch)
+        return loss, metrics
+
+    def _fidelity(self, made: Reconstruction, batch: Tensors):
+        each_B = losses.fidelity(batch["y"], batch["w"], made.model, made.valid, "none")
+        used = ((batch["w"] > 0) & made.valid).sum().clamp(min=1)
+        chi2 = 2.0 * each_B.detach().sum() * batch["y"].shape[1] / used
+        loss = each_B.sum() if self._sum else each_B.mean()
+        return loss, {"fidelity": each_B.detach().mean(), "chi2": chi2}
+
+    def _augmented(self, part: SpectrumAutoencoder, batch: Tensors) -> torch.Tensor:
+        how = self.recipe.invariance
+        with torch.no_grad():
+            y_BL, _, _ = augment(
+                batch["y"], batch["w"], batch["z"], self.grid,
+                z_min=how.redshift_low, z_max=how.redshift_high,
+                noise_share=how.noise_share, noise_level=how.noise_level,
+                mode=self.recipe.switch("masked_pixels"),
+            )  # fmt: skip
+        return part.encoder(y_BL)
+
+    def _invariance(self, part, made: Reconstruction, batch: Tensors) -> torch.Tensor:
+        latents = made.latent.float().cpu().numpy()
+        augmented = self._augmented(part, batch).float().cpu().numpy()
+        if len(latents) < 2:
+            return torch.tensor(float("nan"))
+        return torch.tensor(invariance_ratio(latents, augmented), device=made.latent.device)
+
+
+class InvarianceLoss(FidelityLoss):
+    """Stage 2: fidelity, similarity of decoded spectra and latents, consistency under redshift.
+
+    `begin_epoch` sets the slope k of the similarity loss (see `losses.k_schedule`).
+    """
+
+    def __init__(self, recipe: OutliersRecipe, grid: Grid):
+        super().__init__(recipe, grid)
+        how = recipe.invariance
+        self.k = 0.0
+        self._published = recipe.switch("loss_scale") == "as_published"
+        self._scale = "published" if self._published else "relative"
+        self._wavelength_R = torch.as_tensor(recipe.network.rest().wavelength()).float()
+        self._weight_R = losses.similarity_weight(
+            self._wavelength_R, how.similarity_amplitude, 5000.0, how.similarity_width
+        )
+        rising = recipe.switch("k_schedule") == "corrected"
+        self._k_kind = "rising" if rising else how.k_kind
+
+    def begin_epoch(self, epoch: int) -> None:
+        epochs = self.recipe.train_invariance.epochs
+        self.k = losses.k_schedule(epoch, epochs, self._k_kind)
+
+    def __call__(self, part: SpectrumAutoencoder, batch: Tensors):
+        how, rows = self.recipe.invariance, len(batch["y"])
+        made = part(batch["y"], batch["z"])
+        fidelity, metrics = self._fidelity(made, batch)
+        device = made.latent.device
+        wavelength_R, weight_R = self._wavelength_R.to(device), self._weight_R.to(device)
+        rest_BR = made.rest / losses.rest_median(made.rest, wavelength_R)
+        similarity = losses.similarity(made.latent, rest_BR, weight_R, self.k, self._scale)
+        augmented = self._augmented(part, batch)
+        consistency = losses.consistency(
+            made.latent, augmented, self._scale, how.consistency_tolerance
+        )
+        if self._published:
+            consistency = self.k * consistency
+        extra = how.similarity_weight * similarity + how.consistency_weight * consistency
+        loss = fidelity + (extra if self._sum else extra / rows)
+        metrics |= {
+            "similarity": similarity.detach() / rows, "consistency": consistency.detach() / rows,
+        }  # fmt: skip
+        if not part.training and rows > 1:
+            ratio = invariance_ratio(
+                made.latent.float().cpu().numpy(), augmented.float().cpu().numpy()
+            )
+            metrics["invariance"] = torch.tensor(ratio, device=device)
+        return loss, metrics
+
+
+def flow_loss(part: LatentFlow, batch: Tensors):
+    """Stage 3: mean −log p of the latents."""
+    loss = -part.log_prob(batch["latent"].float()).mean()
+    return loss, {}

@@ -1,0 +1,1 @@
+"""What single families add to the engine's verbs: whole jobs made of its parts."""
