@@ -1,8 +1,9 @@
 """Arrow IPC body (stream or file) → spectra.
 
 Columns: ``flux`` and ``ivar`` or ``error``, lists or tensors of numbers; ``wavelength`` unless
-the rows are a skyray dataset's own, whose schema carries the grid; ``mask`` and ``object_id``
-where known. The schema's metadata (or the dataset's stamp) says ``medium``: vacuum or air.
+the rows are a skyray dataset's own, whose schema carries the grid; ``mask``, ``redshift`` and
+``object_id`` where known. The schema's metadata (or the dataset's stamp) says ``medium``: vacuum or
+air.
 """
 
 from __future__ import annotations
@@ -112,7 +113,19 @@ def _row(batch: pa.RecordBatch, row: int, number: int, frame: _Frame) -> Spectru
         object_id=str(number if object_id is None else object_id)[:200],
         medium=frame.medium,
         source=f"request[{number}]",
+        redshift=_number(batch, "redshift", row),
     )
+
+
+def _number(batch: pa.RecordBatch, name: str, row: int) -> float:
+    """Return a scalar column's value, NaN for null or where there is no such column."""
+    if name not in batch.schema.names:
+        return float("nan")
+    kind = batch.schema.field(name).type
+    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
+        raise Refusal(400, "column_type", f"{name}: expected numbers, found {kind}")
+    value = batch.column(name)[row].as_py()
+    return float("nan") if value is None else float(value)
 
 
 def _pixels(batch: pa.RecordBatch, name: str, row: int) -> np.ndarray:

@@ -26,6 +26,7 @@ class SpectrumJSON(BaseModel):
     error: Pixels | None = Field(None, description="standard deviation of flux, instead of ivar")
     mask: list[bool] | None = Field(None, description="true = bad pixel")
     object_id: Annotated[str, Field(max_length=200)] | int = ""
+    redshift: float | None = Field(None, description="for models that need it; others ignore it")
     medium: Literal["vacuum", "air"] = Field(description="what the wavelengths are measured in")
 
     @model_validator(mode="after")
@@ -83,6 +84,7 @@ def _to_spectrum(item: SpectrumJSON, row: int) -> Spectrum | InvalidRecord:
         object_id=str(item.object_id) or str(row),
         medium=item.medium,
         source=f"request[{row}]",
+        redshift=float("nan") if item.redshift is None else item.redshift,
     )
 
 
@@ -96,6 +98,7 @@ def build_spectrum(
     object_id: str,
     medium: str,
     source: str,
+    redshift: float = float("nan"),
 ) -> Spectrum | InvalidRecord:
     """Return a record from a client's arrays [L]: vacuum Å, ivar, types as `Spectrum` has them.
 
@@ -115,6 +118,7 @@ def build_spectrum(
             flux=flux.astype(np.float32),
             ivar=ivar.astype(np.float32),
             mask=np.zeros(wavelength.shape, dtype=bool) if mask is None else mask,
+            redshift=redshift,
             survey="request",
             source=source,
         )

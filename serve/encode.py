@@ -13,9 +13,29 @@ from skyray.records import InvalidRecord, Spectrum
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
 _PROBABILITY = "p_"
 
+Items = Sequence[Spectrum | InvalidRecord]
+
+
+def refuse_unanswered(items: Items, table: pa.Table | None) -> tuple[list, pa.Table | None]:
+    """Turn spectra the model has no answer for (its column ``problem``) into refusals.
+
+    Returns the items with `InvalidRecord` in those places, and the table without their rows.
+    """
+    if table is None or "problem" not in table.column_names:
+        return list(items), table
+    problems = table.column("problem").to_pylist()
+    rows = iter(problems)
+    answered: list[Spectrum | InvalidRecord] = []
+    for item in items:
+        problem = "" if isinstance(item, InvalidRecord) else next(rows)
+        refused = InvalidRecord("not_for_this_model", problem, item.source, item.object_id)
+        answered.append(refused if problem else item)
+    kept = table.filter(pa.array([not problem for problem in problems]))
+    return answered, kept.drop_columns(["problem"])
+
 
 def json_answers(
-    items: Sequence[Spectrum | InvalidRecord], table: pa.Table | None, with_spectrum: bool = False
+    items: Items, table: pa.Table | None, with_spectrum: bool = False
 ) -> list[dict[str, Any]]:
     """Return one answer an item, in the order of the request.
 
@@ -55,20 +75,22 @@ def refused_answer(refused: InvalidRecord) -> dict[str, Any]:
 
 def _answer(row: dict[str, Any]) -> dict[str, Any]:
     answer = {k: _plain(v) for k, v in row.items() if not k.startswith(_PROBABILITY)}
-    answer["probabilities"] = {
+    probabilities = {
         name.removeprefix(_PROBABILITY): _plain(value)
         for name, value in row.items()
         if name.startswith(_PROBABILITY)
     }
-    return answer
+    return answer | ({"probabilities": probabilities} if probabilities else {})
 
 
 def _plain(value: Any) -> Any:
     """JSON has no NaN: what is not known is null."""
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def arrow_answers(items: Sequence[Spectrum | InvalidRecord], table: pa.Table | None) -> bytes:
+def arrow_answers(items: Items, table: pa.Table | None) -> bytes:
     """Return an Arrow IPC stream: the catalogue's columns, error_reason and error_detail.
 
     A refused spectrum has a row of nulls with its object_id and the reason.

@@ -43,9 +43,14 @@ class SpectrumModel:
             "describe": predictor.describe(),
         }
 
-    async def predict(self, spectra: list[Spectrum]) -> Answer:
+    async def predict(self, spectra: list[Spectrum], detail: bool = False) -> Answer:
         """Return the predictions of `spectra`, or why they cannot be predicted."""
+        if detail:  # arrays for one person's eyes; not worth a batch
+            return (await asyncio.to_thread(predict_calls, self._with_detail, [spectra]))[0]
         return await self._predict_together(spectra)
+
+    def _with_detail(self, spectra: list[Spectrum]) -> pa.Table:
+        return self._predictor.predict_spectra(spectra, detail=True)
 
     @serve.batch(batch_size_fn=lambda calls: sum(len(spectra) for spectra in calls))
     async def _predict_together(self, calls: list[list[Spectrum]]) -> list[Answer]:

@@ -23,7 +23,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from serve.body import authorise, read_body
 from serve.decode import admit, decode
-from serve.encode import ARROW_STREAM, arrow_answers, json_answers
+from serve.encode import ARROW_STREAM, arrow_answers, json_answers, refuse_unanswered
 from serve.model import SpectrumModel
 from serve.openapi import (
     DESCRIPTION,
@@ -95,18 +95,21 @@ class SpectrumService:
         authorise(request, self._token)
         return JSONResponse((await self._ask_model(_READY_TIMEOUT_S))["describe"])
 
-    async def predict(self, request: Request, spectrum: bool = False, name: str = "") -> Response:
-        """Classify spectra and measure their redshifts.
+    async def predict(
+        self, request: Request, spectrum: bool = False, detail: bool = False, name: str = ""
+    ) -> Response:
+        """Answer for spectra what the model was made for (see `/model`).
 
-        `spectrum=true` also returns each spectrum as the service understood it; `name` is the
-        file name of an upload.
+        `spectrum=true` also returns each spectrum as the service understood it, `detail=true` the
+        arrays a model can add (a reconstruction); `name` is the file name of an upload.
         """
         authorise(request, self._token)
         with self._one_more():
             limits = self._settings
             body = await read_body(request, limits.max_body_bytes, limits.body_timeout_s)
             items = await self._decode(request.headers.get("content-type", ""), body, name)
-            table = await self._predict([i for i in items if isinstance(i, Spectrum)])
+            table = await self._predict([i for i in items if isinstance(i, Spectrum)], detail)
+            items, table = refuse_unanswered(items, table)
             return await asyncio.to_thread(_respond, request, items, table, spectrum)
 
     @contextmanager
@@ -136,7 +139,7 @@ class SpectrumService:
 
         return await asyncio.to_thread(work)
 
-    async def _predict(self, spectra: list[Spectrum]) -> pa.Table | None:
+    async def _predict(self, spectra: list[Spectrum], detail: bool) -> pa.Table | None:
         """Predict in chunks that fit a batch; None where there is nothing to predict."""
         if not spectra:
             return None
@@ -146,7 +149,7 @@ class SpectrumService:
         async def call(chunk: list[Spectrum]) -> pa.Table:
             async with gate:
                 return await self._ask(
-                    self._model.predict.remote(chunk), self._settings.predict_timeout_s
+                    self._model.predict.remote(chunk, detail), self._settings.predict_timeout_s
                 )
 
         chunks = [spectra[start : start + size] for start in range(0, len(spectra), size)]
