@@ -131,7 +131,7 @@ class _Panels:
                 '<div class="none">not covered</div></figure>'
             )
         seen = inside & (self.used if (inside & self.used).any() else self.measured)
-        low, high = svg.robust_limits(self.flux[seen], self.model[inside], share=0.5)
+        low, high = svg.robust_limits(self.flux[seen], self.model[inside], share=0.0)
         frame = svg.Frame(left, right, low, high + 0.15 * (high - low), _ZOOM_COLUMNS)
         paths = [
             ("m", svg.shade(frame, self.rest[inside], ~self.used[inside])),
