@@ -1,0 +1,1 @@
+"""Outlier search: SPENDER autoencoder and normalizing flow on spectra with redshifts."""
