@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from skyray.records import Grid
-from skyray.transforms.rest_frame import rebin, rebin_grid, rest_median
+from skyray.transforms.rest_frame import rebin, rebin_grid, rest_median, to_rest_frame
 from skyray.transforms.spectra import coadd_arms
 
 DESI = Grid("linear", 3600.0, 0.8, 7781)
@@ -141,3 +141,39 @@ def test_rebin_refuses_what_makes_no_sense():
             rebin_grid(Grid("linear", 1.0, 1.0, 10), factor)
     with pytest.raises(ValueError, match="arrays"):
         rebin(row, row[:, :9], 2)
+
+
+def test_rest_frame_equals_numpy_interp_and_puts_a_line_where_it_belongs():
+    rng = np.random.default_rng(2)
+    wavelength, rest = DESI.wavelength(), np.arange(3000.0, 7000.0, 1.0)
+    z = np.array([0.01, 0.2, 0.55])
+    flux = rng.normal(size=(3, DESI.size))
+    line = 5008.24 * (1 + z)
+    flux += 500 * np.exp(-0.5 * ((wavelength - line[:, None]) / 4.0) ** 2)
+    out, weight = to_rest_frame(flux, np.ones_like(flux), wavelength, z, rest)
+    for row in range(3):
+        at = rest * (1 + z[row])
+        inside = (at >= wavelength[0]) & (at <= wavelength[-1])
+        np.testing.assert_array_equal(weight[row] > 0, inside)
+        expected = np.interp(at, wavelength, flux[row])
+        np.testing.assert_allclose(out[row, inside], expected[inside], rtol=1e-4, atol=1e-4)
+        near = np.abs(rest - 5008.24) < 12
+        centre = (rest * out[row])[near].sum() / out[row][near].sum()
+        assert centre == pytest.approx(5008.24, abs=0.1)
+    assert (weight[weight > 0] >= 1).all()  # interpolation averages noise
+    assert weight.max() <= 2.0 + 1e-6
+
+
+def test_rest_frame_does_not_read_unmeasured_pixels():
+    wavelength = DESI.wavelength()
+    flux, ivar = np.ones((2, DESI.size)), np.ones((2, DESI.size))
+    ivar[0, 3000:3010], flux[0, 3000:3010] = 0.0, np.nan
+    rest = np.arange(4000.0, 8000.0, 1.3)
+    out, weight = to_rest_frame(flux, ivar, wavelength, np.array([0.1, np.nan]), rest)
+    lost = np.abs(rest * 1.1 - wavelength[3000:3010].mean()) < 0.8 * 5.5 - 1e-9
+    np.testing.assert_array_equal(weight[0] == 0, lost)
+    np.testing.assert_allclose(out[0], ~lost, rtol=1e-6)
+    assert not out[1].any()
+    assert not weight[1].any()
+    with pytest.raises(ValueError, match=r"\(2, 7781\)"):
+        to_rest_frame(flux, ivar[:, 1:], wavelength, np.zeros(2), rest)

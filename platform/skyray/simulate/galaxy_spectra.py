@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from skyray.simulate import dust, restframe
-from skyray.simulate.lines import NARROW, add_gaussian, width
+from skyray.simulate.lines import LIGHT_KMS, NARROW, add_gaussian, width
 from skyray.simulate.stellar_spectra import star_between
 
 # Populations as light-weighted mixtures of stars at 5500 Å: (Teff, [Fe/H] offset, weight).
@@ -208,15 +208,32 @@ def galaxy_flux(
         σ of the line-spread function, added to the gas's own width.
     """
     flux = restframe.observe(galaxy.template, np.log10(wavelength), redshift)
+    add_gas(flux, galaxy, wavelength, redshift, lsf_kms)
+    return flux
+
+
+def add_gas(
+    flux: np.ndarray,
+    galaxy: Galaxy,
+    wavelength: np.ndarray,
+    redshift: float,
+    lsf_kms: float,
+    velocity_kms: float = 0.0,
+    share: float = 1.0,
+) -> None:
+    """Add a `share` of the emission lines of a galaxy to its starlight [L] in place.
+
+    `velocity_kms` is that of the gas relative to the stars.
+    """
     gas = galaxy.gas
     if gas.halpha_ew <= 0.02:
-        return flux
+        return
     at_halpha = np.log10(np.array([NARROW["Halpha"]]))
     level = float(restframe.observe(galaxy.template, at_halpha, 0.0)[0])
-    halpha = gas.halpha_ew * (1.0 + redshift) * level
+    halpha = share * gas.halpha_ew * (1.0 + redshift) * level
+    shift = (1.0 + redshift) * (1.0 + velocity_kms / LIGHT_KMS)
     for name, relative in line_fluxes(gas).items():
-        center = NARROW[name] * (1.0 + redshift)
+        center = NARROW[name] * shift
         if wavelength[0] - 50 < center < wavelength[-1] + 50:
             sigma = width(center, gas.sigma_kms, lsf_kms)
             add_gaussian(flux, wavelength, center, sigma, halpha * relative)
-    return flux

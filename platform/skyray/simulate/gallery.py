@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 
+from skyray.records import Spectrum
 from skyray.simulate.lines import LIGHT_KMS
+from skyray.simulate.planted import KINDS, PlantedSurvey
 from skyray.simulate.spectra import MockSurvey
 
 # Vacuum Å of what an eye looks for, by kind.
@@ -39,13 +42,37 @@ def class_figure(survey: MockSurvey, folder: Path, candidates: int = 24) -> list
     return [_draw_class(survey, label, folder, candidates) for label in survey.classes]
 
 
+def planted_figure(survey: PlantedSurvey, path: Path, indices: Sequence[int] = (0,)) -> Path:
+    """Draw planted outliers, one row per kind and `indices`, as `class_figure` draws spectra.
+
+    Lines are marked where the catalogued redshift puts them. Returns `path` (PNG).
+    """
+    rows = [(kind, index) for kind in KINDS for index in indices]
+    figure, axes = plt.subplots(
+        len(rows), 1, figsize=(11, 2.6 * len(rows)), sharex=True, layout="constrained"
+    )
+    for axis, (kind, index) in zip(axes, rows, strict=True):
+        planted, spectrum = survey.planted(kind, index), survey.spectrum(kind, index)
+        _draw_spectrum(axis, spectrum, planted.mock.exposure.truth, "galaxy")
+        name = kind.replace("_", " ")
+        axis.set_title(f"{name}: {planted.note}   ({axis.get_title('left')})", fontsize=9)
+        axis.set_title("", loc="left")
+    axes[-1].set_xlabel("wavelength, vacuum (Å)")
+    figure.supylabel("flux (10⁻¹⁷ erg s⁻¹ cm⁻² Å⁻¹)")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+    return path
+
+
 def _draw_class(survey: MockSurvey, label: str, folder: Path, candidates: int) -> Path:
     kind = survey.options.classes[label].kind
     order = sorted(range(candidates), key=lambda index: _rank(survey, label, index, kind))
     chosen = [order[i] for i in np.linspace(1, candidates - 2, _ROWS).round().astype(int)]
     figure, axes = plt.subplots(_ROWS, 1, figsize=(11, 11), sharex=True, layout="constrained")
     for axis, index in zip(axes, chosen, strict=True):
-        _draw_spectrum(axis, survey, label, index, kind)
+        truth = survey.mock_object(label, index).exposure.truth
+        _draw_spectrum(axis, survey.spectrum(label, index), truth, kind)
     axes[-1].set_xlabel("wavelength, vacuum (Å)")
     figure.supylabel("flux (10⁻¹⁷ erg s⁻¹ cm⁻² Å⁻¹)")
     figure.suptitle(f"{survey.card.title}: mock {label}", fontsize=13)
@@ -60,9 +87,7 @@ def _rank(survey: MockSurvey, label: str, index: int, kind: str) -> float:
     return spectrum.snr if kind == "star" else spectrum.redshift
 
 
-def _draw_spectrum(axis, survey: MockSurvey, label: str, index: int, kind: str) -> None:
-    spectrum = survey.spectrum(label, index)
-    truth = survey.mock_object(label, index).exposure.truth
+def _draw_spectrum(axis, spectrum: Spectrum, truth: np.ndarray, kind: str) -> None:
     wavelength, good = spectrum.wavelength, spectrum.ivar > 0
     smooth = _smooth(spectrum.flux, spectrum.ivar)
     sigma = np.full_like(smooth, np.nan)

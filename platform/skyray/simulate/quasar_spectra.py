@@ -64,6 +64,7 @@ IRON_BUMPS = [
 ]  # fmt: skip
 # Resonance doublets that outflows and intervening gas absorb: (vacuum Å, relative depth).
 ABSORBING = [(1031.9, 0.8), (1240.0, 0.9), (1396.8, 0.7), (1549.1, 1.0), (1858.0, 0.15)]
+LOW_ABSORBING = [(1858.0, 0.6), (2799.1, 0.85)]  # Al III and Mg II of low-ionisation outflows
 INTERVENING = [(2796.35, 2803.53, 1.5), (1548.20, 1550.78, 1.4), (2586.65, 2600.17, 0.6)]
 
 
@@ -83,6 +84,7 @@ class QuasarTraits:
     a_v: float
     bal: float
     narrow_only: bool = False
+    low_ions: bool = False  # the outflow absorbs in Al III and Mg II as well
 
 
 def draw_traits(rng: np.random.Generator, kind: str, redshift: float) -> QuasarTraits:
@@ -218,7 +220,7 @@ def _outflow(rest: np.ndarray, traits: QuasarTraits, rng: np.random.Generator) -
     fastest = rng.uniform(4000.0, 22000.0)
     slowest = rng.uniform(0.0, 0.5) * fastest
     ripple = 1.0 + 0.3 * np.sin(rng.uniform(0, 6.28) + np.arange(3)[:, None] * 2.1)
-    for center, depth in ABSORBING:
+    for center, depth in ABSORBING + (LOW_ABSORBING if traits.low_ions else []):
         velocity = (1.0 - rest / center) * LIGHT_KMS
         x = (velocity - slowest) / (fastest - slowest)
         inside = (x > 0) & (x < 1)

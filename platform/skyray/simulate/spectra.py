@@ -7,6 +7,7 @@ anywhere and in any order.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +15,10 @@ import numpy as np
 
 from skyray.cards import Card
 from skyray.records import Spectrum
-from skyray.simulate import galaxy_spectra, quasar_spectra, restframe
 from skyray.simulate.exposure import Exposure, observe
 from skyray.simulate.instruments import Instrument, Pixels, instrument
+from skyray.simulate.light import LightSources
 from skyray.simulate.options import ClassOptions, fields_for, mock_options, snr_floor
-from skyray.simulate.stars import BuiltInStars, StarSource, host_starlight
-from skyray.simulate.stellar_spectra import star_library
-from skyray.simulate.template_sources import TemplateQuasars, TemplateStarlight, TemplateStars
-from skyray.simulate.templates import load_templates
 from skyray.transforms.spectra import median_snr
 
 _BGS_ANY, _MWS_ANY = 1 << 60, 1 << 61
@@ -72,15 +69,7 @@ class MockSurvey:
         self.instrument: Instrument = instrument(self.options.instrument)
         self._fields = {label: fields_for(card, label) for label in card.classes}
         self._snr_floor = snr_floor(card)
-        library = restframe.broaden(star_library(), self.instrument.lsf_kms)
-        self._stars: StarSource = BuiltInStars(library, self.instrument.lsf_kms)
-        self._starlight: galaxy_spectra.Starlight = galaxy_spectra.BuiltInStarlight(library)
-        self._quasars: TemplateQuasars | None = None
-        if templates is not None:
-            loaded = load_templates(Path(templates))
-            self._stars = TemplateStars(loaded, self._stars)
-            self._starlight = TemplateStarlight(loaded, self._starlight)
-            self._quasars = TemplateQuasars(loaded)
+        self.light = LightSources(self.instrument, templates)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -96,9 +85,30 @@ class MockSurvey:
         """
         rng = self._rng(label, index)
         mock = self._draw(rng, self.options.classes[label])
+        number = int(index) * len(self.card.classes) + self.card.classes.index(label)
+        source = f"mock:{self.card.name}/{self.seed}/{label}/{index}"
+        return self.catalogued(rng, mock, label, self.identity(number), source)
+
+    def catalogued(
+        self,
+        rng: np.random.Generator,
+        mock: MockObject,
+        label: str,
+        ids: Mapping[str, object],
+        source: str,
+    ) -> Spectrum:
+        """Return a mock object as the survey delivers one of class `label`, with a sky position.
+
+        Parameters
+        ----------
+        ids : mapping
+            ``object_id`` and what else the survey names objects by, as from `identity`.
+        source : str
+            What to write into ``Spectrum.source``.
+        """
         exposure = mock.exposure
         snr = median_snr(exposure.flux, exposure.ivar, exposure.mask)
-        ids = self._identity(label, index)
+        ids = dict(ids)
         fields = dict(self._fields[label][int(rng.integers(len(self._fields[label])))])
         return Spectrum(
             wavelength=mock.pixels.wavelength,
@@ -114,10 +124,23 @@ class MockSurvey:
             zwarning=0,
             snr=snr,
             survey="mock",
-            source=f"mock:{self.card.name}/{self.seed}/{label}/{index}",
-            object_id=ids.pop("object_id"),
+            source=source,
+            object_id=str(ids.pop("object_id")),
             extra={**ids, **self._target(snr), **fields},
         )
+
+    def observe(
+        self,
+        rng: np.random.Generator,
+        light: np.ndarray,
+        pixels: Pixels,
+        redshift: float,
+        snr: float,
+    ) -> MockObject:
+        """Point the telescope at light [L] of any kind; `snr` as in `exposure.observe`."""
+        light = np.maximum(light, 0.0)
+        exposure = observe(light, snr, self.instrument, pixels, rng)
+        return MockObject(pixels, light, exposure, redshift)
 
     def mock_object(self, label: str, index: int) -> MockObject:
         """Return what lies behind `spectrum`: the light, the noiseless and the noisy flux."""
@@ -131,39 +154,22 @@ class MockSurvey:
         redshift = options.redshift.draw(rng, options.kind)
         snr = options.snr.draw(rng, self._snr_floor)
         kind = options.types[int(rng.integers(len(options.types)))]
-        light = getattr(self, f"_{options.kind}")(rng, kind, pixels, redshift, options)
-        light = np.maximum(light, 0.0)
-        return MockObject(
-            pixels, light, observe(light, snr, self.instrument, pixels, rng), redshift
-        )
+        light = self.light.of(rng, options.kind, kind, pixels, redshift, options.metal_poor)
+        return self.observe(rng, light, pixels, redshift, snr)
 
-    def _star(self, rng, kind: str, pixels: Pixels, redshift: float, options: ClassOptions):
-        return self._stars.flux(rng, kind, pixels.wavelength, redshift, options.metal_poor)
+    def identity(self, number: int, planted: bool = False) -> dict[str, object]:
+        """Return identifiers as the survey writes them, in ranges real ones do not use.
 
-    def _galaxy(self, rng, kind: str, pixels: Pixels, redshift: float, options: ClassOptions):
-        galaxy = galaxy_spectra.draw_galaxy(rng, kind, self._starlight)
-        return galaxy_spectra.galaxy_flux(
-            galaxy, pixels.wavelength, redshift, self.instrument.lsf_kms
-        )
-
-    def _qso(self, rng, kind: str, pixels: Pixels, redshift: float, options: ClassOptions):
-        traits = quasar_spectra.draw_traits(rng, kind, redshift)
-        host = None
-        if redshift < 1.2:
-            host = host_starlight(galaxy_spectra.draw_galaxy(rng, "agn", self._starlight).template)
-        emitted = self._quasars.emission(rng, redshift, traits) if self._quasars else None
-        return quasar_spectra.quasar_flux(
-            pixels.wavelength, redshift, traits, self.instrument.lsf_kms, rng, host, emitted
-        )
-
-    def _identity(self, label: str, index: int) -> dict[str, object]:
-        """Return identifiers as the survey writes them, in ranges real ones do not use."""
-        number = int(index) * len(self.card.classes) + self.card.classes.index(label)
+        Planted objects (see `skyray.simulate.planted`) have a range of their own.
+        """
         if self.options.instrument == "desi":
-            return {"object_id": str(88 * 10**15 + (self.seed % 10000) * 10**11 + number)}
+            first = (89 if planted else 88) * 10**15
+            return {"object_id": str(first + (self.seed % 10000) * 10**11 + number)}
         if self.options.instrument == "fourmost":
-            return {"object_id": f"mock{self.seed}-{number:08d}"}
-        plate, fiber, mjd = 20000 + number // 1000, number % 1000 + 1, 70000 + self.seed % 10000
+            word = "planted" if planted else "mock"
+            return {"object_id": f"{word}{self.seed}-{number:08d}"}
+        plate = (60000 if planted else 20000) + number // 1000
+        fiber, mjd = number % 1000 + 1, 70000 + self.seed % 10000
         return {"object_id": f"{plate:04d}-{mjd:05d}-{fiber:04d}",
                 "plate": plate, "mjd": mjd, "fiberid": fiber, "run2d": "mock"}  # fmt: skip
 

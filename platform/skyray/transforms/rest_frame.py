@@ -1,6 +1,6 @@
-"""Rest-frame normalisation and co-adding of neighbouring pixels. Pure numpy.
+"""Rest-frame normalisation and resampling, co-adding of neighbouring pixels. Pure numpy.
 
-Shape suffixes: B batch, L observed pixels, M groups of pixels.
+Shape suffixes: B batch, L observed pixels, R rest-frame pixels, M groups of pixels.
 """
 
 from __future__ import annotations
@@ -73,6 +73,53 @@ def rest_median(
     at = np.maximum(count - 1, 0)
     median = 0.5 * (ordered[row, at // 2] + ordered[row, (at + 1) // 2])
     return np.where(count >= max(min_pixels, 1), median, np.nan)
+
+
+def to_rest_frame(
+    flux_BL: np.ndarray,
+    ivar_BL: np.ndarray,
+    wavelength_L: np.ndarray,
+    z_B: np.ndarray,
+    rest_R: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Interpolate spectra linearly at rest-frame wavelengths, with the variance propagated.
+
+    Parameters
+    ----------
+    flux_BL, ivar_BL : float [B, L]
+        ivar 0 where nothing was measured.
+    wavelength_L : float [L]
+        Observed vacuum Å, strictly increasing.
+    z_B : float [B]
+    rest_R : float [R]
+        Rest-frame Å.
+
+    Returns
+    -------
+    flux, ivar : float32 [B, R]
+        Flux at observed wavelength rest · (1 + z), not scaled by 1 + z. Both are 0 outside the
+        spectrum, next to an unmeasured pixel and where z is not finite.
+    """
+    flux, ivar = np.asarray(flux_BL), np.asarray(ivar_BL)
+    wavelength, rest = np.asarray(wavelength_L, np.float64), np.asarray(rest_R, np.float64)
+    redshift = np.asarray(z_B, dtype=np.float64)
+    if flux.shape != (redshift.size, wavelength.size) or ivar.shape != flux.shape:
+        raise ValueError(
+            f"to_rest_frame: expected flux and ivar of shape {(redshift.size, wavelength.size)}, "
+            f"found {flux.shape} and {ivar.shape}"
+        )
+    out_flux, out_ivar = np.zeros((2, redshift.size, rest.size), dtype=np.float32)
+    for row in np.flatnonzero(np.isfinite(redshift)):
+        at = rest * (1.0 + redshift[row])
+        right = np.clip(np.searchsorted(wavelength, at), 1, wavelength.size - 1)
+        left = right - 1
+        t = (at - wavelength[left]) / (wavelength[right] - wavelength[left])
+        low, high = ivar[row, left], ivar[row, right]
+        used = (t >= 0) & (t <= 1) & (low > 0) & (high > 0)
+        t, left, right, low, high = (a[used] for a in (t, left, right, low, high))
+        out_flux[row, used] = (1 - t) * flux[row, left] + t * flux[row, right]
+        out_ivar[row, used] = 1.0 / ((1 - t) ** 2 / low + t**2 / high)
+    return out_flux, out_ivar
 
 
 def rebin(flux_BL: np.ndarray, ivar_BL: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
