@@ -18,14 +18,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from skyray.models.fused_blocks import first_block, norm_act_pool, pooled
 from skyray.models.instrument import Instrument
 from skyray.models.instrument import redshift_and_resample as redshift_and_resample
 from skyray.records import Grid
-
-
-def pooled(pixels: int, pool: int) -> int:
-    """Return the length a max pool of kernel and stride `pool`, padding pool // 2, leaves."""
-    return (pixels + 2 * (pool // 2) - pool) // pool + 1
 
 
 class ConvBlock(nn.Module):
@@ -112,13 +108,29 @@ class SpectrumEncoder(nn.Module):
         """Return values and attention, both [B, C, T]; the attention sums to 1 over T."""
         if y_BL.ndim != 2 or y_BL.shape[1] != self.pixels:
             raise ValueError(f"expected spectra [B, {self.pixels}], found {tuple(y_BL.shape)}")
-        x = y_BL[:, None, None, :].contiguous(memory_format=torch.channels_last)
-        for block, pool in zip(self.blocks, (*self.pools, None), strict=True):
-            x = block(x)
-            if pool is not None:
-                x = functional.max_pool2d(x, (1, pool), padding=(0, pool // 2))
+        x = self._blocks_plain(y_BL) if self._plain(y_BL) else self._blocks(y_BL)
         values, logits = x.squeeze(2).chunk(2, dim=1)
         return values, torch.softmax(logits.float(), dim=-1)
+
+    def _plain(self, y_BL: torch.Tensor) -> bool:
+        """Layer by layer where the fused blocks give no input gradients or gain nothing."""
+        return y_BL.device.type != "cpu" or (y_BL.requires_grad and torch.is_grad_enabled())
+
+    def _blocks_plain(self, y_BL: torch.Tensor) -> torch.Tensor:
+        x = y_BL[:, None, None, :].contiguous(memory_format=torch.channels_last)
+        for block, pool in zip(self.blocks, (*self.pools, 1), strict=True):
+            x = functional.max_pool2d(block(x), (1, pool), padding=(0, pool // 2))
+        return x
+
+    def _blocks(self, y_BL: torch.Tensor) -> torch.Tensor:
+        cast = torch.is_autocast_enabled("cpu")
+        dtype = torch.get_autocast_dtype("cpu") if cast else self.blocks[0].conv.weight.dtype
+        first, *others = self.blocks
+        pool, *pools = (*self.pools, 1)
+        x = first_block(y_BL, first.conv, first.norm, first.act, pool, dtype)
+        for block, pool in zip(others, pools, strict=True):
+            x = norm_act_pool(block.conv(x), block.norm, block.act, pool)
+        return x
 
     def head(self, values: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
         """Return latents [B, S] from values and attention [B, C, T]."""
