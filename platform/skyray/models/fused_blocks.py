@@ -48,15 +48,17 @@ def _extreme(x_TpC: torch.Tensor, slope_C: torch.Tensor, falling: torch.Tensor) 
 
 def _prelu_backward(grad_TC: torch.Tensor, norm_TC: torch.Tensor, slope_C: torch.Tensor):
     """Return the gradients with respect to PReLU's input [T, C] and to its slopes [C]."""
-    below = norm_TC <= 0
+    below = torch.le(norm_TC, 0, out=torch.empty_like(norm_TC))  # as numbers: bools are slower
     slope_grad_C = (grad_TC * norm_TC).mul_(below).sum(dim=0)
-    return torch.where(below, grad_TC * slope_C, grad_TC), slope_grad_C
+    return below.mul_(slope_C - 1).add_(1).mul_(grad_TC), slope_grad_C
 
 
-def _share(x_TpC: torch.Tensor, best_TC: torch.Tensor, grad_TC: torch.Tensor) -> torch.Tensor:
-    """Hand each window's gradient to the inputs that made its value [T, p, C]."""
-    hit_TpC = (x_TpC == best_TC[:, None]).to(grad_TC.dtype)
-    return hit_TpC.mul_((grad_TC / hit_TpC.sum(dim=1))[:, None])
+def _share(
+    x_TpC: torch.Tensor, best_TC: torch.Tensor, grad_TC: torch.Tensor, out: torch.Tensor
+) -> torch.Tensor:
+    """Hand each window's gradient to the inputs that made its value, in `out` [T, p, C]."""
+    torch.eq(x_TpC, best_TC[:, None], out=out)  # as numbers: bools are slower
+    return out.mul_((grad_TC / out.sum(dim=1))[:, None])
 
 
 class _NormActPool(torch.autograd.Function):
@@ -70,14 +72,15 @@ class _NormActPool(torch.autograd.Function):
         mean_BC, rstd_BC = slope_C.new_empty(2, batch, channels)
         falling = (slope_C < 0).nonzero()[:, 0]
         buffer = slope_C.new_full((max(length * pool, pad + positions), channels), -_INF)
-        centred, windows = buffer[pad : pad + positions], buffer[: length * pool]
+        centred = buffer[pad : pad + positions]
+        windows = buffer[: length * pool].view(length, pool, channels)
         with torch.autocast(x_BPC.device.type, enabled=False):
             for b in range(batch):
                 x_PC = x_BPC[b].to(work)
                 mean = mean_BC[b] = x_PC.mean(dim=0)
                 torch.sub(x_PC, mean, out=centred)
                 rstd_BC[b] = (centred * centred).mean(dim=0).add_(eps).rsqrt_()
-                best = _extreme(windows.view(length, pool, channels), slope_C, falling)
+                best = _extreme(windows, slope_C, falling)
                 out_BTC[b] = functional.prelu(best * rstd_BC[b], slope_C)
                 best_BTC[b] = best
         ctx.save_for_backward(x_BPC, slope_C, best_BTC, mean_BC, rstd_BC)
@@ -92,7 +95,9 @@ class _NormActPool(torch.autograd.Function):
         length, pool, pad = best_BTC.shape[1], ctx.pool, ctx.pool // 2
         grad_BPC, slope_grad_C = torch.empty_like(x_BPC), torch.zeros_like(slope_C)
         buffer = slope_C.new_full((max(length * pool, pad + positions), channels), -_INF)
-        centred, windows = buffer[pad : pad + positions], buffer[: length * pool]
+        centred = buffer[pad : pad + positions]
+        windows = buffer[: length * pool].view(length, pool, channels)
+        shared = torch.empty_like(windows)
         with torch.autocast(x_BPC.device.type, enabled=False):
             for b in range(batch):
                 best, rstd = best_BTC[b], rstd_BC[b]
@@ -100,7 +105,7 @@ class _NormActPool(torch.autograd.Function):
                 norm = best * rstd
                 grad, slope_grad = _prelu_backward(grad_BTC[b].to(slope_C.dtype), norm, slope_C)
                 slope_grad_C += slope_grad
-                spread = _share(windows.view(length, pool, channels), best, grad * rstd)
+                spread = _share(windows, best, grad * rstd, out=shared)
                 spread = spread.view(length * pool, channels)[pad : pad + positions]
                 # The pool may leave out positions at the end: they get the norm's part only.
                 whole = functional.pad(spread, (0, 0, 0, positions - len(spread)))
@@ -139,11 +144,11 @@ class _FirstBlock(torch.autograd.Function):
             )
             ctx.pool, ctx.positions = pool, positions
             falling = (slope_C < 0).nonzero()[:, 0]
+            norm_TpC = slope_C.new_empty(length, pool, len(slope_C))
             out_BTC = torch.empty(len(y_BP), length, len(slope_C), dtype=dtype, device=y_BP.device)
             for b in range(len(y_BP)):
-                norm_TpC = _convolve(
-                    ctx, windows_BTW[b], weight_CK * rstd_BC[b, :, None], shift_BC[b]
-                )
+                scaled_CK = weight_CK * rstd_BC[b, :, None]
+                _convolve(windows_BTW[b], scaled_CK, shift_BC[b], positions, out=norm_TpC)
                 best_TC = _extreme(norm_TpC, slope_C, falling)
                 out_BTC[b] = functional.prelu(best_TC, slope_C)
         return out_BTC
@@ -154,35 +159,36 @@ class _FirstBlock(torch.autograd.Function):
         windows_BTW, weight_CK, slope_C, rstd_BC, shift_BC, mean_BK, covariance_BKK = (
             ctx.saved_tensors
         )
-        kernel = weight_CK.shape[1]
+        kernel, channels, pool = weight_CK.shape[1], len(slope_C), ctx.pool
         weight_grad, slope_grad_C = torch.zeros_like(weight_CK), torch.zeros_like(slope_C)
+        taps_WpC = slope_C.new_zeros(windows_BTW.shape[2], pool, channels)
         falling = (slope_C < 0).nonzero()[:, 0]
         mean_BK, covariance_BKK = mean_BK.to(slope_C.dtype), covariance_BKK.to(slope_C.dtype)
+        norm_TpC = slope_C.new_empty(windows_BTW.shape[1], pool, channels)
         with torch.autocast(windows_BTW.device.type, enabled=False):
-            for b in range(len(windows_BTW)):
-                windows_TW, rstd = windows_BTW[b], rstd_BC[b]
-                norm_TpC = _convolve(ctx, windows_TW, weight_CK * rstd[:, None], shift_BC[b])
+            for b, (windows_TW, rstd) in enumerate(zip(windows_BTW, rstd_BC, strict=True)):
+                scaled_CK = weight_CK * rstd[:, None]
+                _convolve(windows_TW, scaled_CK, shift_BC[b], ctx.positions, out=norm_TpC)
                 best_TC = _extreme(norm_TpC, slope_C, falling)
                 grad, slope_grad = _prelu_backward(grad_BTC[b].to(slope_C.dtype), best_TC, slope_C)
                 slope_grad_C += slope_grad
-                spread_TpC = _share(norm_TpC, best_TC, grad * rstd)
-                taps_pCW = (spread_TpC.flatten(1).T @ windows_TW).view(
-                    ctx.pool, -1, windows_TW.shape[1]
-                )
-                for offset in range(ctx.pool):
-                    weight_grad += taps_pCW[offset, :, offset : offset + kernel]
-                weight_grad -= (grad.sum(dim=0) * rstd)[:, None] * mean_BK[b]
                 along = (grad * best_TC).sum(dim=0) * rstd.square()
                 weight_grad -= along[:, None] * (weight_CK @ covariance_BKK[b])
+                weight_grad -= (grad.sum(dim=0) * rstd)[:, None] * mean_BK[b]
+                _share(norm_TpC, best_TC, grad * rstd, out=norm_TpC)
+                taps_WpC += (windows_TW.T @ norm_TpC.flatten(1)).view(taps_WpC.shape)
+        for offset in range(pool):
+            weight_grad += taps_WpC[offset : offset + kernel, offset].T
         return None, weight_grad, torch.zeros_like(slope_C), slope_grad_C, None, None, None
 
 
 def _windows(y_BP: torch.Tensor, kernel: int, pool: int) -> torch.Tensor:
-    """Return the inputs of all convolution outputs of each pool window, [B, T, W]."""
+    """Return the inputs of all convolution outputs of each pool window and a column of 1."""
     length = pooled(y_BP.shape[1], pool)
     left, width = pool // 2 + kernel // 2, pool + kernel - 1
     right = length * pool + kernel - 1 - left - y_BP.shape[1]
-    return functional.pad(y_BP, (left, right)).unfold(1, width, pool).contiguous()
+    windows_BTW = functional.pad(y_BP, (left, right)).unfold(1, width, pool)
+    return functional.pad(windows_BTW, (0, 1), value=1.0)
 
 
 def _moments(y_BP: torch.Tensor, kernel: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -198,19 +204,26 @@ def _moments(y_BP: torch.Tensor, kernel: int) -> tuple[torch.Tensor, torch.Tenso
 
 
 def _convolve(
-    ctx, windows_TW: torch.Tensor, weight_CK: torch.Tensor, shift_C: torch.Tensor
-) -> torch.Tensor:
-    """Return the normalised convolution output, window by window [T, p, C]; padding is −inf."""
-    channels, kernel = weight_CK.shape
-    stacked = weight_CK.new_zeros(windows_TW.shape[1], ctx.pool, channels)
-    for offset in range(ctx.pool):
-        stacked[offset : offset + kernel, offset] = weight_CK.T
-    out = torch.addmm(shift_C.repeat(ctx.pool), windows_TW, stacked.flatten(1))
-    out = out.view(-1, ctx.pool, channels)
-    before = ctx.pool // 2
+    windows_TW: torch.Tensor,
+    weight_CK: torch.Tensor,
+    shift_C: torch.Tensor,
+    positions: int,
+    out: torch.Tensor,
+) -> None:
+    """Write conv(y) + shift, window by window, to `out` [T, p, C].
+
+    The last column of `windows_TW` is 1 and takes the shift. What lies before and after the
+    `positions` of the convolution's output is −inf, as a max pool pads.
+    """
+    length, pool, channels = out.shape
+    stacked = weight_CK.new_zeros(windows_TW.shape[1], pool, channels)
+    for offset in range(pool):
+        stacked[offset : offset + weight_CK.shape[1], offset] = weight_CK.T
+    stacked[-1] = shift_C
+    torch.mm(windows_TW, stacked.flatten(1), out=out.view(length, -1))
+    before = pool // 2
     out[0, :before] = -_INF
-    out[-1, ctx.positions + before - (len(out) - 1) * ctx.pool :] = -_INF
-    return out
+    out[-1, positions + before - (length - 1) * pool :] = -_INF
 
 
 def first_block(
