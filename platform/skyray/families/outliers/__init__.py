@@ -1,0 +1,1 @@
+"""The outliers family: SPENDER autoencoder and normalizing flow; the strangest spectra first."""
