@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 from skyray.families.outliers import figures, latent_figures, reconstructions, roc_figures
 from skyray.families.outliers.scoring_table import limits_of, planted_curves, roc
 
-WAVELENGTH = np.linspace(3600.0, 9824.0, 800)
+WAVELENGTH = np.linspace(3600.0, 9824.0, 600)
 KINDS = ("blend", "wrong_redshift")
 FULL = {
     "training_losses.png", "latents.png", "latents_redshift.png", "neg_log_p.png", "chi2.png",
@@ -20,7 +20,7 @@ NEEDED = ("object_id", "redshift", "label", "snr", "latent_0", "latent_1", "neg_
           "percentile", "chi2_reduced", "chi2_window", "isolation", "problem")  # fmt: skip
 
 
-def draw_table(rows: int = 600, seed: int = 0) -> dict[str, object]:
+def draw_table(rows: int = 400, seed: int = 0) -> dict[str, object]:
     """A table as scoring leaves it: two classes, planted outliers that score high, some NaN."""
     rng = np.random.default_rng(seed)
     star = rng.random(rows) < 0.3
@@ -51,6 +51,11 @@ def draw_table(rows: int = 600, seed: int = 0) -> dict[str, object]:
         "wavelength": WAVELENGTH, "ivar": np.full(flux.shape, 100.0), "model": np.ones(flux.shape),
         "masked": np.broadcast_to(np.abs(WAVELENGTH - 5578) < 20, flux.shape),
     }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small_pictures(monkeypatch):
+    monkeypatch.setattr("skyray.analysis.plots.DPI", 50)
 
 
 @pytest.fixture(scope="module")
