@@ -20,13 +20,13 @@ LINES = {
     "Hδ": 4102.89, "G": 4305.6, "Hγ": 4341.68, "[O I]": 6302.05,
     "[N II]": 6585.27, "Ca II": 8544.4,
 }  # fmt: skip
-_MAIN = 9
+MAIN_LINES = 9
 ZOOMS = {
     "4000 Å break": (3820.0, 4180.0),
     "Hβ and [O III]": (4800.0, 5070.0),
     "Hα, [N II] and [S II]": (6470.0, 6790.0),
 }
-_ZOOM_LINES = {
+ZOOM_LINES = {
     "[O III] 4960": 4960.3, "[O III] 5008": 5008.24, "[N II] 6550": 6549.86, "[N II] 6585": 6585.27,
     "[S II]": 6718.29, "6733": 6732.67, "Hε": 3971.2, "K": 3934.78, "Hδ": 4102.89,
     "Hβ": 4862.68, "Hα": 6564.61, "H8": 3890.15,
@@ -140,7 +140,7 @@ class _Panels:
             ("f", svg.line(frame, self.rest, self.flux, self.measured)),
             ("o", svg.line(frame, self.rest, self.model, np.isfinite(self.model))),
         ]  # fmt: skip
-        extra = _line_marks(_ZOOM_LINES, frame, _LABEL_PIXELS[1])
+        extra = _line_marks(ZOOM_LINES, frame, _LABEL_PIXELS[1])
         extra += _x_ticks(frame, 4) + _y_ticks(frame, 3)
         plot = _plot("plot zoom", frame, paths, extra, title)
         return f"<figure><figcaption>{text(title)}</figcaption>{plot}</figure>"
@@ -189,7 +189,7 @@ def _line_marks(lines: dict[str, float], frame: svg.Frame, width: int) -> str:
         level = free[0] if free else taken.index(min(taken))
         taken[level] = share * width + 8 + 6.2 * len(name)
         side = "right:3px;left:auto;" if share * width > width - 8 - 6.2 * len(name) else ""
-        minor = ' class="minor"' if lines is LINES and order >= _MAIN else ""
+        minor = ' class="minor"' if lines is LINES and order >= MAIN_LINES else ""
         parts.append(
             f'<i{minor} style="left:{_percent(share)}">'
             f'<b style="{side}top:{2 + 12 * level}px">{text(name)}</b></i>'
