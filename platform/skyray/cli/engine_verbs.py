@@ -76,6 +76,9 @@ def simulate(
     templates: Annotated[
         str | None, typer.Option(help="Folder of external templates; built-in ones else.")
     ] = None,
+    planted: Annotated[
+        float, typer.Option(help="Share of planted outliers of known kind (spectra, --out only).")
+    ] = 0.0,
     progress: Progress = True,
     address: Address = None,
     json: Json = None,
@@ -95,7 +98,7 @@ def simulate(
 
         return run(
             load_card(card), objects, seed, out,
-            as_files=as_files, templates=templates, progress=progress,
+            as_files=as_files, templates=templates, planted=planted, progress=progress,
         )  # fmt: skip
 
 

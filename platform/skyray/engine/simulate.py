@@ -20,9 +20,11 @@ from skyray.config import ConfigError
 from skyray.engine.ingest import ingest_source
 from skyray.engine.sources import Unit
 from skyray.records import Spectrum
+from skyray.simulate.planted import KINDS, PlantedSurvey
 from skyray.simulate.spectra import MockSurvey
 from skyray.simulate.survey_files import write_survey_files
 
+_PLANTED = "planted"
 _OBJECTS_PER_UNIT = 64
 _OBJECTS_PER_FILE_TASK = 200  # and so many targets in a DESI coadd
 _UNIT_WEIGHT = 1 << 20  # two units make a task of the smallest size: the work is in computing
@@ -33,24 +35,39 @@ class MockSource:
 
     unclaimed = 0
 
-    def __init__(self, card: Card, objects: int, seed: int, templates: str | None = None):
+    def __init__(
+        self,
+        card: Card,
+        objects: int,
+        seed: int,
+        templates: str | None = None,
+        planted: float = 0.0,
+    ):
         self.card, self.seed, self.templates = card, seed, templates
-        self.counts = objects_per_class(card, objects)
+        count = round(objects * planted)
+        self.counts = objects_per_class(card, objects - count)
+        self.planted = {kind: count // len(KINDS) + (i < count % len(KINDS))
+                        for i, kind in enumerate(KINDS)} if count else {}  # fmt: skip
 
     def units(self) -> list[Unit]:
         return [
             Unit(self._uri(label), start // _OBJECTS_PER_UNIT, f"{start}-{stop}", _UNIT_WEIGHT)
-            for label, count in self.counts.items()
+            for label, count in (*self.counts.items(), *self._planted_counts())
             for start in range(0, count, _OBJECTS_PER_UNIT)
             for stop in [min(start + _OBJECTS_PER_UNIT, count)]
         ]
 
     def read(self, unit: Unit) -> Iterator[Spectrum]:
-        label = unit.uri.rpartition("/")[2]
+        folder, _, label = unit.uri.rpartition("/")
         survey = _survey(self.card, self.seed, self.templates)
+        if folder.endswith(_PLANTED):
+            survey = PlantedSurvey(self.card, self.seed, _path(self.templates))
         start, stop = map(int, unit.identity.split("-"))
         for index in range(start, stop):
             yield survey.spectrum(label, index)
+
+    def _planted_counts(self) -> list[tuple[str, int]]:
+        return [(f"{_PLANTED}/{kind}", count) for kind, count in self.planted.items()]
 
     def _uri(self, label: str) -> str:
         kind = Path(self.templates).name if self.templates else "built-in"
@@ -71,6 +88,7 @@ def simulate(
     *,
     as_files: str | os.PathLike | None = None,
     templates: str | os.PathLike | None = None,
+    planted: float = 0.0,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Make a mock survey; Ray must have been started.
@@ -87,6 +105,9 @@ def simulate(
         Folder (on a filesystem all workers see) for files in the survey's own format.
     templates : str, optional
         Folder of external templates.
+    planted : float
+        Share of the objects that are outliers of known kind (see `skyray.simulate.planted`), for
+        the test of an outlier search; only in a dataset.
 
     Returns
     -------
@@ -108,9 +129,14 @@ def simulate(
         raise ConfigError(f"simulate: objects: expected at least 1, found {objects}")
     folder = os.path.abspath(templates) if templates else None
     _survey(card, seed, folder)  # refuses what no worker could make
-    source = MockSource(card, objects, seed, folder)
-    result: dict[str, Any] = {"card": card.name, "seed": seed, "objects": source.counts}
+    if not 0 <= planted < 1:
+        raise ConfigError(f"simulate: planted: expected a share in [0, 1), found {planted}")
+    source = MockSource(card, objects, seed, folder, planted)
+    counts = source.counts | source.planted
+    result: dict[str, Any] = {"card": card.name, "seed": seed, "objects": counts}
     if as_files is not None:
+        if planted:
+            raise ConfigError("simulate: planted outliers go into a dataset (out), not into files")
         files = _write_files(source, Path(as_files).absolute(), progress)
         result |= {"folder": str(as_files), "files": files}
     if out is not None:
@@ -153,4 +179,8 @@ def _survey(card: Card, seed: int, templates: str | None) -> MockSurvey:
 
 @functools.lru_cache(maxsize=2)
 def _cached_survey(card: str, seed: int, templates: str | None) -> MockSurvey:
-    return MockSurvey(Card.model_validate_json(card), seed, Path(templates) if templates else None)
+    return MockSurvey(Card.model_validate_json(card), seed, _path(templates))
+
+
+def _path(templates: str | None) -> Path | None:
+    return Path(templates) if templates else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -36,12 +36,16 @@ class MockObject:
     exposure : Exposure
         What the pipeline makes of it.
     redshift : float
+    type : str
+        The drawn type (``starburst``, ``G2`` …), which surveys do not list; in ``extra`` of the
+        spectrum it is ``mock_type``.
     """
 
     pixels: Pixels
     light: np.ndarray
     exposure: Exposure
     redshift: float
+    type: str = ""
 
 
 class MockSurvey:
@@ -126,7 +130,7 @@ class MockSurvey:
             survey="mock",
             source=source,
             object_id=str(ids.pop("object_id")),
-            extra={**ids, **self._target(snr), **fields},
+            extra={**ids, **self._target(snr), **fields, "mock_type": mock.type},
         )
 
     def observe(
@@ -155,7 +159,7 @@ class MockSurvey:
         snr = options.snr.draw(rng, self._snr_floor)
         kind = options.types[int(rng.integers(len(options.types)))]
         light = self.light.of(rng, options.kind, kind, pixels, redshift, options.metal_poor)
-        return self.observe(rng, light, pixels, redshift, snr)
+        return replace(self.observe(rng, light, pixels, redshift, snr), type=kind)
 
     def identity(self, number: int, planted: bool = False) -> dict[str, object]:
         """Return identifiers as the survey writes them, in ranges real ones do not use.

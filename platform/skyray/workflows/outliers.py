@@ -39,8 +39,9 @@ from skyray.engine.report import write_report
 from skyray.families.base import Columns, OutputColumn
 from skyray.families.outliers import figures
 from skyray.families.outliers.explorer import write_explorer
-from skyray.families.outliers.family import SCORES
+from skyray.families.outliers.family import with_notes
 from skyray.families.outliers.gallery import GalleryEntry, Neighbour, write_gallery
+from skyray.families.outliers.metrics import SCORES, stacked
 
 FAMILY = "outliers"
 REDSHIFT = OutputColumn("redshift", "float64", "", "redshift the survey lists")
@@ -115,7 +116,7 @@ def find_outliers(
         _write_map(folder / "latents.html", table, dataset, predictor, explorer_rows)
         links["Map of the latent space"] = "latents.html"
     table["history"] = history_rows(bundle)
-    paths = figures.write_figures(table, {}, folder / "figures")
+    paths = figures.write_figures(with_notes(table), {}, folder / "figures")
     write_report(folder, f"Outliers of {dataset.card.name}", summary, paths,
                  {"The strangest ten": _shortlist(table, strangest[:10])}, links)  # fmt: skip
     return {
@@ -197,14 +198,9 @@ def nearest_spectra(out: str, object_id: str, count: int = 10) -> dict[str, Any]
     return dict(found[:count])
 
 
-def _latents(table: Columns) -> np.ndarray:
-    names = sorted((n for n in table if n.startswith("latent_")), key=lambda n: int(n[7:]))
-    return np.stack([table[name] for name in names], axis=1)
-
-
 def _index(table: Columns) -> NearestLatents:
     scored = table["problem"] == ""
-    return NearestLatents.build(_latents(table)[scored], table["object_id"][scored])
+    return NearestLatents.build(stacked(table, "latent_")[scored], table["object_id"][scored])
 
 
 def _rows_of(dataset: Dataset, ids: Sequence[str]) -> dict[str, Columns]:
@@ -223,7 +219,7 @@ def _rows_of(dataset: Dataset, ids: Sequence[str]) -> dict[str, Columns]:
 
 def _entries(dataset, predictor, table: Columns, chosen: np.ndarray, nearest: NearestLatents):
     """Return the gallery's entries, with their nearest neighbours that are not strange."""
-    latents = _latents(table)
+    latents = stacked(table, "latent_")
     normal = {str(i) for i, ok in zip(table["object_id"], table["in_domain"], strict=True) if ok}
     near: dict[int, list[tuple[str, float]]] = {}
     for row in chosen:
@@ -278,7 +274,7 @@ def _write_map(path: Path, table: Columns, dataset, predictor, most: int) -> Non
     order = scored[np.argsort(table["rank"][scored])]
     rest = np.random.default_rng(0).permutation(order[most // 10 :])
     chosen = np.sort(np.concatenate([order[: most // 10], rest[: most - most // 10]]))
-    latents = _latents(table)[chosen]
+    latents = stacked(table, "latent_")[chosen]
     names = ["object_id", "redshift", "snr", "label", "rank", "strangeness", *SCORES]
     names += [c.name for c in STAR_COLUMNS if c.name in table]
     columns = {name: table[name][chosen] for name in names}

@@ -20,6 +20,7 @@ from skyray.config import ConfigError
 from skyray.families.base import Columns, DataInfo, Family, OutputColumn, Stage, Tensors
 from skyray.families.outliers import metrics
 from skyray.families.outliers.augment import augment
+from skyray.families.outliers.metrics import SCORES
 from skyray.families.outliers.networks import (
     FidelityLoss,
     InvarianceLoss,
@@ -27,7 +28,6 @@ from skyray.families.outliers.networks import (
     flow_loss,
 )
 from skyray.families.outliers.recipes import OutliersRecipe
-from skyray.models.spender import fast_encoder
 from skyray.records import Grid
 from skyray.transforms.rest_frame import rebin, rebin_grid, rest_median
 from skyray.transforms.sky_lines import SkyLines, load_sky_lines, sky_line_mask
@@ -39,8 +39,6 @@ PROBLEMS = (
     "no measured pixels in the normalisation window",
     "median flux in the normalisation window is not positive",
 )
-# Scores that are ranked against the population; the combined rank is made of all of them.
-SCORES = ("neg_log_p", "chi2_reduced", "chi2_window", "isolation", "missing")
 _CHUNK = 64
 _WINDOW_ANGSTROM = 60.0
 _ISOLATION_ROWS = 20_000
@@ -80,12 +78,18 @@ class OutliersFamily(Family):
             self.data.grid.wavelength(), lines, how.sky_min_intensity, how.sky_half_width
         )
 
+    @cached_property
+    def blind_L(self) -> np.ndarray:
+        """Rebinned pixels that sky lines cover wholly, in every spectrum, bool."""
+        factor, size = self.recipe.input.rebin, self.grid.size
+        return self.sky_L[: size * factor].reshape(size, factor).all(axis=1)
+
     # training ------------------------------------------------------------------------------
     def build_model(self) -> OutlierModel:
         return OutlierModel(self.recipe, self.grid)
 
     def stages(self) -> list[Stage]:
-        invariance = InvarianceLoss(self.recipe, self.grid)
+        invariance = InvarianceLoss(self.recipe, self.grid, self.blind_L)
 
         def usable(columns: Columns) -> np.ndarray:
             return columns["problem"] == 0
@@ -98,7 +102,8 @@ class OutliersFamily(Family):
 
         return [
             Stage(
-                "fidelity", lambda model: model.autoencoder, FidelityLoss(self.recipe, self.grid),
+                "fidelity", lambda model: model.autoencoder,
+                FidelityLoss(self.recipe, self.grid, self.blind_L),
                 self.recipe.train, rows=usable, monitor="fidelity",
             ),
             Stage(
@@ -162,9 +167,7 @@ class OutliersFamily(Family):
 
     # after training ------------------------------------------------------------------------
     def optimise_for_inference(self, model: OutlierModel) -> OutlierModel:
-        model.eval()
-        model.autoencoder.encoder = fast_encoder(model.autoencoder.encoder)
-        return model
+        return model.eval()
 
     def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
         """Keep the scores and latents of validation objects, which all ranks refer to."""
@@ -193,15 +196,17 @@ class OutliersFamily(Family):
         for name in ("latent", "neg_log_p", "chi2_reduced", "chi2_window", "isolation"):
             scores[name] = np.where(bad.reshape(-1, *[1] * (scores[name].ndim - 1)), np.nan,
                                     scores[name]).astype(np.float32)  # fmt: skip
-        ranks = {name: percentile(scores[name], kept[f"reference_{name}"]) for name in SCORES}
-        rows = len(kept["reference_neg_log_p"])
+        reference = {name: kept[f"reference_{name}"] for name in SCORES}
+        rows = len(reference["neg_log_p"])
         output: Columns = {
             f"latent_{i}": scores["latent"][:, i] for i in range(scores["latent"].shape[1])
         }
         output |= {name: scores[name].astype(np.float32) for name in SCORES}
-        output["percentile"] = ranks["neg_log_p"].astype(np.float32)
-        output["strangeness"] = metrics.combined_rank(ranks, rows).astype(np.float32)
-        output["in_domain"] = ~bad & (output["strangeness"] < np.log10(rows))
+        rank = percentile(scores["neg_log_p"], reference["neg_log_p"])
+        output["percentile"] = rank.astype(np.float32)
+        strange = metrics.combined_rank({name: scores[name] for name in SCORES}, reference)
+        output["strangeness"] = np.where(bad, np.nan, strange).astype(np.float32)
+        output["in_domain"] = ~bad & (strange < np.log10(rows))
         output["problem"] = np.array(PROBLEMS, dtype=object)[inputs["problem"]]
         output["norm"] = inputs["norm"]
         output["model"] = scores["model"] * inputs["norm"][:, None]
@@ -223,13 +228,13 @@ class OutliersFamily(Family):
         log_p = model.flow.log_prob(made.latent.float())
         y, w, fit, valid = (t.cpu().numpy() for t in (y, w, made.model.float(), made.valid))
         chi2, pixels = metrics.reduced_chi2(y, w, fit, valid)
-        residual = (y - fit) * np.sqrt(w) * valid
+        residual = metrics.residual_over_sigma(y, w, fit, valid)
         width = max(3, round(_WINDOW_ANGSTROM / np.median(np.diff(self.grid.wavelength()))))
         return {
             "latent": made.latent.float().cpu().numpy(),
             "neg_log_p": -log_p.cpu().numpy(),
             "chi2_reduced": chi2,
-            "chi2_window": metrics.windowed_chi2(residual, width),
+            "chi2_window": metrics.windowed_chi2(residual, width)[0],
             "missing": (1.0 - pixels / y.shape[1]).astype(np.float32),
             "model": fit,
         }
@@ -244,7 +249,8 @@ class OutliersFamily(Family):
             y, _, _ = augment(
                 y, w, z, self.grid, z_min=how.redshift_low, z_max=how.redshift_high,
                 noise_share=how.noise_share, noise_level=how.noise_level,
-                mode=self.recipe.switch("masked_pixels"), generator=generator,
+                mode=self.recipe.switch("masked_pixels"), masked_L=torch.as_tensor(self.blind_L),
+                generator=generator,
             )  # fmt: skip
             latents.append(model.autoencoder.encoder(y.to(device)).float().cpu().numpy())
         moved = np.concatenate(latents)
@@ -262,7 +268,7 @@ class OutliersFamily(Family):
             ("isolation", "float32", "", "isolation-forest score of the latent"),
             ("missing", "float32", "", "share of pixels without weight"),
             ("percentile", "float32", "", "share of the population with lower neg_log_p"),
-            ("strangeness", "float32", "", "-log10 of the smallest tail of all scores"),
+            ("strangeness", "float32", "", "-log10 of the smallest tail among all scores"),
             ("in_domain", "bool", "", "some of the population are as strange as this"),
             ("problem", "str", "", "why there are no scores; empty where there are"),
             ("norm", "float32", "1e-17 erg/s/cm2/Angstrom", "median flux at rest 5300-5850"),
@@ -273,7 +279,7 @@ class OutliersFamily(Family):
         return ["model"]
 
     def truth_columns(self) -> list[str]:
-        return ["label", "subtype", "redshift", "snr", "extra"]
+        return ["label", "redshift", "snr", "extra"]
 
     def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
         return metrics.evaluate_table(table)
@@ -281,7 +287,14 @@ class OutliersFamily(Family):
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:
         from skyray.families.outliers import figures  # matplotlib is no business of workers
 
-        return figures.write_figures(table, metrics, folder)
+        return figures.write_figures(with_notes(table), metrics, folder)
+
+
+def with_notes(table: Columns) -> Columns:
+    """Add what the figures show of the column ``extra``: planted kinds and mock types."""
+    kinds = {"planted": metrics.notes(table["extra"], "planted")}
+    types = metrics.notes(table["extra"], "mock_type")
+    return {**table, **kinds, **({"type": types} if (types != "").any() else {})}
 
 
 def _rebinned(flux: np.ndarray, ivar: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:

@@ -43,7 +43,7 @@ def write_figures(table: Columns, metrics: Mapping[str, Any], folder: Path) -> l
     table : columns [N]
         ``object_id, redshift, label, snr, latent_0 … latent_{S-1}, neg_log_p, percentile,
         chi2_reduced, chi2_window, isolation, problem`` ('' = fine). Optional: ``neg_log_p_star``,
-        ``combined``, ``planted`` (kind or ''), ``real`` (bool: real spectra among mocks), ``type``
+        ``strangeness``, ``planted`` (kind or ''), ``real`` (bool: real among mocks), ``type``
         (finer than label), ``pixels`` (in χ²), the baselines ``pca_error`` and ``pca_isolation``;
         ``history`` (rows of a training); ``wavelength`` [L] (Å, observed) with ``flux, ivar,
         masked, model`` [N, L].

@@ -7,12 +7,16 @@ Shape suffixes: N objects, B batch, L observed pixels, S latents.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from scipy import stats
 from scipy.spatial.distance import pdist
 
+# Scores that are ranked against the population; the combined rank is made of all of them.
+SCORES = ("neg_log_p", "chi2_reduced", "chi2_window", "isolation", "missing")
 MIN_ROWS = 30
 # Above this many rows the mean pair distance is taken from a fixed random subset.
 _PAIR_ROWS = 3000
@@ -271,6 +275,52 @@ def _auc(normal: np.ndarray, strange: np.ndarray) -> float:
     ranks = stats.rankdata(np.concatenate([normal, strange]))[len(normal) :]
     wins = ranks.sum() - len(strange) * (len(strange) + 1) / 2
     return float(wins / (len(normal) * len(strange)))
+
+
+def evaluate_table(table: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Return the metrics of a table of predictions joined with the truth.
+
+    ``chi2_median`` and ``chi2_mean`` per used pixel, the ``invariance_ratio`` of augmented copies
+    (columns ``moved_latent_i``), the largest ``redshift_correlation`` at fixed type, the number of
+    objects ``unscored``, and, where outliers were planted, ``planted_auc`` of every score.
+    """
+    scored = table["problem"] == ""
+    latent = stacked(table, "latent_")
+    planted, kinds = notes(table["extra"], "planted"), notes(table["extra"], "mock_type")
+    kinds = np.where(kinds == "", table["label"], kinds)
+    found: dict[str, Any] = {
+        "objects": len(scored),
+        "unscored": int((~scored).sum()),
+        "chi2_median": float(np.nanmedian(table["chi2_reduced"])),
+        "chi2_mean": float(np.nanmean(table["chi2_reduced"])),
+        "neg_log_p_median": float(np.nanmedian(table["neg_log_p"])),
+        "in_domain_share": float(np.mean(table["in_domain"])),
+    }
+    if "moved_latent_0" in table:
+        found["invariance_ratio"] = invariance_ratio(latent, stacked(table, "moved_latent_"))
+    ordinary = planted == ""
+    by_kind = redshift_correlation(latent[ordinary], table["redshift"][ordinary], kinds[ordinary])
+    found["redshift_correlation"] = max((k["spearman"] for k in by_kind.values()), default=np.nan)
+    found["redshift_correlation_by_type"] = by_kind
+    if (planted != "").any():
+        names = ("strangeness", *SCORES)
+        found["planted_auc"] = {name: planted_auc(table[name], planted) for name in names}
+        found["planted_auc_strangeness"] = found["planted_auc"]["strangeness"]["all"]
+    return found
+
+
+def stacked(table: Mapping[str, np.ndarray], prefix: str) -> np.ndarray:
+    """Return the columns prefix0, prefix1 … as one array [N, S]."""
+    count = sum(name.startswith(prefix) and name[len(prefix) :].isdigit() for name in table)
+    return np.stack([table[f"{prefix}{i}"] for i in range(count)], axis=1)
+
+
+def notes(extra_N: np.ndarray, name: str) -> np.ndarray:
+    """Return one entry of the JSON column ``extra``, '' where it is not there, str [N].
+
+    Mock objects carry ``planted`` (kind of planted outlier) and ``mock_type`` there.
+    """
+    return np.array([str(json.loads(text or "{}").get(name, "")) for text in extra_N])
 
 
 def star_galaxy_roc(

@@ -5,6 +5,7 @@ Shape suffixes: B batch, L observed pixels, R rest-frame pixels, S latents.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -44,7 +45,7 @@ class OutlierModel(nn.Module):
                 network.encoder_hidden,
             ),
             SpectrumDecoder(rest, network.latents, network.decoder_hidden, network.activation),
-            Instrument(grid, kernel),
+            Instrument(grid, kernel, subpixels=network.subpixels),
         )  # fmt: skip
         flow = recipe.flow
         standardise = "data" if recipe.switch("flow_scale") == "corrected" else 20.0
@@ -54,8 +55,9 @@ class OutlierModel(nn.Module):
 class FidelityLoss:
     """Stage 1: how well the reconstruction explains the observed pixels (paper eq. 1)."""
 
-    def __init__(self, recipe: OutliersRecipe, grid: Grid):
+    def __init__(self, recipe: OutliersRecipe, grid: Grid, blind_L: np.ndarray):
         self.recipe, self.grid = recipe, grid
+        self._blind_L = torch.as_tensor(blind_L)
         self._sum = recipe.switch("fidelity_reduction") == "as_published"
 
     def __call__(self, part: SpectrumAutoencoder, batch: Tensors):
@@ -74,14 +76,13 @@ class FidelityLoss:
 
     def _augmented(self, part: SpectrumAutoencoder, batch: Tensors) -> torch.Tensor:
         how = self.recipe.invariance
-        with torch.no_grad():
-            y_BL, _, _ = augment(
-                batch["y"], batch["w"], batch["z"], self.grid,
-                z_min=how.redshift_low, z_max=how.redshift_high,
-                noise_share=how.noise_share, noise_level=how.noise_level,
-                mode=self.recipe.switch("masked_pixels"),
-            )  # fmt: skip
-        return part.encoder(y_BL)
+        moved = augment(
+            batch["y"], batch["w"], batch["z"], self.grid,
+            z_min=how.redshift_low, z_max=how.redshift_high,
+            noise_share=how.noise_share, noise_level=how.noise_level,
+            mode=self.recipe.switch("masked_pixels"), masked_L=self._blind_L.to(batch["y"].device),
+        )  # fmt: skip
+        return part.encoder(moved.y)
 
     def _invariance(self, part, made: Reconstruction, batch: Tensors) -> torch.Tensor:
         latents = made.latent.float().cpu().numpy()
@@ -97,8 +98,8 @@ class InvarianceLoss(FidelityLoss):
     `begin_epoch` sets the slope k of the similarity loss (see `losses.k_schedule`).
     """
 
-    def __init__(self, recipe: OutliersRecipe, grid: Grid):
-        super().__init__(recipe, grid)
+    def __init__(self, recipe: OutliersRecipe, grid: Grid, blind_L: np.ndarray):
+        super().__init__(recipe, grid, blind_L)
         how = recipe.invariance
         self.k = 0.0
         self._published = recipe.switch("loss_scale") == "as_published"
@@ -108,11 +109,12 @@ class InvarianceLoss(FidelityLoss):
             self._wavelength_R, how.similarity_amplitude, 5000.0, how.similarity_width
         )
         rising = recipe.switch("k_schedule") == "corrected"
-        self._k_kind = "rising" if rising else how.k_kind
+        self._k_kind = "ramp" if rising else how.k_kind
 
     def begin_epoch(self, epoch: int) -> None:
         epochs = self.recipe.train_invariance.epochs
-        self.k = losses.k_schedule(epoch, epochs, self._k_kind)
+        top = self.recipe.invariance.k_maximum if self._k_kind == "ramp" else None
+        self.k = losses.k_schedule(epoch, epochs, self._k_kind, top)
 
     def __call__(self, part: SpectrumAutoencoder, batch: Tensors):
         how, rows = self.recipe.invariance, len(batch["y"])

@@ -42,6 +42,9 @@ class NetworkConfig(Config):
     rest_start: float = Field(2000.0, gt=0, description="rest-frame grid of the decoder, Å")
     rest_stop: float = Field(9824.0, gt=0)
     rest_pixels: int = Field(9780, ge=10)
+    subpixels: int = Field(
+        1, ge=1, description="samples of the model in each observed pixel, averaged"
+    )
     lsf_kernel: tuple[float, ...] | None = Field(
         None, description="line-spread function in observed pixels, odd length; null: none"
     )
@@ -63,7 +66,8 @@ class InvarianceConfig(Config):
     similarity_width: float = Field(2000.0, gt=0, description="Å (SDSS 1000)")
     consistency_weight: float = Field(1.0, ge=0)
     consistency_tolerance: float = Field(0.25, gt=0, description="as published only (SDSS .01)")
-    k_kind: Literal["desi", "sdss", "constant"] = "desi"
+    k_kind: Literal["desi", "sdss"] = Field("desi", description="as published only")
+    k_maximum: float = Field(5.0, gt=0, description="corrected: where the ramp of k ends")
 
 
 class FlowConfig(Config):
@@ -166,7 +170,7 @@ def desi_bgs_laptop() -> OutliersRecipe:
         input=InputConfig(rebin=4),
         network=NetworkConfig(
             widths=(32, 64, 128), encoder_hidden=(64, 48, 32), decoder_hidden=(64, 256, 512),
-            rest_pixels=2446,
+            rest_pixels=4891, subpixels=2,
         ),
     )  # fmt: skip
 
