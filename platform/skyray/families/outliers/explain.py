@@ -229,9 +229,12 @@ def _draw_parts(axis: Axes, parts: ChiSquareParts) -> None:
     spread = np.sqrt(np.divide(2.0, pixels, out=np.full(chi2.shape, np.nan), where=pixels > 0))
     at = np.arange(len(parts.names))
     strange = np.nan_to_num(reduced - 1.0) > 4 * np.nan_to_num(spread)
-    axis.bar(at, reduced, color=np.where(strange, plots.RED, plots.SKY), width=0.65)
+    seen = pixels > 0  # not-a-number bars would upset the layout
+    color = np.where(strange, plots.RED, plots.SKY)[seen]
+    axis.bar(at[seen], reduced[seen], color=color, width=0.65)
     axis.axhline(1.0, color=plots.SOFT, linewidth=0.9, linestyle="--")
-    axis.errorbar(at, np.ones(at.size), 2 * spread, fmt="none", ecolor=plots.INK, capsize=4)
+    axis.errorbar(at[seen], np.ones(seen.sum()), 2 * spread[seen], fmt="none", ecolor=plots.INK,
+                  capsize=4)  # fmt: skip
     for i, value in enumerate(reduced):
         share = f"{100 * chi2[i] / chi2.sum():.0f} % of χ²" if chi2[i] > 0 else "not covered"
         top = np.nanmax([value, 1.0 + 2.0 * spread[i], 0.0])
@@ -239,5 +242,5 @@ def _draw_parts(axis: Axes, parts: ChiSquareParts) -> None:
                       fontsize=8, in_layout=False)  # fmt: skip
     axis.set_xticks(at, parts.names, fontsize=9)
     axis.set_ylabel("reduced χ²\n(bar: noise, 2σ)")
-    axis.set(ylim=(0, 1.25 * np.nanmax([1.6, *reduced])))
+    axis.set(xlim=(-0.6, len(at) - 0.4), ylim=(0, 1.25 * np.nanmax([1.6, *reduced])))
     axis.grid(axis="x", visible=False)
