@@ -198,7 +198,6 @@ def explain_figure(
         _draw_attention(upper, middle, rest, flux, model, used, np.asarray(attention_L, np.float64))
         _draw_parts(lower, parts)
         upper.set_title(title)
-        figure.align_ylabels(axes[:, 0])
         return plots.save(figure, path)
 
 
@@ -236,11 +235,13 @@ def _draw_parts(axis: Axes, parts: ChiSquareParts) -> None:
     axis.errorbar(at[seen], np.ones(seen.sum()), 2 * spread[seen], fmt="none", ecolor=plots.INK,
                   capsize=4)  # fmt: skip
     for i, value in enumerate(reduced):
-        share = f"{100 * chi2[i] / chi2.sum():.0f} % of χ²" if chi2[i] > 0 else "not covered"
+        share = (
+            f"{100 * chi2[i] / max(chi2.sum(), 1e-300):.0f} % of χ²" if pixels[i] else "not covered"
+        )
         top = np.nanmax([value, 1.0 + 2.0 * spread[i], 0.0])
         axis.annotate(share, (i, top), (0, 3), textcoords="offset points", ha="center",
                       fontsize=8, in_layout=False)  # fmt: skip
     axis.set_xticks(at, parts.names, fontsize=9)
-    axis.set_ylabel("reduced χ²\n(bar: noise, 2σ)")
+    axis.set_title("reduced χ² by range, with 2σ of noise about 1", fontsize=10)
     axis.set(xlim=(-0.6, len(at) - 0.4), ylim=(0, 1.25 * np.nanmax([1.6, *reduced])))
     axis.grid(axis="x", visible=False)
