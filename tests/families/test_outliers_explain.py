@@ -133,8 +133,11 @@ def test_unused_pixels_may_hold_anything():
 
 @pytest.mark.parametrize(
     ("ranges", "message"),
-    [({"a": [(1, 3)], "b": [(2, 4)]}, "overlaps"), ({"a": [(3, 3)]}, "empty"),
-     ({ELSEWHERE: [(1, 2)]}, "kept for")],
+    [
+        ({"a": [(1, 3)], "b": [(2, 4)]}, "overlaps"),
+        ({"a": [(3, 3)]}, "empty"),
+        ({ELSEWHERE: [(1, 2)]}, "kept for"),
+    ],
 )
 def test_wrong_ranges_are_refused(ranges, message):
     with pytest.raises(ValueError, match=message):

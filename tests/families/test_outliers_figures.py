@@ -87,7 +87,7 @@ def test_figures_follow_what_the_table_holds(table, tmp_path):
     assert found == {"latents.png", "latents_redshift.png", "neg_log_p.png", "chi2.png"}
 
 
-@pytest.mark.parametrize("rows", [0, 1, 4])
+@pytest.mark.parametrize("rows", [0, 4])
 def test_tiny_tables(table, tmp_path, rows):
     found = write(part(table, slice(20, 20 + rows)), tmp_path)
     assert "training_losses.png" in found

@@ -198,7 +198,6 @@ def explain_figure(
         _draw_attention(upper, middle, rest, flux, model, used, np.asarray(attention_L, np.float64))
         _draw_parts(lower, parts)
         upper.set_title(title)
-        figure.align_ylabels(axes[:, 0])
         return plots.save(figure, path)
 
 
@@ -229,15 +228,20 @@ def _draw_parts(axis: Axes, parts: ChiSquareParts) -> None:
     spread = np.sqrt(np.divide(2.0, pixels, out=np.full(chi2.shape, np.nan), where=pixels > 0))
     at = np.arange(len(parts.names))
     strange = np.nan_to_num(reduced - 1.0) > 4 * np.nan_to_num(spread)
-    axis.bar(at, reduced, color=np.where(strange, plots.RED, plots.SKY), width=0.65)
+    seen = pixels > 0  # not-a-number bars would upset the layout
+    color = np.where(strange, plots.RED, plots.SKY)[seen]
+    axis.bar(at[seen], reduced[seen], color=color, width=0.65)
     axis.axhline(1.0, color=plots.SOFT, linewidth=0.9, linestyle="--")
-    axis.errorbar(at, np.ones(at.size), 2 * spread, fmt="none", ecolor=plots.INK, capsize=4)
+    axis.errorbar(at[seen], np.ones(seen.sum()), 2 * spread[seen], fmt="none", ecolor=plots.INK,
+                  capsize=4)  # fmt: skip
     for i, value in enumerate(reduced):
-        share = f"{100 * chi2[i] / chi2.sum():.0f} % of χ²" if chi2[i] > 0 else "not covered"
+        share = (
+            f"{100 * chi2[i] / max(chi2.sum(), 1e-300):.0f} % of χ²" if pixels[i] else "not covered"
+        )
         top = np.nanmax([value, 1.0 + 2.0 * spread[i], 0.0])
         axis.annotate(share, (i, top), (0, 3), textcoords="offset points", ha="center",
                       fontsize=8, in_layout=False)  # fmt: skip
     axis.set_xticks(at, parts.names, fontsize=9)
-    axis.set_ylabel("reduced χ²\n(bar: noise, 2σ)")
-    axis.set(ylim=(0, 1.25 * np.nanmax([1.6, *reduced])))
+    axis.set_title("reduced χ² by range, with 2σ of noise about 1", fontsize=10)
+    axis.set(xlim=(-0.6, len(at) - 0.4), ylim=(0, 1.25 * np.nanmax([1.6, *reduced])))
     axis.grid(axis="x", visible=False)
