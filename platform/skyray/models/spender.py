@@ -90,10 +90,10 @@ class SpectrumEncoder(nn.Module):
             raise ValueError(
                 f"expected odd kernels and an even last width, found {tuple(kernels)}, {widths[-1]}"
             )
-        length = pixels
+        self.lengths: list[int] = []  # positions after each pool
         for pool in pools:
-            length = pooled(length, pool)
-        if length < 2:
+            self.lengths.append(pooled(self.lengths[-1] if self.lengths else pixels, pool))
+        if min(self.lengths, default=pixels) < 2:
             raise ValueError(f"pixels: {pixels} are too few for pools of {tuple(pools)}")
         self.pixels, self.latents, self.pools = pixels, latents, tuple(pools)
         channels = (1, *widths)
@@ -106,9 +106,18 @@ class SpectrumEncoder(nn.Module):
 
     def attend(self, y_BL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return values and attention, both [B, C, T]; the attention sums to 1 over T."""
+        y_BL = self.checked(y_BL)
+        return self.split(self._blocks_plain(y_BL) if self._plain(y_BL) else self._blocks(y_BL))
+
+    def checked(self, y_BL: torch.Tensor) -> torch.Tensor:
+        """Return the spectra as they came; refuse another shape than [B, L]."""
         if y_BL.ndim != 2 or y_BL.shape[1] != self.pixels:
             raise ValueError(f"expected spectra [B, {self.pixels}], found {tuple(y_BL.shape)}")
-        x = self._blocks_plain(y_BL) if self._plain(y_BL) else self._blocks(y_BL)
+        return y_BL
+
+    @staticmethod
+    def split(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return values and attention [B, C, T] of the last block's output [B, 2C, 1, T]."""
         values, logits = x.squeeze(2).chunk(2, dim=1)
         return values, torch.softmax(logits.float(), dim=-1)
 
