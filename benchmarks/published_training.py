@@ -58,7 +58,7 @@ def run(arm: str, seed: int, data: Path, options: argparse.Namespace) -> None:
         return
     name, changes = ARMS[arm]
     recipe = load_recipe(name).override(
-        [*changes, f"seed={seed}", f"members={options.members}",
+        [*changes, *options.set, f"seed={seed}", f"members={options.members}",
          f"train.precision={options.precision}", f"train_redshift.precision={options.precision}"]
     )  # fmt: skip
     bundle = options.out / f"bundle-{arm}-{seed}"
@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--members", type=int, default=1, help="redshift networks a class")
     parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
+    parser.add_argument("--set", action="append", default=[], help="change both recipes: key=value")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from scipy.spatial import cKDTree
 
 FORMAT = 1
@@ -138,6 +139,19 @@ class NearestLatents:
             shape = (len(rows), wanted - 1)
             names, distance = names[kept].reshape(shape), distance[kept].reshape(shape)
         return (names[0], distance[0]) if latent.ndim == 1 else (names, distance)
+
+    def latent(self, name: str) -> np.ndarray:
+        """Return the indexed latent of one id, float64 [S], in its own unit.
+
+        Raises
+        ------
+        KeyError
+            If the index holds no such id.
+        """
+        row = pc.index(self._ids, name).as_py()
+        if row < 0:
+            raise KeyError(f"object {name!r}: not among the {len(self)} indexed spectra")
+        return self._tree.data[row] * self.scale_S + self.mean_S
 
     def _own(self, names: np.ndarray, distance: np.ndarray, own_ids) -> np.ndarray:
         """Return which column [Q] is the query itself; the last one where it is not there."""

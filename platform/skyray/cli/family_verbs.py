@@ -15,6 +15,9 @@ from skyray.cli.verb import (
     verb,
 )
 
+# paper → module with a function `reproduce(out, scale, …)`
+PAPERS = {"desi-outliers": "skyray.workflows.desi_outliers"}
+
 
 @verb
 def outliers(
@@ -49,6 +52,40 @@ def outliers(
         return find_outliers(
             bundle, sources, out, star_bundle=stars, card=card, top=top, explorer_rows=map_rows,
             workers=workers, use_gpu=gpu, progress=progress,
+        )  # fmt: skip
+
+
+@verb
+def reproduce(
+    paper: Annotated[str, typer.Argument(help="desi-outliers.")],
+    out: Annotated[str, typer.Option(help="Folder; finished steps in it are not repeated.")],
+    scale: Annotated[str, typer.Option(help="laptop, or paper for a cluster.")] = "laptop",
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change the recipes: train.epochs=20. Repeat.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the mock surveys and the trainings.")] = 11,
+    workers: Annotated[int, typer.Option(min=1, help="Data-parallel workers.")] = 1,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
+    progress: Progress = True,
+    address: Address = None,
+    json: Json = None,
+):
+    """Run a published experiment from simulation to figures, and print what it gave.
+
+    Example: skyray reproduce desi-outliers --out strange
+    """
+    import importlib
+
+    from skyray.config import ConfigError
+    from skyray.engine.session import ray_session
+
+    if paper not in PAPERS:
+        raise ConfigError(f"paper {paper!r}: expected one of {sorted(PAPERS)}")
+    with ray_session(address):
+        experiment = importlib.import_module(PAPERS[paper])
+        return experiment.reproduce(
+            out, scale, seed=seed, workers=workers, use_gpu=gpu, changes=tuple(set_ or ()),
+            progress=progress,
         )  # fmt: skip
 
 

@@ -116,7 +116,7 @@ def find_outliers(
         _write_map(folder / "latents.html", table, dataset, predictor, explorer_rows)
         links["Map of the latent space"] = "latents.html"
     table["history"] = history_rows(bundle)
-    paths = figures.write_figures(with_notes(table), {}, folder / "figures")
+    paths = figures.write_figures(table, {}, folder / "figures")
     write_report(folder, f"Outliers of {dataset.card.name}", summary, paths,
                  {"The strangest ten": _shortlist(table, strangest[:10])}, links)  # fmt: skip
     return {
@@ -138,7 +138,13 @@ def score(
     use_gpu: bool = False,
 ) -> Columns:
     """Return identity, truth and scores of every object, in the dataset's order, with ranks."""
-    keep = [column.name for column in (*IDENTITY, SOURCE)] + ["redshift", "label", "extra"]
+    keep = [column.name for column in (*IDENTITY, SOURCE)] + [
+        "redshift",
+        "label",
+        "extra",
+        "split",
+        "survey",
+    ]
     rows = predict_dataset(bundle, dataset, keep=keep, workers=workers, use_gpu=use_gpu)
     table = collect(rows)
     if len(table.get("object_id", ())) != dataset.count():
@@ -155,6 +161,7 @@ def score(
         table["neg_log_p_star"] = stars["neg_log_p"]
         table["chi2_reduced_star"] = stars["chi2_reduced"]
         table["log_ratio"] = stars["neg_log_p"] - table["neg_log_p"]
+    table = with_notes(table)
     table["rank"] = ranks(table["strangeness"], table["neg_log_p"])
     return table
 
@@ -193,9 +200,10 @@ def nearest_spectra(out: str, object_id: str, count: int = 10) -> dict[str, Any]
         If the search holds no scored object of that id.
     """
     nearest = NearestLatents.load(Path(out) / "latents")
-    ids, distances = nearest.query(nearest.latent(object_id), count + 1)
-    found = [(str(i), float(d)) for i, d in zip(ids, distances, strict=True) if str(i) != object_id]
-    return dict(found[:count])
+    ids, distances = nearest.query(
+        nearest.latent(object_id), count, exclude_self=True, own_ids=[object_id]
+    )
+    return {str(name): float(d) for name, d in zip(ids, distances, strict=True)}
 
 
 def _index(table: Columns) -> NearestLatents:
@@ -248,7 +256,7 @@ def _entry(predictor: Predictor, table: Columns, row: int, rows, near) -> Galler
         ra=float(table["ra"][row]),
         dec=float(table["dec"][row]),
         redshift=float(table["redshift"][row]),
-        label=str(table["label"][row]),
+        label=" · ".join(filter(None, (str(table["label"][row]), table["planted"][row]))),
         scores={name: float(table[name][row]) for name in names if name in table},
         wavelength_L=wavelength,
         flux_L=inputs["y"][0] * norm,
@@ -257,6 +265,7 @@ def _entry(predictor: Predictor, table: Columns, row: int, rows, near) -> Galler
         model_L=output["model"][0],
         neighbours=[_neighbour(family, rows[name], name, distance) for name, distance in near],
         source=str(table["source"][row]),
+        survey=str(table["survey"][row]),
     )
 
 

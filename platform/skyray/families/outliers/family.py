@@ -28,6 +28,7 @@ from skyray.families.outliers.networks import (
     flow_loss,
 )
 from skyray.families.outliers.recipes import OutliersRecipe
+from skyray.models.fast_spender import fast_encoder
 from skyray.records import Grid
 from skyray.transforms.rest_frame import rebin, rebin_grid, rest_median
 from skyray.transforms.sky_lines import SkyLines, load_sky_lines, sky_line_mask
@@ -167,7 +168,10 @@ class OutliersFamily(Family):
 
     # after training ------------------------------------------------------------------------
     def optimise_for_inference(self, model: OutlierModel) -> OutlierModel:
-        return model.eval()
+        """Return the model with the encoder's faster form, where there is one for the device."""
+        model.eval()
+        model.autoencoder.encoder = fast_encoder(model.autoencoder.encoder)
+        return model
 
     def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
         """Keep the scores and latents of validation objects, which all ranks refer to."""
@@ -193,7 +197,7 @@ class OutliersFamily(Family):
         scores = self._measure(model, inputs)
         scores["isolation"] = self._forest.score(scores["latent"])
         bad = inputs["problem"] != 0
-        for name in ("latent", "neg_log_p", "chi2_reduced", "chi2_window", "isolation"):
+        for name in ("latent", "neg_log_p", "chi2_reduced", "chi2_window", "fidelity", "isolation"):
             scores[name] = np.where(bad.reshape(-1, *[1] * (scores[name].ndim - 1)), np.nan,
                                     scores[name]).astype(np.float32)  # fmt: skip
         reference = {name: kept[f"reference_{name}"] for name in SCORES}
@@ -201,7 +205,7 @@ class OutliersFamily(Family):
         output: Columns = {
             f"latent_{i}": scores["latent"][:, i] for i in range(scores["latent"].shape[1])
         }
-        output |= {name: scores[name].astype(np.float32) for name in SCORES}
+        output |= {name: scores[name].astype(np.float32) for name in (*SCORES, "fidelity")}
         rank = percentile(scores["neg_log_p"], reference["neg_log_p"])
         output["percentile"] = rank.astype(np.float32)
         strange = metrics.combined_rank({name: scores[name] for name in SCORES}, reference)
@@ -234,6 +238,7 @@ class OutliersFamily(Family):
             "latent": made.latent.float().cpu().numpy(),
             "neg_log_p": -log_p.cpu().numpy(),
             "chi2_reduced": chi2,
+            "fidelity": 0.5 * chi2 * pixels / y.shape[1],
             "chi2_window": metrics.windowed_chi2(residual, width)[0],
             "missing": (1.0 - pixels / y.shape[1]).astype(np.float32),
             "model": fit,
@@ -266,8 +271,9 @@ class OutliersFamily(Family):
             ("chi2_reduced", "float32", "", "chi2 of the reconstruction per measured pixel"),
             ("chi2_window", "float32", "", "largest chi2 excess in 60 Angstrom, in sigma"),
             ("isolation", "float32", "", "isolation-forest score of the latent"),
+            ("fidelity", "float32", "", "loss of stage 1: chi2 / 2 over all pixels"),
             ("missing", "float32", "", "share of pixels without weight"),
-            ("percentile", "float32", "", "share of the population with lower neg_log_p"),
+            ("percentile", "float32", "%", "of the population that has a lower neg_log_p"),
             ("strangeness", "float32", "", "-log10 of the smallest tail among all scores"),
             ("in_domain", "bool", "", "some of the population are as strange as this"),
             ("problem", "str", "", "why there are no scores; empty where there are"),

@@ -291,6 +291,7 @@ def evaluate_table(table: Mapping[str, np.ndarray]) -> dict[str, Any]:
     found: dict[str, Any] = {
         "objects": len(scored),
         "unscored": int((~scored).sum()),
+        "fidelity_mean": float(np.nanmean(table["fidelity"])),
         "chi2_median": float(np.nanmedian(table["chi2_reduced"])),
         "chi2_mean": float(np.nanmean(table["chi2_reduced"])),
         "neg_log_p_median": float(np.nanmedian(table["neg_log_p"])),
