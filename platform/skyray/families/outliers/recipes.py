@@ -166,13 +166,13 @@ def desi_bgs_laptop() -> OutliersRecipe:
     """DESI BGS galaxies on 2 cores: 3.2 Å pixels, narrower layers."""
     return OutliersRecipe(
         name="desi_bgs_laptop",
-        train=_one_cycle(50, 64, 2e-3),
-        train_invariance=_one_cycle(25, 64, 1e-3),
-        train_flow=_one_cycle(60, 128, 2e-3),
+        train=_one_cycle(40, 64, 3e-3),
+        train_invariance=_one_cycle(20, 64, 1e-3),
+        train_flow=_one_cycle(40, 128, 2e-3),
         invariance=InvarianceConfig(consistency_weight=10.0),
         input=InputConfig(rebin=4),
         network=NetworkConfig(
-            widths=(32, 64, 128), encoder_hidden=(64, 48, 32), decoder_hidden=(64, 256, 512),
+            widths=(16, 32, 64), encoder_hidden=(64, 48, 32), decoder_hidden=(64, 256, 512),
             rest_pixels=4891, subpixels=2,
         ),
     )  # fmt: skip
