@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import socket
+from copy import deepcopy
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import requests
+import torch
 from astropy.table import Table
 
 from skyray.cards import load_card
-from skyray.engine.bundle import Predictor
+from skyray.engine.bundle import Predictor, spectra_to_columns, write_bundle
 from skyray.engine.dataset import Dataset
 from skyray.engine.predict import table_to_columns
-from skyray.families.base import load_recipe
+from skyray.families.base import DataInfo, load_recipe
+from skyray.families.outliers.family import OutliersFamily
+from skyray.simulate.spectra import MockSurvey
 
 TINY = (
     "network.widths=[4,6,8]", "network.encoder_hidden=[8]", "network.decoder_hidden=[8,16]",
@@ -24,22 +28,39 @@ TINY = (
 )  # fmt: skip
 
 
+def untrained_stars(folder) -> None:
+    """Write a bundle as training leaves it, of a calibrated network that has not learnt."""
+    card = load_card("desi_mws")
+    grid = card.grid.grid()
+    info = DataInfo(card.name, card.record, tuple(card.classes), card.coarse, "0" * 12, grid)
+    family = OutliersFamily(load_recipe("outliers/desi_mws_laptop").override(TINY), info)
+    mocks = MockSurvey(card, seed=3)
+    spectra = [mocks.spectrum("STAR", index) for index in range(40)]
+    inputs = family.transform(spectra_to_columns(spectra, grid), training=True)
+    torch.manual_seed(0)
+    model = family.build_model()
+    with torch.no_grad():
+        model.flow.set_standardisation(model.autoencoder.encoder(torch.as_tensor(inputs["y"])))
+    ready = family.optimise_for_inference(deepcopy(model))
+    calibration, tensors = family.calibrate(ready, inputs)
+    write_bundle(str(folder), family, model, calibration, tensors, {"version": "stars-1"})
+
+
 @pytest.fixture(scope="module")
 def searched(ray_cluster, tmp_path_factory):
-    """Mock surveys, two bundles (galaxies on two workers) and a finished search."""
+    """A mock survey, galaxies trained on two workers, stars not trained, and a finished search."""
     from skyray.engine.simulate import simulate
     from skyray.engine.train import train
     from skyray.workflows.outliers import find_outliers
 
     folder = tmp_path_factory.mktemp("outliers")
-    data = {name: str(folder / name) for name in ("bgs", "mws")}
-    simulate(load_card("desi_bgs"), 160, 3, data["bgs"], planted=0.1, progress=False)
-    simulate(load_card("desi_mws"), 60, 3, data["mws"], progress=False)
-    for name, survey, workers in (("galaxies", "bgs", 2), ("stars", "mws", 1)):
-        recipe = load_recipe(f"outliers/desi_{survey}_laptop").override(TINY)
-        train(recipe, data[survey], str(folder / name), workers=workers, progress=False)
+    survey = str(folder / "bgs")
+    simulate(load_card("desi_bgs"), 160, 3, survey, planted=0.1, progress=False)
+    recipe = load_recipe("outliers/desi_bgs_laptop").override(TINY)
+    train(recipe, survey, str(folder / "galaxies"), workers=2, progress=False)
+    untrained_stars(folder / "stars")
     result = find_outliers(
-        str(folder / "galaxies"), [data["bgs"]], str(folder / "search"),
+        str(folder / "galaxies"), [survey], str(folder / "search"),
         star_bundle=str(folder / "stars"), top=12, explorer_rows=0, progress=False,
     )  # fmt: skip
     return folder, result

@@ -214,6 +214,7 @@ class OutliersFamily(Family):
         output["problem"] = np.array(PROBLEMS, dtype=object)[inputs["problem"]]
         output["norm"] = inputs["norm"]
         output["model"] = scores["model"] * inputs["norm"][:, None]
+        output["model_wavelength"] = np.broadcast_to(self.grid.wavelength(), output["model"].shape)
         if inputs["augment"].any():  # scoring: latents of the same object at another redshift
             moved = self._augmented_latents(model, inputs)
             output |= {f"moved_latent_{i}": moved[:, i] for i in range(moved.shape[1])}
@@ -282,7 +283,8 @@ class OutliersFamily(Family):
         return [OutputColumn(*entry) for entry in described]
 
     def detail_columns(self) -> list[str]:
-        return ["model"]
+        """``model`` [B, L], the reconstruction in flux units, and its ``model_wavelength``, Å."""
+        return ["model", "model_wavelength"]
 
     def truth_columns(self) -> list[str]:
         return ["label", "redshift", "snr", "extra"]
