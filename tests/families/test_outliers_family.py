@@ -150,6 +150,18 @@ def test_answers_have_the_documented_columns_and_ranks(columns, answered):
     assert set(SCORES) < documented
 
 
+def test_faster_model_leaves_the_trained_one_as_it_is(columns):
+    tiny = family()
+    model = tiny.build_model()
+    names = list(model.state_dict())
+    fast = tiny.optimise_for_inference(model)
+    assert list(model.state_dict()) == names
+    y = torch.as_tensor(tiny.transform(columns, False)["y"])
+    with torch.no_grad():
+        plain, quick = model.autoencoder.encoder(y), fast.autoencoder.encoder(y)
+    torch.testing.assert_close(quick, plain, rtol=1e-3, atol=1e-4 * float(plain.std()))
+
+
 def test_a_strange_spectrum_is_out_of_domain(columns, answered):
     tiny, model, calibration, tensors = answered
     rows = {name: values[:1].copy() for name, values in columns.items()}

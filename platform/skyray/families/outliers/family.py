@@ -7,6 +7,7 @@ among objects of the population that training has not seen.
 
 from __future__ import annotations
 
+from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ class OutliersFamily(Family):
         """Co-add pixels, mask sky lines, divide by the rest-frame median (paper §2).
 
         Returns ``y``, ``w`` float32 [B, L] (normalised flux and its inverse variance, 0 where
-        nothing counts), ``z`` float32 [B], ``norm`` float32 [B] (flux units), ``problem`` int8 [B]
+        nothing counts), ``z`` float64 [B], ``norm`` float32 [B] (flux units), ``problem`` int8 [B]
         (index into `PROBLEMS`; such rows are 0) and ``augment`` bool [B], true in training.
         """
         how = self.recipe.input
@@ -168,10 +169,12 @@ class OutliersFamily(Family):
 
     # after training ------------------------------------------------------------------------
     def optimise_for_inference(self, model: OutlierModel) -> OutlierModel:
-        """Return the model with the encoder's faster form, where there is one for the device."""
-        model.eval()
-        model.autoencoder.encoder = fast_encoder(model.autoencoder.encoder)
-        return model
+        """Return a model that shares all weights but encodes faster; `model` keeps its encoder."""
+        fast, autoencoder = copy(model.eval()), copy(model.autoencoder)
+        fast._modules, autoencoder._modules = dict(fast._modules), dict(autoencoder._modules)
+        autoencoder.encoder = fast_encoder(model.autoencoder.encoder)
+        fast.autoencoder = autoencoder
+        return fast
 
     def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
         """Keep the scores and latents of validation objects, which all ranks refer to."""
