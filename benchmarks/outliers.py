@@ -35,7 +35,6 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 
 from report import Row, finish  # noqa: E402
 
-from skyray.cards import load_card  # noqa: E402
 from skyray.models.fast_spender import fast_encoder  # noqa: E402
 from skyray.models.spender import (  # noqa: E402
     Instrument,
@@ -45,8 +44,6 @@ from skyray.models.spender import (  # noqa: E402
     from_spender,
 )
 from skyray.records import Grid  # noqa: E402
-from skyray.simulate.spectra import MockSurvey  # noqa: E402
-from skyray.transforms.spectra import place_on_grid  # noqa: E402
 
 OBSERVED = Grid("linear", 3600.0, 0.8, 7781)
 REST = Grid("linear", 2000.0, 7824.0 / 9779, 9780)
@@ -84,6 +81,11 @@ def their_model(ours: SpectrumAutoencoder | None = None):
 
 def mock_galaxies(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return flux over its median, weights [N, L] and redshifts [N] of mock BGS galaxies."""
+    # Imported here: the processes whose memory is measured need no simulator.
+    from skyray.cards import load_card
+    from skyray.simulate.spectra import MockSurvey
+    from skyray.transforms.spectra import place_on_grid
+
     survey = MockSurvey(load_card("desi_bgs"), seed)
     flux, weight = np.zeros((2, count, OBSERVED.size), dtype=np.float32)
     redshift = np.zeros(count, dtype=np.float32)

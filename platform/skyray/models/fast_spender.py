@@ -24,8 +24,8 @@ from torch.nn import functional
 from skyray.models.fused_blocks import first_block, norm_act_pool
 from skyray.models.spender import SpectrumEncoder
 
-# Spectra encoded together.
-CHUNK = 16
+# Spectra encoded together: bfloat16 convolutions gain from more.
+CHUNK, BFLOAT16_CHUNK = 8, 32
 # Tiles transformed together: enough for efficient matrix products, few enough for the caches.
 ROWS = 256
 # Outputs a tile: for kernels 11 and 21, larger tiles lose more in the transforms than they gain.
@@ -129,7 +129,8 @@ class FastEncoder(nn.Module):
     @torch.no_grad()
     def forward(self, y_BL: torch.Tensor) -> torch.Tensor:
         """Return latents [B, S] of observed spectra [B, L]; large batches are cut in chunks."""
-        return torch.cat([self.head(*self.attend(part)) for part in y_BL.split(CHUNK)])
+        chunk = BFLOAT16_CHUNK if torch.is_autocast_enabled("cpu") else CHUNK
+        return torch.cat([self.head(*self.attend(part)) for part in y_BL.split(chunk)])
 
 
 def fast_encoder(encoder: SpectrumEncoder) -> FastEncoder:

@@ -63,11 +63,11 @@ def _share(
 
 class _NormActPool(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_BPC, slope_C, pool: int, eps: float):
+    def forward(ctx, x_BPC, slope_C, pool: int, eps: float, dtype: torch.dtype):
         batch, positions, channels = x_BPC.shape
         length, pad = pooled(positions, pool), pool // 2
         work = slope_C.dtype
-        out_BTC = x_BPC.new_empty(batch, length, channels)
+        out_BTC = x_BPC.new_empty(batch, length, channels, dtype=dtype)
         best_BTC = slope_C.new_empty(batch, length, channels)
         mean_BC, rstd_BC = slope_C.new_empty(2, batch, channels)
         falling = (slope_C < 0).nonzero()[:, 0]
@@ -112,16 +112,22 @@ class _NormActPool(torch.autograd.Function):
                 along = rstd.square() * (grad * norm).sum(dim=0) / positions
                 whole.addcmul_(centred, along, value=-1).sub_(grad.sum(dim=0) * rstd / positions)
                 grad_BPC[b] = whole
-        return grad_BPC, slope_grad_C, None, None
+        return grad_BPC, slope_grad_C, None, None, None
 
 
-def norm_act_pool(x: torch.Tensor, norm: nn.Module, act: nn.PReLU, pool: int = 1) -> torch.Tensor:
+def norm_act_pool(
+    x: torch.Tensor,
+    norm: nn.Module,
+    act: nn.PReLU,
+    pool: int = 1,
+    dtype: torch.dtype | None = None,
+) -> torch.Tensor:
     """Return max pool(PReLU(instance norm(x))) for x [B, C, 1, P], channels-last like the result.
 
-    Statistics are computed in the slopes' precision; the result has the precision of `x`.
+    Statistics are computed in the slopes' precision; the result is of `dtype`, or that of `x`.
     """
     x_BPC = x.squeeze(2).transpose(1, 2).contiguous()
-    out_BTC = _NormActPool.apply(x_BPC, act.weight, pool, norm.eps)
+    out_BTC = _NormActPool.apply(x_BPC, act.weight, pool, norm.eps, dtype or x.dtype)
     return out_BTC.transpose(1, 2)[:, :, None]
 
 

@@ -132,18 +132,24 @@ class SpectrumEncoder(nn.Module):
         return x
 
     def _blocks(self, y_BL: torch.Tensor) -> torch.Tensor:
-        cast = torch.is_autocast_enabled("cpu")
-        dtype = torch.get_autocast_dtype("cpu") if cast else self.blocks[0].conv.weight.dtype
+        exact = self.blocks[0].conv.weight.dtype
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else exact
         first, *others = self.blocks
         pool, *pools = (*self.pools, 1)
         x = first_block(y_BL, first.conv, first.norm, first.act, pool, dtype)
         for block, pool in zip(others, pools, strict=True):
-            x = norm_act_pool(block.conv(x), block.norm, block.act, pool)
+            kept = exact if block is self.blocks[-1] else dtype
+            x = norm_act_pool(block.conv(x), block.norm, block.act, pool, kept)
         return x
 
     def head(self, values: torch.Tensor, attention: torch.Tensor) -> torch.Tensor:
-        """Return latents [B, S] from values and attention [B, C, T]."""
-        return self.dense((values * attention).sum(dim=-1))
+        """Return latents [B, S] from values and attention [B, C, T].
+
+        In float32 also under autocast: the latents' spread may be far smaller than their mean.
+        """
+        with torch.autocast(values.device.type, enabled=False):
+            weight = self.dense[0].weight
+            return self.dense((values.to(weight.dtype) * attention).sum(dim=-1).to(weight.dtype))
 
     def forward(self, y_BL: torch.Tensor) -> torch.Tensor:
         """Return latents [B, S] of observed spectra [B, L] (flux normalised, nothing masked)."""
