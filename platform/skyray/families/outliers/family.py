@@ -277,11 +277,11 @@ class OutliersFamily(Family):
             ("isolation", "float32", "", "isolation-forest score of the latent"),
             ("fidelity", "float32", "", "loss of stage 1: chi2 / 2 over all pixels"),
             ("missing", "float32", "", "share of pixels without weight"),
-            ("percentile", "float32", "%", "of the population that has a lower neg_log_p"),
+            ("percentile", "float32", "", "per cent of the population with a lower neg_log_p"),
             ("strangeness", "float32", "", "-log10 of the smallest tail among all scores"),
             ("in_domain", "bool", "", "some of the population are as strange as this"),
             ("problem", "str", "", "why there are no scores; empty where there are"),
-            ("norm", "float32", "1e-17 erg/s/cm2/Angstrom", "median flux at rest 5300-5850"),
+            ("norm", "float32", "10**-17 erg s-1 cm-2 Angstrom-1", "median flux at rest 5300-5850"),
         ]
         return [OutputColumn(*entry) for entry in described]
 
