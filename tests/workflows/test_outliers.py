@@ -78,6 +78,8 @@ def test_catalogue_ranks_every_object(searched):
     np.testing.assert_allclose(
         table["log_ratio"], table["neg_log_p_star"] - table["neg_log_p"], rtol=1e-4, atol=1e-4
     )
+    assert np.isfinite(table["log_likelihood_ratio"]).all()
+    assert not np.allclose(table["log_likelihood_ratio"], table["log_ratio"])
     fits = Table.read(folder / "search" / "catalogue.fits")
     assert len(fits) == 160
     assert str(fits["norm"].unit)

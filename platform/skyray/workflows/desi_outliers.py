@@ -109,7 +109,10 @@ def reproduce(
     table, decision = _judge(galaxies, stars, bundles)
     found |= decision
     storage.write_json(f"{out}/figures.json", found)
-    drawn = {"star_galaxy_auc": found["star_galaxy_auc"], "planted_auc": found["planted_auc"]}
+    drawn = {
+        "star_galaxy_auc": found["star_galaxy_density_auc"],
+        "planted_auc": found["planted_auc"],
+    }
     paths = figures.write_figures(table, drawn, Path(out) / "figures")
     write_report(Path(out), "Outliers in DESI BGS, reproduced", summary(found), paths, {},
                  {"The search": "search/index.html", "Gallery": "search/gallery.html"})  # fmt: skip
@@ -126,7 +129,8 @@ def summary(found: Mapping[str, Any]) -> dict[str, Any]:
         **{f"invariance ratio after stage {k}": v for k, v in found["stage_invariance"].items()},
         "invariance ratio, test": test.get("invariance_ratio"),
         "largest |rho| of a latent with z at fixed type": test["redshift_correlation"],
-        "star/galaxy AUC": found["star_galaxy_auc"],
+        "star/galaxy AUC, likelihood ratio": found["star_galaxy_auc"],
+        "star/galaxy AUC, densities alone": found["star_galaxy_density_auc"],
     }
     for name, by_kind in found["planted_auc"].items():
         kinds = {k: v for k, v in by_kind.items() if isinstance(v, float)}
@@ -157,15 +161,13 @@ def _judge(galaxies: str, stars: str, bundles: Mapping[str, str]) -> tuple[Colum
     ordinary = table["planted"] == ""
     unseen = [(table, ordinary & (table["split"] == "test"), False),
               (alike, alike["split"] == "test", True)]  # fmt: skip
-    p_star, p_galaxy, is_star = (
-        np.concatenate(parts)
-        for parts in zip(
-            *((-t["neg_log_p_star"][rows], -t["neg_log_p"][rows], np.full(rows.sum(), star))
-              for t, rows, star in unseen), strict=True)
-    )  # fmt: skip
-    roc = metrics.star_galaxy_roc(p_star, p_galaxy, is_star)
-    found["star_galaxy_auc"], found["star_galaxy_accuracy"] = roc["auc"], roc["accuracy"]
-    found["star_galaxy_rows"] = roc["rows"]
+    for name, column in (("", "log_likelihood_ratio"), ("density_", "log_ratio")):
+        ratio = np.concatenate([t[column][rows] for t, rows, _ in unseen])
+        is_star = np.concatenate([np.full(rows.sum(), star) for _, rows, star in unseen])
+        roc = metrics.star_galaxy_roc(-ratio, np.zeros(len(ratio)), is_star)
+        found[f"star_galaxy_{name}auc"] = roc["auc"]
+        found[f"star_galaxy_{name}accuracy"] = roc["accuracy"]
+        found["star_galaxy_rows"] = roc["rows"]
     table["history"] = history_rows(bundles["galaxies"])
     return table, found
 

@@ -52,6 +52,9 @@ STAR_COLUMNS = (
     OutputColumn(
         "log_ratio", "float32", "", "log p(galaxy) - log p(star) of the densities; > 0: galaxy"
     ),
+    OutputColumn(
+        "log_likelihood_ratio", "float32", "", "log_ratio and half the chi2 that stars fit worse"
+    ),
 )
 _NEIGHBOURS = 3
 _THUMBNAIL_PIXELS = 120
@@ -161,9 +164,17 @@ def score(
         table["neg_log_p_star"] = stars["neg_log_p"]
         table["chi2_reduced_star"] = stars["chi2_reduced"]
         table["log_ratio"] = stars["neg_log_p"] - table["neg_log_p"]
+        # p(spectrum) is about p(latent) p(spectrum | latent): densities alone forget how well the
+        # spectrum is explained at all. Fidelity is half of chi2 over all pixels.
+        misfit = stars["fidelity"] * _pixels(star_bundle) - table["fidelity"] * _pixels(bundle)
+        table["log_likelihood_ratio"] = (table["log_ratio"] + misfit).astype(np.float32)
     table = with_notes(table)
     table["rank"] = ranks(table["strangeness"], table["neg_log_p"])
     return table
+
+
+def _pixels(bundle: str) -> int:
+    return Predictor.from_bundle(bundle, device="cpu").family.grid.size
 
 
 def ranks(strangeness_N: np.ndarray, neg_log_p_N: np.ndarray) -> np.ndarray:
