@@ -17,6 +17,7 @@ from skyray.families.outliers.explain import (
     chi2_by_range,
     explain_figure,
 )
+from skyray.models.spender import SpectrumEncoder
 
 PIXELS, STRIDE = 660, 11
 
@@ -76,9 +77,8 @@ def test_target_must_be_one_number_a_row():
 
 
 def test_map_leaves_no_trace_on_the_network():
-    spender = pytest.importorskip("skyray.models.spender")
     torch.manual_seed(0)
-    encoder = spender.SpectrumEncoder(PIXELS, 2, (8, 16, 16), (5, 5, 5), (5, 5), (8,)).eval()
+    encoder = SpectrumEncoder(PIXELS, 2, (8, 16, 16), (5, 5, 5), (5, 5), (8,)).eval()
     y = torch.rand(3, PIXELS)
     with torch.no_grad():
         shown = attention_map(encoder, y, 1)

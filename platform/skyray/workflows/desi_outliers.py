@@ -105,7 +105,7 @@ def reproduce(
         found[split] = scores
     found["stage_invariance"] = stage_invariance(bundles["galaxies"])
     find_outliers(bundles["galaxies"], [galaxies], f"{out}/search", star_bundle=bundles["stars"],
-                  progress=progress)  # fmt: skip
+                  use_gpu=use_gpu, progress=progress)  # fmt: skip
     table, decision = _judge(galaxies, stars, bundles)
     found |= decision
     storage.write_json(f"{out}/figures.json", found)

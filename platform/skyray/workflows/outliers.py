@@ -141,13 +141,8 @@ def score(
     use_gpu: bool = False,
 ) -> Columns:
     """Return identity, truth and scores of every object, in the dataset's order, with ranks."""
-    keep = [column.name for column in (*IDENTITY, SOURCE)] + [
-        "redshift",
-        "label",
-        "extra",
-        "split",
-        "survey",
-    ]
+    keep = [column.name for column in (*IDENTITY, REDSHIFT, SOURCE)]
+    keep += ["label", "extra", "split", "survey"]
     rows = predict_dataset(bundle, dataset, keep=keep, workers=workers, use_gpu=use_gpu)
     table = collect(rows)
     if len(table.get("object_id", ())) != dataset.count():

@@ -64,7 +64,7 @@ class FidelityLoss:
         made = part(batch["y"], batch["z"])
         loss, metrics = self._fidelity(made, batch)
         if not part.training:
-            metrics["invariance"] = self._invariance(part, made, batch)
+            metrics["invariance"] = _invariance(made.latent, self._augmented(part, batch))
         return loss, metrics
 
     def _fidelity(self, made: Reconstruction, batch: Tensors):
@@ -83,13 +83,6 @@ class FidelityLoss:
             mode=self.recipe.switch("masked_pixels"), masked_L=self._blind_L.to(batch["y"].device),
         )  # fmt: skip
         return part.encoder(moved.y)
-
-    def _invariance(self, part, made: Reconstruction, batch: Tensors) -> torch.Tensor:
-        latents = made.latent.float().cpu().numpy()
-        augmented = self._augmented(part, batch).float().cpu().numpy()
-        if len(latents) < 2:
-            return torch.tensor(float("nan"))
-        return torch.tensor(invariance_ratio(latents, augmented), device=made.latent.device)
 
 
 class InvarianceLoss(FidelityLoss):
@@ -135,12 +128,15 @@ class InvarianceLoss(FidelityLoss):
         metrics |= {
             "similarity": similarity.detach() / rows, "consistency": consistency.detach() / rows,
         }  # fmt: skip
-        if not part.training and rows > 1:
-            ratio = invariance_ratio(
-                made.latent.float().cpu().numpy(), augmented.float().cpu().numpy()
-            )
-            metrics["invariance"] = torch.tensor(ratio, device=device)
+        if not part.training:
+            metrics["invariance"] = _invariance(made.latent, augmented)
         return loss, metrics
+
+
+def _invariance(latent_BS: torch.Tensor, augmented_BS: torch.Tensor) -> torch.Tensor:
+    """Return the batch's invariance ratio as a scalar tensor; NaN for a batch of one."""
+    pair = (t.float().cpu().numpy() for t in (latent_BS, augmented_BS))
+    return torch.tensor(invariance_ratio(*pair), device=latent_BS.device)
 
 
 def flow_loss(part: LatentFlow, batch: Tensors):
