@@ -1,0 +1,28 @@
+"""The three records skyray knows: Spectrum, Cutout and Alert; their Arrow schemas and checks.
+
+A *record* is one object as read from a survey file. Readers yield records, ``ingest`` writes them
+as Arrow rows, and everything downstream reads only those rows.
+"""
+
+from skyray.records.alert import STAMPS, Alert, alert_schema, check_alert
+from skyray.records.columns import (
+    SCHEMA_VERSION,
+    SPLITS,
+    InvalidRecord,
+    check_table,
+    describe_schema,
+    tensor_array,
+    tensor_type,
+    tensor_values,
+)
+from skyray.records.cutout import Cutout, check_cutout, cutout_schema
+from skyray.records.spectrum import Grid, Spectrum, check_spectrum, ivar_fault, spectrum_schema
+
+Record = Spectrum | Cutout | Alert
+
+__all__ = [
+    "SCHEMA_VERSION", "SPLITS", "STAMPS", "Alert", "Cutout", "Grid", "InvalidRecord", "Record",
+    "Spectrum", "alert_schema", "check_alert", "check_cutout", "check_spectrum", "check_table",
+    "cutout_schema", "describe_schema", "ivar_fault", "spectrum_schema", "tensor_array",
+    "tensor_type", "tensor_values",
+]  # fmt: skip
