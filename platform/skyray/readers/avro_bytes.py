@@ -21,7 +21,15 @@ from skyray.records import InvalidRecord
 MAX_BLOCK_BYTES = 64 << 20
 _MAGIC = b"Obj\x01"
 _HEADER = {"type": "map", "values": "bytes"}
-_DECODING = (ValueError, LookupError, TypeError, EOFError, OverflowError, MemoryError, StopIteration)
+_DECODING = (
+    ValueError,
+    LookupError,
+    TypeError,
+    EOFError,
+    OverflowError,
+    MemoryError,
+    StopIteration,
+)
 
 
 def avro_records(content: bytes, source: str) -> Iterator[dict[str, Any] | InvalidRecord]:

@@ -23,7 +23,7 @@ from pydantic import Field, field_validator
 
 from skyray.config import Config
 from skyray.readers.base import Reader, SurveyFile, register
-from skyray.readers.ztf import alert_of, avro_packets, side_labels
+from skyray.readers.ztf import SideLabels, alert_of, avro_packets
 from skyray.records import InvalidRecord
 
 _AB_ZERO_NJY = 31.4
@@ -84,9 +84,10 @@ class LsstReader(Reader):
     def __init__(self, options=None):
         super().__init__(options)
         self.lsst = LsstOptions.load(self.options)
+        self._labels = SideLabels(self.lsst.labels)
 
     def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Any]:
-        labels = side_labels(file, self.lsst.labels)
+        labels = self._labels.of(file)
         for packet, source in avro_packets(file):
             if isinstance(packet, InvalidRecord):
                 yield packet

@@ -38,7 +38,9 @@ def read_stamp(content: Any, source: str) -> np.ndarray:
     """
     if not isinstance(content, bytes) or not content:
         found = "nothing" if not content else type(content).__name__
-        raise InvalidRecord("stamp_missing", f"expected the bytes of a stamp, found {found}", source)
+        raise InvalidRecord(
+            "stamp_missing", f"expected the bytes of a stamp, found {found}", source
+        )
     content = _inflated(content, source) if content.startswith(_GZIP) else content
     if len(content) > MAX_STAMP_BYTES:
         detail = f"expected at most {MAX_STAMP_BYTES >> 20} MB, found {len(content)} bytes"
@@ -56,7 +58,9 @@ def _inflated(content: bytes, source: str) -> bytes:
     try:
         found = decoder.decompress(content, MAX_STAMP_BYTES)
     except zlib.error as error:
-        raise InvalidRecord("stamp_gzip", f"expected a gzip stream, found: {error}", source) from None
+        raise InvalidRecord(
+            "stamp_gzip", f"expected a gzip stream, found: {error}", source
+        ) from None
     if decoder.unconsumed_tail:
         detail = f"expected at most {MAX_STAMP_BYTES >> 20} MB, the stamp inflates beyond that"
         raise InvalidRecord("stamp_too_large", detail, source)

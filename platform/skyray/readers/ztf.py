@@ -14,7 +14,6 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
 from typing import Any
 
 import pyarrow as pa
@@ -63,6 +62,7 @@ class ZtfReader(Reader):
     def __init__(self, options=None):
         super().__init__(options)
         self.ztf = ZtfOptions.load(self.options)
+        self._labels = SideLabels(self.ztf.labels)
 
     def units(self, file: SurveyFile) -> list[int]:
         return parquet_units(file) if file.name.endswith(".parquet") else [0]
@@ -72,7 +72,7 @@ class ZtfReader(Reader):
             packets = table_packets(file, unit)
         else:
             packets = avro_packets(file)
-        labels = side_labels(file, self.ztf.labels)
+        labels = self._labels.of(file)
         for packet, source in packets:
             if isinstance(packet, InvalidRecord):
                 yield packet
@@ -185,26 +185,41 @@ def _best_score(candidate: Mapping[str, Any]) -> float | None:
     return max((s for s in scores if s is not None and not math.isnan(s)), default=None)
 
 
-def side_labels(file: SurveyFile, name: str | None) -> dict[str, dict[str, Any]] | None:
-    """Return the rows of a CSV beside `file`, by objectId or candid; None for no name.
+class SideLabels:
+    """A CSV beside the packets: columns by objectId or candid; none where there is no such file.
 
-    Raises
-    ------
-    InvalidRecord
-        ``labels_missing``, ``labels_invalid``.
+    A stream has no labels, so a missing file is no fault; what it says is kept until it changes.
     """
-    if name is None:
-        return None
-    beside = file.sibling(name)
-    if not beside.exists():
-        raise InvalidRecord("labels_missing", f"expected {name} beside the packet", file.path)
-    stamp = beside.filesystem.get_file_info(beside.path).mtime_ns
-    return _side_labels(beside, stamp)
+
+    def __init__(self, name: str | None):
+        self.name = name
+        self._kept: tuple[Any, dict[str, dict[str, Any]]] = (None, {})
+
+    def of(self, file: SurveyFile) -> dict[str, dict[str, Any]]:
+        """Return the rows beside `file`.
+
+        Raises
+        ------
+        InvalidRecord
+            ``labels_invalid``.
+        """
+        if self.name is None:
+            return {}
+        beside = file.sibling(self.name)
+        info = beside.filesystem.get_file_info(beside.path)
+        if not info.is_file:
+            return {}
+        stamp = (beside.path, info.size, info.mtime_ns)
+        if self._kept[0] != stamp:
+            self._kept = stamp, _rows_by_name(beside)
+        return self._kept[1]
 
 
-@lru_cache(maxsize=8)
-def _side_labels(beside: SurveyFile, stamp: int | None) -> dict[str, dict[str, Any]]:
-    rows = list(csv.DictReader(io.StringIO(beside.read_bytes().decode())))
+def _rows_by_name(beside: SurveyFile) -> dict[str, dict[str, Any]]:
+    try:
+        rows = list(csv.DictReader(io.StringIO(beside.read_bytes().decode())))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InvalidRecord("labels_invalid", str(error), beside.path) from None
     key = next((k for k in ("objectId", "candid") if rows and k in rows[0]), None)
     if key is None:
         detail = "expected a column objectId or candid"
