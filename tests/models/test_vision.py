@@ -50,7 +50,7 @@ def settled(network: VisionNetwork, passes: int = 2) -> VisionNetwork:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.9
-            nn.init.uniform_(module.weight, 0.5, 1.5, generator)
+            nn.init.uniform_(module.weight, 0.8, 1.2, generator)
             nn.init.uniform_(module.bias, -0.2, 0.2, generator)
     network.train()
     with torch.no_grad():
@@ -63,7 +63,7 @@ def settled(network: VisionNetwork, passes: int = 2) -> VisionNetwork:
 @pytest.mark.parametrize("architecture", SIZES)
 def test_parameter_counts_are_the_published_ones(architecture):
     millions, width = SIZES[architecture]
-    network = network_of(architecture)
+    network = network_of(architecture, image_size=224)  # MaxViT's position tables grow with it
     backbone = sum(p.numel() for p in network.backbone.parameters())
     assert network.base_width == width
     assert (backbone + 1000 * (width + 1)) / 1e6 == pytest.approx(millions, abs=0.006)

@@ -12,6 +12,7 @@ Shape suffixes: B batch, C bands, F backbone features, M metadata features, P pe
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -223,7 +224,7 @@ def pretraining(architecture: str) -> Any:
     import timm
 
     if not timm.is_model(architecture):
-        close = timm.list_models(f"*{architecture[:8]}*")[:8]
+        close = difflib.get_close_matches(architecture, timm.list_models(), n=5)
         raise ConfigError(
             f"architecture {architecture!r}: expected {ALERT_CNN} or a timm name"
             + (f", such as {', '.join(close)}" if close else "")

@@ -21,6 +21,7 @@ read as tensors alone.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import sys
@@ -248,7 +249,8 @@ def fit_state(backbone: nn.Module, state: State, architecture: str, path: Path) 
     state = _strip_prefix(state, wanted)
     older = getattr(sys.modules[type(backbone).__module__], "checkpoint_filter_fn", None)
     if older is not None:  # timm's own translation of checkpoints from elsewhere
-        state = older(state, backbone)
+        with contextlib.suppress(KeyError):  # another architecture's: said below
+            state = older(state, backbone)
     counters = {name for name in wanted if name.endswith("num_batches_tracked")}
     found = {name: state[name] for name in wanted if name in state}
     share = len(found.keys() - counters) / max(1, len(wanted.keys() - counters))
