@@ -197,6 +197,11 @@ def columns_of(records: Sequence[Record], info: DataInfo) -> Columns:
     return {name: _column([row[name] for row in rows]) for name in rows[0]}
 
 
+def check_record(record: Record, info: DataInfo) -> None:
+    """Raise `InvalidRecord` unless a model trained on `info` can use the record."""
+    _kind_of(record, info).arrays(record, info)
+
+
 def _kind_of(record: Record, about: Card | DataInfo) -> RowKind:
     """Return how a record is stored, after checking it."""
     if not isinstance(record, _TYPES[about.record]):
