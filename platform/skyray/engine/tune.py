@@ -33,6 +33,7 @@ BEST_FILE = "best.json"
 _RUNS, _RAY = "runs", "ray"
 # How often Ray Tune saves the state of search and trials, s: a killed sweep repeats no more.
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables; ours is a progress bar
 
 
 @dataclass(frozen=True)
