@@ -50,11 +50,11 @@ class SpectrumModel:
         return await self._predict_together(spectra)
 
     def _with_detail(self, spectra: list[Spectrum]) -> pa.Table:
-        return self._predictor.predict_spectra(spectra, detail=True)
+        return self._predictor.predict_records(spectra, detail=True)
 
     @serve.batch(batch_size_fn=lambda calls: sum(len(spectra) for spectra in calls))
     async def _predict_together(self, calls: list[list[Spectrum]]) -> list[Answer]:
-        return await asyncio.to_thread(predict_calls, self._predictor.predict_spectra, calls)
+        return await asyncio.to_thread(predict_calls, self._predictor.predict_records, calls)
 
 
 def predict_calls(predict, calls: Sequence[Sequence[Spectrum]]) -> list[Answer]:

@@ -110,6 +110,10 @@ class Card(Config):
     grid: GridConfig | None = None
     bands: list[str] | None = None
     image_size: int | None = None
+    image_fit: Literal["exact", "crop", "resize"] = Field(
+        "exact", description="how a cutout of another size is brought to image_size, if at all"
+    )
+    pixel_scale_arcsec: float | None = None
     classes: list[str]
     coarse: dict[str, str] = Field(
         default_factory=dict, description="class → STAR, GALAXY or QSO, for collapsed scores"
@@ -160,14 +164,17 @@ class Card(Config):
                 )  # fmt: skip
 
     def key_of(self, fields: Mapping[str, Any]) -> str:
-        """Return the object key; falls back to the identifier where the position is unknown."""
+        """Return the object key; falls back to the identifier where the position is unknown.
+
+        The identifier of an alert is its source's, since many alerts tell of one object.
+        """
         ra, dec = fields.get("ra", math.nan), fields.get("dec", math.nan)
         if self.object_key.by == "sky" and math.isfinite(ra) and math.isfinite(dec):
             digits = self.object_key.decimals
             # Rounded first: 359.9999° is 0° and -0.0001° is 0°, so that neither has two keys.
             ra, dec = round(ra, digits) % 360, round(dec, digits) + 0.0
             return f"{ra:.{digits}f}{dec:+.{digits}f}"
-        return str(fields["object_id"])
+        return str(fields.get("source_id") or fields["object_id"])
 
 
 def card_directory() -> Path:

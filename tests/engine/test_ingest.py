@@ -16,8 +16,8 @@ from skyray.config import ConfigError
 from skyray.engine.dataset import Dataset
 from skyray.engine.ingest import group_units, ingest
 from skyray.engine.parts import add_digests, rows_digest
+from skyray.engine.rows import split_of
 from skyray.engine.sources import Unit
-from skyray.engine.tasks import split_of
 from skyray.records import SPLITS, tensor_values
 
 PIXELS = 300

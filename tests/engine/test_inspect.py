@@ -9,8 +9,9 @@ from skyray.catalogue import write_catalogue
 from skyray.engine.dataset import Dataset, Manifest
 from skyray.engine.inspect import describe_numbers, inspect
 from skyray.engine.parts import PartWriter, write_table
+from skyray.engine.rows import row_of
 from skyray.engine.storage import write_json
-from skyray.engine.tasks import Refusals, spectrum_row
+from skyray.engine.tasks import Refusals
 from skyray.families.base import OutputColumn
 from skyray.records import InvalidRecord, Spectrum, spectrum_schema
 
@@ -35,7 +36,7 @@ def dataset(tmp_path_factory) -> Dataset:
             name, 4000.0 + np.arange(200), pixels, pixels, pixels < 0,
             spectype="STAR", redshift=redshift, snr=3.0, source=f"{name}.fits",
         )  # fmt: skip
-        writer.add(spectrum_row(card, spectrum))
+        writer.add(row_of(card, spectrum))
     writer.close()
     part = writer.part("parts/a.parquet")
     refusals = Refusals()

@@ -11,8 +11,7 @@ import pytest
 
 from skyray.engine import storage, tracking
 from skyray.engine.bundle import Predictor, history_rows, read_bundle
-from skyray.engine.dataset import Dataset
-from skyray.engine.predict import table_to_columns
+from skyray.engine.dataset import Dataset, table_to_columns
 from skyray.engine.train import TrainingFailed, train
 from skyray.families.base import DataInfo
 

@@ -63,7 +63,7 @@ def _training_rows(card, pixels: int, rows: int = 90) -> dict[str, np.ndarray]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # no longer: Serve cannot change its address while it runs
 def service(ray_cluster, bundle) -> Iterator[str]:
     """The service over HTTP with small limits: 2 MiB bodies, 3 s for a body, short queues."""
     from skyray.engine.serving import load_service, running_service

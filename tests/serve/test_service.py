@@ -47,7 +47,7 @@ def expected(bundle) -> pa.Table:
     from skyray.engine.bundle import Predictor
 
     spectra = decode_json(json.dumps({"spectra": [make_spectrum(i) for i in range(5)]}).encode())
-    return Predictor.from_bundle(bundle, "cpu").predict_spectra(spectra)
+    return Predictor.from_bundle(bundle, "cpu").predict_records(spectra)
 
 
 def test_json_answer_is_complete(service):

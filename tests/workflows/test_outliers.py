@@ -13,9 +13,9 @@ import torch
 from astropy.table import Table
 
 from skyray.cards import load_card
-from skyray.engine.bundle import Predictor, spectra_to_columns, write_bundle
-from skyray.engine.dataset import Dataset
-from skyray.engine.predict import table_to_columns
+from skyray.engine.bundle import Predictor, write_bundle
+from skyray.engine.dataset import Dataset, table_to_columns
+from skyray.engine.rows import columns_of
 from skyray.families.base import DataInfo, load_recipe
 from skyray.families.outliers.family import OutliersFamily
 from skyray.simulate.spectra import MockSurvey
@@ -36,7 +36,7 @@ def untrained_stars(folder) -> None:
     family = OutliersFamily(load_recipe("outliers/desi_mws_laptop").override(TINY), info)
     mocks = MockSurvey(card, seed=3)
     spectra = [mocks.spectrum("STAR", index) for index in range(40)]
-    inputs = family.transform(spectra_to_columns(spectra, grid), training=True)
+    inputs = family.transform(columns_of(spectra, info), training=True)
     torch.manual_seed(0)
     model = family.build_model()
     with torch.no_grad():

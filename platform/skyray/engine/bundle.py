@@ -25,9 +25,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from skyray.engine import storage
+from skyray.engine.rows import columns_of
 from skyray.families.base import Columns, DataInfo, Family, Tensors, load_family
-from skyray.records import Grid, Spectrum, check_spectrum
-from skyray.transforms.spectra import place_on_grid
+from skyray.records import Record
 
 BUNDLE_VERSION = 1
 BUNDLE_FILE = "bundle.json"
@@ -139,7 +139,7 @@ class Predictor:
     """A bundle ready to answer.
 
     Use `Predictor.from_bundle`. `predict` takes record columns on the dataset's grid,
-    `predict_spectra` spectra as readers yield them; both run the same transform and model.
+    `predict_records` records as readers yield them; both run the same transform and model.
     """
 
     def __init__(
@@ -204,30 +204,18 @@ class Predictor:
         output["model_version"] = np.full(rows, self.version, dtype=object)
         return output
 
-    def predict_spectra(self, spectra: Sequence[Spectrum], detail: bool = False) -> pa.Table:
+    def predict_records(self, records: Sequence[Record], detail: bool = False) -> pa.Table:
         """Return a table of predictions with ``object_id`` first; `detail` as in `predict`.
 
         Raises
         ------
         InvalidRecord
-            For a spectrum that cannot be used.
+            For a record that cannot be used.
         """
-        columns = spectra_to_columns(spectra, self.info.grid)
-        output = self.predict(columns, detail=detail)
-        table = {"object_id": [spectrum.object_id for spectrum in spectra]}
+        output = self.predict(columns_of(records, self.info), detail=detail)
+        table = {"object_id": [record.object_id for record in records]}
         lists = {name: list(output[name]) for name in self.family.detail_columns() if detail}
         return pa.table({**table, **output, **lists})
-
-
-def spectra_to_columns(spectra: Sequence[Spectrum], grid: Grid) -> Columns:
-    """Return flux, ivar float32, mask uint8 [B, L] of checked spectra on `grid`, and redshift."""
-    placed = []
-    for spectrum in spectra:
-        check_spectrum(spectrum)
-        placed.append(place_on_grid(spectrum, grid))
-    flux, ivar, mask = (np.stack(arrays) for arrays in zip(*placed, strict=True))
-    redshift = np.array([spectrum.redshift for spectrum in spectra], dtype=np.float64)
-    return {"flux": flux, "ivar": ivar, "mask": mask, "redshift": redshift}
 
 
 def bundle_version(recipe_digest: str, fingerprint: str, run_id: str) -> str:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
@@ -22,7 +23,7 @@ from pyarrow import fs
 from skyray.cards import Card
 from skyray.config import Config, ConfigError
 from skyray.engine import storage
-from skyray.records import SCHEMA_VERSION, SPLITS, Grid
+from skyray.records import SCHEMA_VERSION, SPLITS, Grid, describe_schema, tensor_values
 
 if TYPE_CHECKING:
     import ray.data
@@ -136,6 +137,12 @@ class Dataset:
             fingerprint=manifest.fingerprint,
             grid=self.grid,
             counts=manifest.counts,
+            min_good_pixels=self.card.min_good_pixels,
+            bands=tuple(self.card.bands or ()),
+            image_size=self.card.image_size,
+            image_fit=self.card.image_fit,
+            pixel_scale_arcsec=self.card.pixel_scale_arcsec,
+            features=tuple(describe_schema(self.schema).get("features", ())),
         )
 
     def count(self, split: str | None = None) -> int:
@@ -247,3 +254,15 @@ def read_part(uri: str, columns: Sequence[str], split: str | None = None) -> Ite
             statistics = part.metadata.row_group(group).column(position).statistics
             if split is None or statistics.min == statistics.max == split:
                 yield part.read_row_group(group, columns=list(columns), use_threads=False)
+
+
+def table_to_columns(table: pa.Table) -> dict[str, np.ndarray]:
+    """Return an Arrow table as numpy columns; tensor columns as arrays [N, ...]."""
+    columns = {}
+    for name in table.column_names:
+        column = table.column(name)
+        if isinstance(column.type, pa.BaseExtensionType):
+            columns[name] = tensor_values(column)
+        else:
+            columns[name] = column.to_numpy(zero_copy_only=False)
+    return columns

@@ -78,8 +78,6 @@ def ingest_source(
     rows_per_part: int = ROWS_PER_PART,
 ) -> Dataset:
     """Read any `RecordSource` into a dataset: see `ingest`."""
-    if card.record != "spectrum":
-        raise ConfigError(f"card {card.name}: record: ingest writes spectra, found {card.record!r}")
     job = Job(card, source, _absolute(out), apply_cuts)
     before = _published(job)
     units = source.units()

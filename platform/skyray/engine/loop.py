@@ -12,9 +12,9 @@ import contextlib
 import json
 import math
 import time
+from abc import ABC, abstractmethod
 from typing import Any
 
-import numpy as np
 import ray.train
 import torch
 import torch.distributed as dist
@@ -25,8 +25,8 @@ from torch.distributed.algorithms.join import Join
 
 from skyray.engine import shards, storage, tracking
 from skyray.engine.optimizers import Schedule, learning_rate, make_optimizer
-from skyray.engine.worker import Position, Worker
-from skyray.families.base import DataInfo, Family, Stage, Tensors, load_family
+from skyray.engine.worker import GroupWorker, Position, Worker
+from skyray.families.base import Columns, DataInfo, Family, Stage, Tensors, load_family
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -49,26 +49,33 @@ def stage_file(run_uri: str, stage: Stage) -> str:
 
 
 def train_worker(config: dict[str, Any]) -> None:
-    """Run all stages on this worker; `config` is what `skyray.engine.train` hands out."""
-    worker = Worker.of_this_process(config)
+    """Run all stages on this rank of a group; `config` is what `skyray.engine.train` hands out."""
+    worker = GroupWorker.of_this_process(config)
     family_type = load_family(config["family"])
     family = family_type(
         family_type.recipe_type.load(config["recipe"]), DataInfo.from_dict(config["data"])
     )
+    run_stages(worker, family, GroupRows(family.recipe.train.cache))
+
+
+def run_stages(worker: Worker, family: Family, rows: TrainingRows) -> Position:
+    """Train all stages of a family from where the run stands; return where it ended."""
     torch.manual_seed(worker.seed)
-    model = family.build_model().to(worker.device)
+    model = family.build_model()
+    family.initialise(model)
+    model.to(worker.device)
     position, saved = worker.restore()
-    source = _TrainingRows(family)
     for number, stage in enumerate(family.stages()):
         if number < position.stage:
             part = load_tensors(storage.read_bytes(stage_file(worker.run_uri, stage)))
             stage.part(model).load_state_dict(part)
             continue
         position.stage = number
-        _StageRun(worker, stage, model, source, position).run(saved)
+        _StageRun(worker, stage, model, rows, position).run(saved)
         saved = None
         position = Position(stage=number + 1, history=position.history, resumed=position.resumed)
     worker.save(position, None)
+    return position
 
 
 def _accumulate(sums: dict[str, Any], metrics: dict[str, torch.Tensor], rows: int) -> None:
@@ -78,23 +85,40 @@ def _accumulate(sums: dict[str, Any], metrics: dict[str, torch.Tensor], rows: in
     sums["rows"] = sums.get("rows", 0.0) + rows
 
 
-class _TrainingRows:
-    """This rank's transformed rows, fetched once and kept when the recipe caches."""
+class TrainingRows(ABC):
+    """Where this rank's transformed rows come from; fetched once and kept where `cache` is set."""
 
-    def __init__(self, family: Family):
-        self.cache = family.recipe.train.cache
-        self._kept: dict[str, tuple[dict[str, np.ndarray], Tensors]] = {}
+    def __init__(self, cache: bool):
+        self.cache = cache
+        self._kept: dict[str, tuple[Columns, Tensors]] = {}
+
+    @abstractmethod
+    def fetch(self, split: str) -> Columns:
+        """Return all transformed rows of a split that are this rank's."""
+
+    def stream(self, split: str):
+        """Return a split's rows as a Ray Data shard, to be read anew at every epoch."""
+        raise NotImplementedError("this training holds its rows in memory: set train.cache=true")
 
     def shard(self, split: str, stage: Stage, model: nn.Module, device: torch.device):
-        shard = ray.train.get_dataset_shard(split)
         if not self.cache:
-            return shards.StreamedShard(shard, stage, model)
+            return shards.StreamedShard(self.stream(split), stage, model)
         if split not in self._kept:
-            columns = shards.fetch(shard)
+            columns = self.fetch(split)
             self._kept[split] = columns, shards.to_tensors(columns)
         columns, tensors = self._kept[split]
         cached = shards.CachedShard(tensors, shards.stage_rows(stage, columns))
         return cached.with_features(stage, model, device) if stage.features else cached
+
+
+class GroupRows(TrainingRows):
+    """The shards Ray Train gives this rank."""
+
+    def fetch(self, split: str) -> Columns:
+        return shards.fetch(self.stream(split))
+
+    def stream(self, split: str):
+        return ray.train.get_dataset_shard(split)
 
 
 class _StageRun:
@@ -105,7 +129,7 @@ class _StageRun:
         worker: Worker,
         stage: Stage,
         model: nn.Module,
-        source: _TrainingRows,
+        source: TrainingRows,
         position: Position,
     ):
         self.worker, self.stage, self.position = worker, stage, position
@@ -115,7 +139,9 @@ class _StageRun:
         self.cached = source.cache
         self.config = stage.train
         self.batch_size = max(1, self.config.batch_size // worker.world_size)
-        self.part = stage.part(model).requires_grad_(True)
+        self.part = stage.part(model)
+        for name, parameter in self.part.named_parameters():
+            parameter.requires_grad_(stage.trains is None or stage.trains(name))
         self.best: dict[str, torch.Tensor] | None = None
 
     def run(self, saved: dict[str, Any] | None) -> None:
@@ -172,7 +198,7 @@ class _StageRun:
         return self.worker.streamed_rows // (self.batch_size * self.worker.world_size) + 2
 
     def _prepare(self) -> None:
-        self.optimizer = make_optimizer(self.config.optimizer, self.part.parameters())
+        self.optimizer = make_optimizer(self.config.optimizer, self.part, self.stage.lr_factor)
         self.schedule = Schedule(
             self.config.optimizer, self.optimizer, self.config.epochs, self.steps
         )
@@ -316,9 +342,7 @@ class _StageRun:
         tracking.log_metrics(self.worker.tracking_uri, self.worker.run_id, metrics, row["epoch"])
         monitor = f"validation_{self.stage.monitor}"
         note = f"loss {row['train_loss']:.4f}, {monitor} {row.get(monitor, math.nan):.4f}"
-        self.worker.board.update.remote(
-            self.stage.name, self.position.epoch + 1, self.config.epochs, note
-        )
+        self.worker.show(row, self.config.epochs, note)
 
     def _should_stop(self) -> bool:
         patience = self.config.early_stopping

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable
 
 import torch
 from torch import nn, optim
@@ -11,13 +12,26 @@ from torch.optim import lr_scheduler
 from skyray.families.base import OptimizerConfig
 
 
-def make_optimizer(config: OptimizerConfig, parameters: Iterable[nn.Parameter]) -> optim.Optimizer:
-    """Return the optimiser a stage asks for."""
-    parameters = list(parameters)
+def make_optimizer(
+    config: OptimizerConfig,
+    part: nn.Module,
+    lr_factor: Callable[[str], float] | None = None,
+) -> optim.Optimizer:
+    """Return the optimiser a stage asks for, over the parameters of `part` that learn.
+
+    Parameters with the same `lr_factor` form a group with that multiple of the learning rate.
+    """
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in part.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(lr_factor(name) if lr_factor else 1.0, []).append(parameter)
+    options = [
+        {"params": parameters, "lr": config.lr * factor} for factor, parameters in groups.items()
+    ]
     if config.name == "sgd":
-        return optim.SGD(parameters, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
+        return optim.SGD(options, lr=config.lr, momentum=0.9, weight_decay=config.weight_decay)
     kind = optim.Adam if config.name == "adam" else optim.AdamW
-    return kind(parameters, lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
+    return kind(options, lr=config.lr, eps=config.eps, weight_decay=config.weight_decay)
 
 
 class Schedule:
@@ -47,11 +61,12 @@ class Schedule:
                 size = max(1, round(config.step_epochs * steps_per_epoch))
                 main = lr_scheduler.StepLR(optimizer, size, config.step_factor)
             case "cosine":
-                main = lr_scheduler.CosineAnnealingLR(
-                    optimizer, max(1, total - warmup), eta_min=config.lr * 0.01
-                )
+                length = max(1, total - warmup)
+                main = lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step / length))
             case "onecycle":
-                main = lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=total + 1)
+                main = lr_scheduler.OneCycleLR(
+                    optimizer, [group["lr"] for group in optimizer.param_groups], total + 1
+                )
             case "plateau":
                 main = lr_scheduler.ReduceLROnPlateau(
                     optimizer, factor=config.step_factor, patience=config.patience
@@ -76,6 +91,11 @@ class Schedule:
 
     def load_state_dict(self, state: dict) -> None:
         self._scheduler.load_state_dict(state)
+
+
+def _cosine(done: float) -> float:
+    """Return the factor of the rate when a share `done` of the steps is over: from 1 to 0.01."""
+    return 0.01 + 0.99 * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
 
 
 def learning_rate(optimizer: optim.Optimizer) -> float:

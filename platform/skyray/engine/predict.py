@@ -14,9 +14,8 @@ from tqdm import tqdm
 from skyray.catalogue import CatalogueWriter
 from skyray.engine import storage
 from skyray.engine.bundle import Predictor, read_bundle
-from skyray.engine.dataset import MANIFEST, Dataset
+from skyray.engine.dataset import MANIFEST, Dataset, table_to_columns
 from skyray.families.base import Columns, OutputColumn
-from skyray.records import tensor_values
 
 IDENTITY = (
     OutputColumn("object_id", "str", "", "identifier of the observation in its survey"),
@@ -27,18 +26,6 @@ IDENTITY = (
 VERSION = OutputColumn("model_version", "str", "", "recipe, data and run of the model")
 SOURCE = OutputColumn("source", "str", "", "survey file the object came from")
 _BATCH = 256
-
-
-def table_to_columns(table: pa.Table) -> Columns:
-    """Return an Arrow table as numpy columns; tensor columns as arrays [N, ...]."""
-    columns: Columns = {}
-    for name in table.column_names:
-        column = table.column(name)
-        if isinstance(column.type, pa.BaseExtensionType):
-            columns[name] = tensor_values(column)
-        else:
-            columns[name] = column.to_numpy(zero_copy_only=False)
-    return columns
 
 
 class BatchPredictor:

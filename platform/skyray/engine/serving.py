@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import requests
 import yaml
 from pydantic import ValidationError
 from ray import serve
@@ -61,7 +62,12 @@ def running_service(config: ServeDeploySchema) -> Iterator[str]:
     """Run all applications of `config` on the Ray that has been joined; yield their address.
 
     At the end of the block the applications are deleted again, and Serve is shut down unless it
-    was running before: its address cannot be changed while it runs.
+    was running before.
+
+    Raises
+    ------
+    ConfigError
+        If Serve already runs on this Ray at another address: it cannot be moved.
     """
     ours = not serve.status().proxies
     serve.start(proxy_location=config.proxy_location, http_options=config.http_options.model_dump())
@@ -75,13 +81,26 @@ def running_service(config: ServeDeploySchema) -> Iterator[str]:
                 route_prefix=application.route_prefix,
             )
             names.append(application.name)
-        yield f"http://{config.http_options.host}:{config.http_options.port}"
+        url = f"http://{config.http_options.host}:{config.http_options.port}"
+        if not ours:
+            _check_address(url)
+        yield url
     finally:
         if ours:
             serve.shutdown()
         else:
             for name in names:
                 serve.delete(name)
+
+
+def _check_address(url: str) -> None:
+    try:
+        requests.get(f"{url}/-/healthz", timeout=30)
+    except requests.ConnectionError:
+        raise ConfigError(
+            f"{url}: Serve already runs on this Ray at another address, which cannot be changed "
+            "while it runs; name that address (--host, --port), or shut Serve down first"
+        ) from None
 
 
 def wait_for_signal() -> None:

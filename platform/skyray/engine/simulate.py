@@ -1,6 +1,6 @@
 """Mock surveys on Ray: straight into a dataset, or as files in the survey's own format.
 
-A simulation is ingest from another source; every spectrum is a pure function of seed, class and
+A simulation is ingest from another source; every object is a pure function of seed, class and
 index, so that any worker can make any slice and the result does not depend on how it was dealt out.
 """
 
@@ -19,9 +19,9 @@ from skyray.cards import Card
 from skyray.config import ConfigError
 from skyray.engine.ingest import ingest_source
 from skyray.engine.sources import Unit
-from skyray.records import Spectrum
+from skyray.records import Record
+from skyray.simulate.base import Simulator, make_simulator
 from skyray.simulate.planted import KINDS, PlantedSurvey
-from skyray.simulate.spectra import MockSurvey
 from skyray.simulate.survey_files import write_survey_files
 
 _PLANTED = "planted"
@@ -31,7 +31,7 @@ _UNIT_WEIGHT = 1 << 20  # two units make a task of the smallest size: the work i
 
 
 class MockSource:
-    """The spectra of a mock survey as a source of records (see `skyray.engine.sources`)."""
+    """The records of a mock survey as a source of records (see `skyray.engine.sources`)."""
 
     unclaimed = 0
 
@@ -57,14 +57,14 @@ class MockSource:
             for stop in [min(start + _OBJECTS_PER_UNIT, count)]
         ]
 
-    def read(self, unit: Unit) -> Iterator[Spectrum]:
+    def read(self, unit: Unit) -> Iterator[Record]:
         folder, _, label = unit.uri.rpartition("/")
         survey = _survey(self.card, self.seed, self.templates)
         if folder.endswith(_PLANTED):
             survey = PlantedSurvey(self.card, self.seed, _path(self.templates))
         start, stop = map(int, unit.identity.split("-"))
         for index in range(start, stop):
-            yield survey.spectrum(label, index)
+            yield survey.record(label, index)
 
     def _planted_counts(self) -> list[tuple[str, int]]:
         return [(f"{_PLANTED}/{kind}", count) for kind, count in self.planted.items()]
@@ -160,9 +160,9 @@ def _write_files(source: MockSource, folder: Path, progress: bool) -> int:
     def write(row: dict[str, Any]) -> dict[str, Any]:
         survey = _survey(source.card, source.seed, source.templates)
         chosen = json.loads(row["wanted"])
-        spectra = [survey.spectrum(label, index) for label, index in chosen]
-        files = write_survey_files(source.card, spectra, folder)
-        return {"files": len(files), "objects": len(spectra)}
+        records = [survey.record(label, index) for label, index in chosen]
+        files = write_survey_files(source.card, records, folder)
+        return {"files": len(files), "objects": len(records)}
 
     files = 0
     listing = ray.data.from_items(tasks, override_num_blocks=len(tasks))
@@ -173,13 +173,13 @@ def _write_files(source: MockSource, folder: Path, progress: bool) -> int:
     return files
 
 
-def _survey(card: Card, seed: int, templates: str | None) -> MockSurvey:
+def _survey(card: Card, seed: int, templates: str | None) -> Simulator:
     return _cached_survey(card.model_dump_json(), seed, templates)
 
 
 @functools.lru_cache(maxsize=2)
-def _cached_survey(card: str, seed: int, templates: str | None) -> MockSurvey:
-    return MockSurvey(Card.model_validate_json(card), seed, _path(templates))
+def _cached_survey(card: str, seed: int, templates: str | None) -> Simulator:
+    return make_simulator(Card.model_validate_json(card), seed, _path(templates))
 
 
 def _path(templates: str | None) -> Path | None:

@@ -13,7 +13,7 @@ from pyarrow import fs
 from skyray.cards import Card
 from skyray.engine import storage
 from skyray.readers.base import Reader, SurveyFile, make_reader
-from skyray.records import InvalidRecord, Spectrum
+from skyray.records import InvalidRecord, Record
 
 _LISTING_THREADS = 8
 
@@ -48,7 +48,7 @@ class RecordSource(Protocol):
     def units(self) -> list[Unit]:
         """Return all units in a fixed order."""
 
-    def read(self, unit: Unit) -> Iterator[Spectrum | InvalidRecord]:
+    def read(self, unit: Unit) -> Iterator[Record | InvalidRecord]:
         """Yield a record, or a refusal, for everything the unit holds."""
 
 
@@ -94,7 +94,7 @@ class FileSource:
             for number in pieces
         ]
 
-    def read(self, unit: Unit) -> Iterator[Spectrum | InvalidRecord]:
+    def read(self, unit: Unit) -> Iterator[Record | InvalidRecord]:
         return self.reader.read(self._file(unit.uri), unit.number)
 
     def _numbers(self, uri: str) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,10 +19,10 @@ from skyray.cards import Card
 from skyray.config import Config
 from skyray.engine import storage
 from skyray.engine.dataset import QUARANTINE_SCHEMA, Part
-from skyray.engine.parts import PartWriter, plain_json, write_table
+from skyray.engine.parts import PartWriter, write_table
+from skyray.engine.rows import row_of, schema_of
 from skyray.engine.sources import RecordSource, Unit
-from skyray.records import SPLITS, InvalidRecord, Spectrum, check_spectrum, spectrum_schema
-from skyray.transforms.spectra import place_on_grid
+from skyray.records import InvalidRecord, Record
 
 
 class Sidecar(Config):
@@ -81,62 +81,6 @@ class Task:
         return cls(tuple(Unit(*values) for values in json.loads(text)))
 
 
-def split_of(key: str, fractions: Mapping[str, float]) -> str:
-    """Return the split of an object: sha256 of its key as a uniform number in [0, 1).
-
-    Depends on nothing else, so that an object keeps its split when data are added.
-    """
-    digest = hashlib.sha256(key.encode()).digest()
-    uniform = int.from_bytes(digest[:8], "big") / 2.0**64
-    edge = 0.0
-    for split in SPLITS[:-1]:
-        edge += fractions[split]
-        if uniform < edge:
-            return split
-    return SPLITS[-1]
-
-
-def spectrum_row(card: Card, spectrum: Spectrum, apply_cuts: bool = True) -> dict[str, Any]:
-    """Turn a record into a row of the dataset.
-
-    Raises
-    ------
-    InvalidRecord
-        If the spectrum is not usable, outside the card's selection, or hardly on its grid.
-    """
-    check_spectrum(spectrum, card.min_good_pixels)
-    fields = spectrum.fields()
-    if apply_cuts:
-        card.check_cuts(fields, spectrum.source)
-    flux, ivar, mask = place_on_grid(spectrum, card.grid.grid())
-    good = int((mask == 0).sum())
-    if good < card.min_good_pixels:
-        raise InvalidRecord(
-            "off_grid",
-            f"expected ≥ {card.min_good_pixels} good pixels on the card's grid, found {good}",
-            spectrum.source,
-            spectrum.object_id,
-        )
-    key = card.key_of(fields)
-    row = {name: getattr(spectrum, name) for name in _COPIED}
-    row.update(
-        object_key=key,
-        split=split_of(key, card.split),
-        label=card.label_of(fields),
-        extra=plain_json(spectrum.extra),
-        flux=flux,
-        ivar=ivar,
-        mask=mask,
-    )
-    return row
-
-
-_COPIED = (
-    "object_id", "ra", "dec", "survey", "source", "spectype", "subtype", "redshift",
-    "redshift_err", "zwarning", "snr",
-)  # fmt: skip
-
-
 @dataclass
 class Refusals:
     """Rows for the quarantine."""
@@ -160,7 +104,7 @@ class Refusals:
         return dict(Counter(row["reason"] for row in self.rows))
 
 
-def records_of(source: RecordSource, unit: Unit) -> Iterator[Spectrum | InvalidRecord]:
+def records_of(source: RecordSource, unit: Unit) -> Iterator[Record | InvalidRecord]:
     """Yield what a unit holds; whatever goes wrong in reading is one refusal, never an abort."""
     try:
         yield from source.read(unit)
@@ -170,11 +114,11 @@ def records_of(source: RecordSource, unit: Unit) -> Iterator[Spectrum | InvalidR
         yield InvalidRecord("unreadable", f"{type(error).__name__}: {error}", unit.uri)
 
 
-def _row_or_refusal(job: Job, record: Spectrum | InvalidRecord) -> dict[str, Any] | InvalidRecord:
+def _row_or_refusal(job: Job, record: Record | InvalidRecord) -> dict[str, Any] | InvalidRecord:
     if isinstance(record, InvalidRecord):
         return record
     try:
-        return spectrum_row(job.card, record, job.apply_cuts)
+        return row_of(job.card, record, job.apply_cuts)
     except InvalidRecord as error:
         return error
     except Exception as error:  # one strange record must not end the ingest of all the others
@@ -186,7 +130,7 @@ def run_task(job: Job, task: Task) -> Sidecar:
     """Read the units of a task and write its part, refusals and sidecar."""
     name = task.name(job.key)
     writer = PartWriter(storage.join(job.out, f"parts/{name}.parquet"),
-                        spectrum_schema(job.card.grid.grid()))  # fmt: skip
+                        schema_of(job.card))  # fmt: skip
     refusals = Refusals()
     rows_read = 0
     for unit in task.units:

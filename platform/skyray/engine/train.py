@@ -17,7 +17,7 @@ from safetensors.torch import load as load_tensors
 
 from skyray.engine import loop, provenance, registry, storage, tracking
 from skyray.engine.bundle import bundle_version, write_bundle
-from skyray.engine.dataset import Dataset
+from skyray.engine.dataset import Dataset, table_to_columns
 from skyray.engine.progress import ProgressBars
 from skyray.engine.shards import DeterministicShards
 from skyray.engine.worker import final_position
@@ -79,7 +79,7 @@ def train(
     """
     dataset = Dataset.open(data)
     family = load_family(recipe.family)(recipe, dataset.info())
-    run_id = resume or _start_run(recipe, family, workers)
+    run_id = resume or start_run(recipe, family, workers)
     run_uri = storage.join(storage.home(), "runs", run_id)
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
     failed = True
@@ -89,7 +89,7 @@ def train(
             config["train_rows"] = dataset.count("train")
             result = _fit(config, dataset, family, run_uri, workers, use_gpu, max_failures)
         history, restarts = _history(result)
-        _finish(recipe, family, dataset, run_uri, run_id, out, history)
+        _finish(family, dataset, run_uri, run_id, out, history)
         registry.register(out, run_id)
         failed = False
     finally:
@@ -98,7 +98,8 @@ def train(
     return TrainResult(out, run_id, version, history, restarts)
 
 
-def _start_run(recipe: Recipe, family: Family, workers: int) -> str:
+def start_run(recipe: Recipe, family: Family, workers: int = 1, parent: str | None = None) -> str:
+    """Open the MLflow run of a training, nested in the run `parent` if one is given."""
     tags = {
         "skyray.fingerprint": family.data.fingerprint,
         "skyray.card": family.data.card,
@@ -106,6 +107,8 @@ def _start_run(recipe: Recipe, family: Family, workers: int) -> str:
         "skyray.git_commit": provenance.git_commit(),
         **{f"version.{k}": v for k, v in provenance.versions().items()},
     }
+    if parent:
+        tags["mlflow.parentRunId"] = parent
     name = f"{recipe.name}-{uuid.uuid4().hex[:6]}"
     return tracking.start_run(recipe.family, name, recipe.snapshot(), tags)
 
@@ -176,20 +179,25 @@ def _history(result) -> tuple[list[dict[str, Any]], int]:
     return position.history, position.resumed
 
 
-def _finish(recipe, family, dataset, run_uri, run_id, out, history) -> None:
-    """Assemble the best parts, calibrate on validation and write the bundle, as one Ray task."""
-    provenance_of_run = {
-        "version": bundle_version(recipe.digest(), family.data.fingerprint, run_id),
+def run_provenance(family: Family, run_id: str) -> dict[str, Any]:
+    """Return what a bundle says about where it came from."""
+    return {
+        "version": bundle_version(family.recipe.digest(), family.data.fingerprint, run_id),
         "run_id": run_id,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "git_commit": provenance.git_commit(),
         "versions": provenance.versions(),
     }
+
+
+def _finish(family: Family, dataset, run_uri, run_id, out, history) -> None:
+    """Assemble the best parts, calibrate on validation and write the bundle, as one Ray task."""
+    recipe = family.recipe
     finish = ray.remote(num_cpus=1)(assemble_bundle)
     ray.get(
         finish.remote(
             recipe.family, recipe.snapshot(), family.data.to_dict(), dataset.uri, run_uri, out,
-            provenance_of_run, history,
+            run_provenance(family, run_id), history,
         )
     )  # fmt: skip
 
@@ -208,6 +216,7 @@ def assemble_bundle(
     family_type = load_family(family_name)
     family = family_type(family_type.recipe_type.load(recipe), DataInfo.from_dict(data))
     model = family.build_model()
+    family.initialise(model)  # parts that no stage trains
     for stage in family.stages():
         part = load_tensors(storage.read_bytes(loop.stage_file(run_uri, stage)))
         stage.part(model).load_state_dict(part)
@@ -221,13 +230,20 @@ def assemble_bundle(
 def calibration_inputs(family: Family, dataset: Dataset) -> Columns:
     """Return up to CALIBRATION_ROWS transformed rows of validation (of train if that is empty)."""
     split = "validation" if dataset.count("validation") else "train"
+    return transformed_rows(family, dataset, split, CALIBRATION_ROWS)
+
+
+def transformed_rows(
+    family: Family, dataset: Dataset, split: str, limit: int | None = None
+) -> Columns:
+    """Return a split's rows as `Family.transform` gives them for training, read without Ray."""
     batches: list[Columns] = []
     rows = 0
     for table in dataset.iter_tables(family.columns(training=True), split):
-        from skyray.engine.predict import table_to_columns
-
         batches.append(family.transform(table_to_columns(table), training=True))
         rows += table.num_rows
-        if rows >= CALIBRATION_ROWS:
+        if limit and rows >= limit:
             break
+    if not batches:
+        return {}
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}

@@ -86,7 +86,10 @@ class Recipe(Config):
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What a dataset tells a family: its grid or bands, its classes and where it came from."""
+    """What a dataset tells a family: its grid or images, its classes and where it came from.
+
+    `features` names the metadata of alerts in their order.
+    """
 
     card: str
     record: str
@@ -95,6 +98,12 @@ class DataInfo:
     fingerprint: str
     grid: Grid | None = None
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    min_good_pixels: int = 100
+    bands: tuple[str, ...] = ()
+    image_size: int | None = None
+    image_fit: str = "exact"
+    pixel_scale_arcsec: float | None = None
+    features: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -105,12 +114,19 @@ class DataInfo:
             "fingerprint": self.fingerprint,
             "grid": self.grid.to_dict() if self.grid else None,
             "counts": {k: dict(v) for k, v in self.counts.items()},
+            "min_good_pixels": self.min_good_pixels,
+            "bands": list(self.bands),
+            "image_size": self.image_size,
+            "image_fit": self.image_fit,
+            "pixel_scale_arcsec": self.pixel_scale_arcsec,
+            "features": list(self.features),
         }
 
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> DataInfo:
         grid = Grid(**value["grid"]) if value.get("grid") else None
-        return cls(**{**value, "classes": tuple(value["classes"]), "grid": grid})
+        lists = {k: tuple(value.get(k, ())) for k in ("classes", "bands", "features")}
+        return cls(**{**value, **lists, "grid": grid})
 
 
 @dataclass(frozen=True)
@@ -142,6 +158,10 @@ class Stage:
         depend on the data, such as a standardisation. Rank 0's buffers reach the other ranks.
     at_epoch : callable, optional
         epoch → None, before each epoch: for losses with a schedule of their own.
+    trains : callable, optional
+        name of a parameter of the part → whether it learns. Default: all do.
+    lr_factor : callable, optional
+        name of a parameter of the part → factor of the learning rate. Default: 1.
     """
 
     name: str
@@ -155,6 +175,34 @@ class Stage:
     features: Callable[[nn.Module, Tensors], Tensors] | None = None
     prepare: Callable[[nn.Module, Tensors], None] | None = None
     at_epoch: Callable[[int], None] | None = None
+    trains: Callable[[str], bool] | None = None
+    lr_factor: Callable[[str], float] | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A hyper-parameter that takes one of several values."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Range:
+    """A hyper-parameter between two limits; `log` for a uniform logarithm, `step` for a lattice."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+
+@dataclass(frozen=True)
+class Objective:
+    """What a sweep improves: a metric of a stage's validation."""
+
+    stage: str
+    metric: str
+    better: Literal["min", "max"]
 
 
 @dataclass(frozen=True)
@@ -181,6 +229,9 @@ class Family(ABC):
     @abstractmethod
     def build_model(self) -> nn.Module:
         """Return the untrained model; initialisation follows torch's global random state."""
+
+    def initialise(self, model: nn.Module) -> None:
+        """Load what training starts from, such as pre-trained weights; never needed afterwards."""
 
     @abstractmethod
     def stages(self) -> list[Stage]:
@@ -233,6 +284,16 @@ class Family(ABC):
     def truth_columns(self) -> list[str]:
         """Return the dataset columns that `evaluate` compares with."""
         return []
+
+    @classmethod
+    def search_space(cls, recipe: Recipe) -> dict[str, Choice | Range]:
+        """Return the hyper-parameters a sweep varies, by the recipe's key (``train.batch_size``)."""
+        return {}
+
+    def objective(self) -> Objective:
+        """Return what a sweep improves; default: what the last stage chooses its epoch by."""
+        stage = self.stages()[-1]
+        return Objective(stage.name, stage.monitor, stage.better)
 
     def optimise_for_inference(self, model: nn.Module) -> nn.Module:
         """Return the model in evaluation form; families may fold or re-order layers here."""

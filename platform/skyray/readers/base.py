@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 from pyarrow import fs
 
-from skyray.records import InvalidRecord, Spectrum
+from skyray.records import InvalidRecord, Record
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Reader(ABC):
         return [0]
 
     @abstractmethod
-    def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Spectrum | InvalidRecord]:
+    def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Record | InvalidRecord]:
         """Yield a record for every object, or an `InvalidRecord` for one that cannot be read.
 
         A file that cannot be opened at all raises `InvalidRecord`. Nothing is skipped silently:

@@ -94,6 +94,9 @@ class PlantedSurvey:
             )
         self._snr_floor = snr_floor(card)
 
+    def record(self, kind: str, index: int) -> Spectrum:
+        return self.spectrum(kind, index)
+
     def spectrum(self, kind: str, index: int) -> Spectrum:
         """Return planted outlier `index` of a kind.
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from skyray.cards import Card
 from skyray.records import Spectrum
+from skyray.simulate.base import Simulator, register_simulator
 from skyray.simulate.exposure import Exposure, observe
 from skyray.simulate.instruments import Instrument, Pixels, instrument
 from skyray.simulate.light import LightSources
@@ -48,7 +49,8 @@ class MockObject:
     type: str = ""
 
 
-class MockSurvey:
+@register_simulator
+class MockSurvey(Simulator):
     """Mock spectra of every class of a card.
 
     Parameters
@@ -66,9 +68,10 @@ class MockSurvey:
         If the card's mock options are not valid, or a template file is missing.
     """
 
+    name = "spectra"
+
     def __init__(self, card: Card, seed: int, templates: Path | None = None):
-        self.card = card
-        self.seed = int(seed)
+        super().__init__(card, seed, templates)
         self.options = mock_options(card)
         self.instrument: Instrument = instrument(self.options.instrument)
         self._fields = {label: fields_for(card, label) for label in card.classes}
@@ -78,6 +81,9 @@ class MockSurvey:
     @property
     def classes(self) -> tuple[str, ...]:
         return tuple(self.card.classes)
+
+    def record(self, label: str, index: int) -> Spectrum:
+        return self.spectrum(label, index)
 
     def spectrum(self, label: str, index: int) -> Spectrum:
         """Return mock spectrum `index` of a class; the same arguments give the same spectrum.

@@ -22,9 +22,8 @@ from skyray.cards import load_card
 from skyray.config import ConfigError
 from skyray.engine import storage
 from skyray.engine.bundle import BUNDLE_FILE, Predictor, history_rows
-from skyray.engine.dataset import MANIFEST, Dataset
+from skyray.engine.dataset import MANIFEST, Dataset, table_to_columns
 from skyray.engine.evaluate import evaluate
-from skyray.engine.predict import table_to_columns
 from skyray.engine.report import write_report
 from skyray.engine.simulate import simulate
 from skyray.engine.train import train

@@ -1,0 +1,98 @@
+"""Train in this process, without a Ray Train group: trials of a sweep, members of an ensemble.
+
+The loop, the checkpoints, the tracking and the bundle are those of `skyray.engine.train`; only the
+group of workers is left out, whose start costs more than a small training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from skyray.engine import loop, registry, storage, tracking
+from skyray.engine.dataset import Dataset
+from skyray.engine.train import assemble_bundle, run_provenance, start_run, transformed_rows
+from skyray.engine.worker import LoneWorker
+from skyray.families.base import Columns, Family, Recipe, load_family
+
+_RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class LoneResult:
+    """What a training in one process left: its MLflow run and the rows of its epochs."""
+
+    run_id: str
+    history: list[dict[str, Any]]
+
+
+class _AllRows(loop.TrainingRows):
+    """The whole dataset, read and transformed in this process."""
+
+    def __init__(self, family: Family, dataset: Dataset):
+        super().__init__(family.recipe.train.cache)
+        self._family, self._dataset = family, dataset
+
+    def fetch(self, split: str) -> Columns:
+        return transformed_rows(self._family, self._dataset, split)
+
+
+def train_alone(
+    recipe: Recipe,
+    data: str,
+    run_uri: str,
+    *,
+    out: str | None = None,
+    parent: str | None = None,
+    threads: int = 1,
+    use_gpu: bool = False,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> LoneResult:
+    """Train all stages of `recipe` in this process; called again, it goes on where it stopped.
+
+    Parameters
+    ----------
+    run_uri : str
+        Folder or URI of checkpoints, finished stages and the MLflow run's id.
+    out : str, optional
+        Bundle to write; a trial of a sweep needs none.
+    parent : str, optional
+        MLflow run that this one is nested in.
+    on_epoch : callable, optional
+        Gets the row of the history after every epoch; what it raises ends the training.
+    """
+    torch.set_num_threads(threads)
+    dataset = Dataset.open(data)
+    family = load_family(recipe.family)(recipe, dataset.info())
+    run_id = _run(run_uri, recipe, family, parent)
+    worker = LoneWorker(
+        rank=0, world_size=1, device=torch.device("cuda" if use_gpu else "cpu"), seed=recipe.seed,
+        run_uri=run_uri, run_id=run_id, tracking_uri=tracking.tracking_uri(), streamed_rows=0,
+        on_epoch=on_epoch,
+    )  # fmt: skip
+    failed = True
+    try:
+        position = loop.run_stages(worker, family, _AllRows(family, dataset))
+        if out:
+            assemble_bundle(
+                recipe.family, recipe.snapshot(), family.data.to_dict(), data, run_uri, out,
+                run_provenance(family, run_id), position.history,
+            )  # fmt: skip
+            registry.register(out, run_id)
+        failed = False
+    finally:
+        tracking.finish_run(run_id, failed)
+    return LoneResult(run_id, position.history)
+
+
+def _run(run_uri: str, recipe: Recipe, family: Family, parent: str | None) -> str:
+    """Return the MLflow run of this folder, opened the first time."""
+    place = storage.join(run_uri, _RUN_FILE)
+    if storage.exists(place):
+        return storage.read_json(place)["run_id"]
+    run_id = start_run(recipe, family, parent=parent)
+    storage.write_json(place, {"run_id": run_id, "recipe": recipe.snapshot()})
+    return run_id
