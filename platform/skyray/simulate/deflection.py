@@ -17,7 +17,7 @@ from astropy.cosmology import FlatLambdaCDM
 
 Mode = Literal["corrected", "as_published"]
 Profile = Literal["point_mass", "pseudo_jaffe"]
-_RAYS_AT_ONCE = 8192
+_RAYS_AT_ONCE = 1024  # the table of rays and masses stays in a core's cache
 
 
 @lru_cache(maxsize=16)
@@ -36,7 +36,7 @@ def einstein_radius_of_unit_mass(
         between = source - lens
     else:
         lens, source = cosmology.angular_diameter_distance([z_lens, z_source])
-        between = cosmology.angular_diameter_distance_z1z2(z_lens, z_source)
+        between = cosmology.angular_diameter_distance(z_lens, z_source)
     scale = 4 * constants.G * constants.M_sun / constants.c**2
     angle = np.sqrt((scale * between / (lens * source)).to_value(units.dimensionless_unscaled))
     return float((angle * units.rad).to_value(units.arcsec))
