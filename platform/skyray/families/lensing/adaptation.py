@@ -16,6 +16,7 @@ over all rows of the batch so that they add up whatever the batches hold:
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -48,7 +49,7 @@ class SourceLoss:
         return loss, {"accuracy": (logits.argmax(1) == label).float().mean().detach()}
 
 
-class AdaptationLoss:
+class AdaptationLoss(ABC):
     """What all methods share: the two halves of a batch, and the choice of the epoch."""
 
     one_network = True  # of both domains
@@ -64,19 +65,18 @@ class AdaptationLoss:
             if model.training:
                 return loss, {}
         else:
-            loss, metrics = self.loss(model, batch, source, target)
+            loss, metrics, target_logits = self.loss(model, batch, source, target)
             if model.training:
-                self._learn_prior(model, batch, target)
+                mean = target_logits.detach().float().softmax(1).mean(0)
+                model.prior.lerp_(mean, 1.0 - _PRIOR_MEMORY)
                 return loss, metrics
-        return loss.detach(), {**self._choice(model, batch, source, target)}
+        return loss.detach(), self._choice(model, batch, source, target)
 
-    def loss(self, model, batch: Tensors, source, target) -> tuple[torch.Tensor, Metrics]:
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def _learn_prior(self, model: LensingModel, batch: Tensors, target: torch.Tensor) -> None:
-        mean = self._target_logits.float().softmax(1).mean(0)
-        model.prior.mul_(_PRIOR_MEMORY).add_(mean.to(model.prior), alpha=1 - _PRIOR_MEMORY)
+    @abstractmethod
+    def loss(
+        self, model: LensingModel, batch: Tensors, source: torch.Tensor, target: torch.Tensor
+    ) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
+        """Return loss, metrics and the target's logits; `source`, `target` are masks [B]."""
 
     @torch.no_grad()
     def _choice(self, model: LensingModel, batch: Tensors, source, target) -> Metrics:
@@ -125,7 +125,7 @@ class AddaLoss(AdaptationLoss):
         else:
             features = model.adapted.encoder(image)
             shown = features.detach()
-        self._target_logits = model.adapted.classifier(features.detach())
+        guessed = model.adapted.classifier(features.detach())
         known = batch["source_features"][source].to(shown.dtype)
         logits = model.discriminator(torch.cat([known, shown])).float()
         domain = logits.new_zeros(len(logits), dtype=torch.long)
@@ -139,7 +139,7 @@ class AddaLoss(AdaptationLoss):
             "discriminator_loss": discriminator.detach(),
             "encoder_loss": encoder.detach(),
             "discriminator_accuracy": right.detach(),
-        }
+        }, guessed
 
 
 class _Reversed(torch.autograd.Function):
@@ -167,7 +167,6 @@ class DannLoss(AdaptationLoss):
 
     def loss(self, model, batch, source, target):
         features, logits = model.adapted(batch["image"])
-        self._target_logits = logits[target].detach()
         classified = self._classified(logits[source], batch, source)
         domains = model.discriminator(_Reversed.apply(features, self.weight)).float()
         both = source | target
@@ -175,7 +174,7 @@ class DannLoss(AdaptationLoss):
         return classified + adversarial, {
             "class_loss": classified.detach(),
             "domain_loss": adversarial.detach(),
-        }
+        }, logits[target]
 
 
 class CoralLoss(AdaptationLoss):
@@ -183,13 +182,12 @@ class CoralLoss(AdaptationLoss):
 
     def loss(self, model, batch, source, target):
         features, logits = model.adapted(batch["image"])
-        self._target_logits = logits[target].detach()
         classified = self._classified(logits[source], batch, source)
         distance = coral_distance(features[source].float(), features[target].float())
         return classified + self.config.coral_weight * distance, {
             "class_loss": classified.detach(),
             "coral": distance.detach(),
-        }
+        }, logits[target]
 
 
 def coral_distance(source_NF: torch.Tensor, target_MF: torch.Tensor) -> torch.Tensor:
@@ -214,7 +212,6 @@ class SelfEnsemblingLoss(AdaptationLoss):
         _, guessed = model.student(changed(batch["image"][target]))
         with torch.no_grad():
             _, taught = model.adapted(changed(batch["image"][target]))
-        self._target_logits = taught
         classified = self._classified(known, batch, source)
         student, teacher = guessed.float().softmax(1), taught.float().softmax(1)
         sure = (teacher.max(dim=1).values > self.config.confidence).float()
@@ -227,7 +224,7 @@ class SelfEnsemblingLoss(AdaptationLoss):
             "class_loss": classified.detach(),
             "consistency": consistency.detach(),
             "sure_share": sure.mean(),
-        }
+        }, taught
 
     def _nudged(self, image: torch.Tensor) -> torch.Tensor:
         return augment(image, self.config.augment)
