@@ -217,9 +217,7 @@ def _folded(convolution, norm) -> nn.Conv2d:
     weight, _ = convolution.expand_parameters()
     plain = norm.export()
     scale = plain.weight / torch.sqrt(plain.running_var + plain.eps)
-    out = nn.Conv2d(
-        weight.shape[1], weight.shape[0], weight.shape[2:], padding=convolution.padding
-    )
+    out = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:], padding=convolution.padding)
     out.weight.copy_(weight * scale[:, None, None, None])
     out.bias.copy_(plain.bias - plain.running_mean * scale)
     return out

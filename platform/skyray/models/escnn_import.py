@@ -30,7 +30,7 @@ def import_escnn() -> ModuleType:
             "equivariant networks need escnn, which is not installed: pip install "
             "skyray[equivariant]"
         )
-    if "escnn" not in sys.modules and importlib.util.find_spec("lie_learn") is None:
+    if _WANTED not in sys.modules and importlib.util.find_spec("lie_learn") is None:
         _stand_in_for_lie_learn()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="`py3nj` package not found")  # SO(3) again

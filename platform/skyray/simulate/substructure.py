@@ -67,9 +67,7 @@ def draw_subhalos(
         count = int(rng.poisson(mean_count))
     radius = rng.uniform(*radii_arcsec, size=count)
     angle = rng.uniform(0.0, 2.0 * np.pi, size=count)
-    return PointMasses(
-        masses.draw(rng, count), radius * np.sin(angle), radius * np.cos(angle)
-    )
+    return PointMasses(masses.draw(rng, count), radius * np.sin(angle), radius * np.cos(angle))
 
 
 def vortex_half_length_arcsec(axion_mass_ev: float) -> float:

@@ -135,11 +135,15 @@ class AddaLoss(AdaptationLoss):
         fooled = functional_call(model.discriminator, fixed, (features,)).float()
         encoder = functional.cross_entropy(fooled, torch.zeros_like(domain[len(known) :]))
         right = (logits.argmax(1) == domain).float().mean()
-        return discriminator + encoder, {
-            "discriminator_loss": discriminator.detach(),
-            "encoder_loss": encoder.detach(),
-            "discriminator_accuracy": right.detach(),
-        }, guessed
+        return (
+            discriminator + encoder,
+            {
+                "discriminator_loss": discriminator.detach(),
+                "encoder_loss": encoder.detach(),
+                "discriminator_accuracy": right.detach(),
+            },
+            guessed,
+        )
 
 
 class _Reversed(torch.autograd.Function):
@@ -171,10 +175,14 @@ class DannLoss(AdaptationLoss):
         domains = model.discriminator(_Reversed.apply(features, self.weight)).float()
         both = source | target
         adversarial = functional.cross_entropy(domains[both], batch["domain"][both])
-        return classified + adversarial, {
-            "class_loss": classified.detach(),
-            "domain_loss": adversarial.detach(),
-        }, logits[target]
+        return (
+            classified + adversarial,
+            {
+                "class_loss": classified.detach(),
+                "domain_loss": adversarial.detach(),
+            },
+            logits[target],
+        )
 
 
 class CoralLoss(AdaptationLoss):
@@ -184,10 +192,14 @@ class CoralLoss(AdaptationLoss):
         features, logits = model.adapted(batch["image"])
         classified = self._classified(logits[source], batch, source)
         distance = coral_distance(features[source].float(), features[target].float())
-        return classified + self.config.coral_weight * distance, {
-            "class_loss": classified.detach(),
-            "coral": distance.detach(),
-        }, logits[target]
+        return (
+            classified + self.config.coral_weight * distance,
+            {
+                "class_loss": classified.detach(),
+                "coral": distance.detach(),
+            },
+            logits[target],
+        )
 
 
 def coral_distance(source_NF: torch.Tensor, target_MF: torch.Tensor) -> torch.Tensor:
@@ -220,11 +232,15 @@ class SelfEnsemblingLoss(AdaptationLoss):
         mean = student.mean(0).clamp(1e-6, 1 - 1e-6)
         balance = functional.binary_cross_entropy(mean.float(), even) * sure.mean()
         weighted = consistency + self.config.balance_weight * balance
-        return classified + self.config.consistency_weight * weighted, {
-            "class_loss": classified.detach(),
-            "consistency": consistency.detach(),
-            "sure_share": sure.mean(),
-        }, taught
+        return (
+            classified + self.config.consistency_weight * weighted,
+            {
+                "class_loss": classified.detach(),
+                "consistency": consistency.detach(),
+                "sure_share": sure.mean(),
+            },
+            taught,
+        )
 
     def _nudged(self, image: torch.Tensor) -> torch.Tensor:
         return augment(image, self.config.augment)

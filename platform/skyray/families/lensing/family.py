@@ -91,8 +91,10 @@ class LensingFamily(Family):
             part=lambda model: model,
             loss=loss,
             train=recipe.train_adaptation,
-            rows=lambda columns: (columns["domain"] == TARGET)
-            | ((columns["domain"] == SOURCE) & (columns["label_index"] >= 0)),
+            rows=lambda columns: (
+                (columns["domain"] == TARGET)
+                | ((columns["domain"] == SOURCE) & (columns["label_index"] >= 0))
+            ),
             monitor="oracle" if published else "selection",
             better="max",
             features=_with_source_features if adda else None,

@@ -101,7 +101,9 @@ class LensingRecipe(Recipe):
     @model_validator(mode="after")
     def _two_surveys(self):
         if self.source == self.target:
-            raise ValueError(f"source and target: expected two surveys, found {self.source!r} twice")
+            raise ValueError(
+                f"source and target: expected two surveys, found {self.source!r} twice"
+            )
         return self
 
 
@@ -125,9 +127,7 @@ def euclid_to_hst_as_published() -> LensingRecipe:
 
 def euclid_to_hst_efficientnet() -> LensingRecipe:
     """Euclid → HST with EfficientNet-B0 and ADDA, at full size; GPUs."""
-    return LensingRecipe(
-        name="euclid_to_hst_efficientnet", network=NetworkConfig(encoder="vision")
-    )
+    return LensingRecipe(name="euclid_to_hst_efficientnet", network=NetworkConfig(encoder="vision"))
 
 
 def _one_cycle(epochs: int, batch_size: int, lr: float, precision: str) -> TrainConfig:
@@ -172,9 +172,7 @@ def hst_to_euclid_efficientnet_laptop() -> LensingRecipe:
 
 def _constant(epochs: int, batch_size: int, lr: float) -> TrainConfig:
     optimizer = OptimizerConfig(name="adam", lr=lr, weight_decay=1e-5)
-    return TrainConfig(
-        batch_size=batch_size, epochs=epochs, optimizer=optimizer, precision="bf16"
-    )
+    return TrainConfig(batch_size=batch_size, epochs=epochs, optimizer=optimizer, precision="bf16")
 
 
 def _turned(recipe: LensingRecipe, name: str) -> LensingRecipe:
