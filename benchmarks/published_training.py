@@ -62,7 +62,8 @@ def run(arm: str, seed: int, data: Path, options: argparse.Namespace) -> None:
          f"train.precision={options.precision}", f"train_redshift.precision={options.precision}"]
     )  # fmt: skip
     bundle = options.out / f"bundle-{arm}-{seed}"
-    train(recipe, str(data), str(bundle), threads=options.threads)
+    train(recipe, str(data), str(bundle), threads=options.threads, resume=options.resume)
+    options.resume = None
     metrics = evaluate(str(bundle), str(data), str(options.out / f"scores-{arm}-{seed}"))
     kept.write_text(json.dumps(metrics), encoding="utf-8")
 
@@ -100,6 +101,7 @@ def main() -> None:
     parser.add_argument("--precision", default="float32", choices=["float32", "bf16"])
     parser.add_argument("--set", action="append", default=[], help="change both recipes: key=value")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
+    parser.add_argument("--resume", help="MLflow run id of the first training, interrupted before")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.out = options.out.absolute()

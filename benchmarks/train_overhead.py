@@ -27,10 +27,7 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 from report import Row, finish  # noqa: E402
 
 from skyray.cards import load_card  # noqa: E402
-from skyray.engine.dataset import (
-    Dataset,
-    table_to_columns,
-)
+from skyray.engine.dataset import Dataset, table_to_columns  # noqa: E402
 from skyray.engine.optimizers import make_optimizer  # noqa: E402
 from skyray.engine.session import ray_session  # noqa: E402
 from skyray.engine.simulate import simulate  # noqa: E402

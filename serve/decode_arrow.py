@@ -16,6 +16,7 @@ import pyarrow as pa
 from serve.arrow_size import inflated_bytes
 from serve.decode_json import build_spectrum
 from serve.refusal import Refusal
+from serve.uploads import too_many
 
 from skyray.records import Grid, InvalidRecord, Spectrum
 
@@ -31,7 +32,7 @@ class _Frame:
     noise: str
 
 
-def decode_arrow(body: bytes, max_spectra: int, max_bytes: int) -> list[Spectrum | InvalidRecord]:
+def decode_arrow(body: bytes, max_records: int, max_bytes: int) -> list[Spectrum | InvalidRecord]:
     """Return the spectra of an Arrow IPC stream or file.
 
     Raises
@@ -49,10 +50,8 @@ def decode_arrow(body: bytes, max_spectra: int, max_bytes: int) -> list[Spectrum
         reader = pa.ipc.open_stream(body)
         frame = _frame(reader.schema)
         for batch in reader:
-            if len(found) + batch.num_rows > max_spectra:
-                raise Refusal(
-                    413, "too_many_spectra", f"expected at most {max_spectra} spectra in a request"
-                )
+            if len(found) + batch.num_rows > max_records:
+                raise too_many(max_records)
             batch.validate(full=True)
             found += [_row(batch, row, len(found) + row, frame) for row in range(batch.num_rows)]
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:

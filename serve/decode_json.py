@@ -1,4 +1,4 @@
-"""JSON body → spectra, and the schema that documents it."""
+"""JSON body → records, and the schema that documents spectra."""
 
 from __future__ import annotations
 
@@ -52,17 +52,28 @@ def decode_json(body: bytes) -> list[Spectrum | InvalidRecord]:
     Refusal
         400, naming the first fields that are not as documented.
     """
+    parsed = validated(body, SpectrumJSON, SpectraJSON, "spectra")
+    spectra = parsed.spectra if isinstance(parsed, SpectraJSON) else [parsed]
+    return [_to_spectrum(item, row) for row, item in enumerate(spectra)]
+
+
+def validated(body: bytes, one: type[BaseModel], several: type[BaseModel], key: str) -> BaseModel:
+    """Return a JSON body as `several` where it has the field `key`, else as `one`.
+
+    Raises
+    ------
+    Refusal
+        400, naming the first fields that are not as documented.
+    """
     try:
         value = from_json(body)
     except ValueError as error:
         raise Refusal(400, "not_json", str(error)[:300]) from None
-    model = SpectraJSON if isinstance(value, dict) and "spectra" in value else SpectrumJSON
+    model = several if isinstance(value, dict) and key in value else one
     try:
-        parsed = model.model_validate(value)
+        return model.model_validate(value)
     except ValidationError as error:
         raise Refusal(400, "json_invalid", _explain(error)) from None
-    spectra = parsed.spectra if isinstance(parsed, SpectraJSON) else [parsed]
-    return [_to_spectrum(item, row) for row, item in enumerate(spectra)]
 
 
 def _explain(error: ValidationError) -> str:

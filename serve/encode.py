@@ -8,16 +8,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from skyray.records import InvalidRecord, Spectrum
+from skyray.records import InvalidRecord, Record, Spectrum
 
 ARROW_STREAM = "application/vnd.apache.arrow.stream"
 _PROBABILITY = "p_"
 
-Items = Sequence[Spectrum | InvalidRecord]
+Items = Sequence[Record | InvalidRecord]
 
 
 def refuse_unanswered(items: Items, table: pa.Table | None) -> tuple[list, pa.Table | None]:
-    """Turn spectra the model has no answer for (its column ``problem``) into refusals.
+    """Turn records the model has no answer for (its column ``problem``) into refusals.
 
     Returns the items with `InvalidRecord` in those places, and the table without their rows.
     """
@@ -25,7 +25,7 @@ def refuse_unanswered(items: Items, table: pa.Table | None) -> tuple[list, pa.Ta
         return list(items), table
     problems = table.column("problem").to_pylist()
     rows = iter(problems)
-    answered: list[Spectrum | InvalidRecord] = []
+    answered: list[Record | InvalidRecord] = []
     for item in items:
         problem = "" if isinstance(item, InvalidRecord) else next(rows)
         refused = InvalidRecord("not_for_this_model", problem, item.source, item.object_id)
@@ -42,11 +42,11 @@ def json_answers(
     Parameters
     ----------
     items : sequence
-        What was decoded: spectra, and refusals in the places of unusable ones.
+        What was decoded: records, and refusals in the places of unusable ones.
     table : pa.Table
-        Predictions of the spectra among `items`, in their order; None where there are none.
+        Predictions of the records among `items`, in their order; None where there are none.
     with_spectrum : bool
-        Also give back wavelength and flux, for a page that shows them.
+        Also give back the wavelength and flux of spectra, for a page that shows them.
     """
     rows = iter([] if table is None else table.to_pylist())
     answers = []
@@ -55,7 +55,7 @@ def json_answers(
             answers.append(refused_answer(item))
             continue
         answer = _answer(next(rows))
-        if with_spectrum:
+        if with_spectrum and isinstance(item, Spectrum):
             answer["spectrum"] = {
                 "wavelength": [round(value, 3) for value in item.wavelength.tolist()],
                 "flux": [_plain(v) if used else None for v, used in zip(
@@ -66,7 +66,7 @@ def json_answers(
 
 
 def refused_answer(refused: InvalidRecord) -> dict[str, Any]:
-    """Return the answer for a spectrum that cannot be used."""
+    """Return the answer for a record that cannot be used."""
     return {
         "object_id": refused.object_id,
         "error": {"reason": refused.reason, "detail": refused.detail},
@@ -93,7 +93,7 @@ def _plain(value: Any) -> Any:
 def arrow_answers(items: Items, table: pa.Table | None) -> bytes:
     """Return an Arrow IPC stream: the catalogue's columns, error_reason and error_detail.
 
-    A refused spectrum has a row of nulls with its object_id and the reason.
+    A refused record has a row of nulls with its object_id and the reason.
     """
     rows, position = [], 0
     for item in items:

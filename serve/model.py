@@ -8,22 +8,22 @@ from typing import Any
 
 import pyarrow as pa
 from ray import serve
-from serve.settings import SpectraSettings
+from serve.settings import ServiceSettings
 
-from skyray.records import InvalidRecord, Spectrum
+from skyray.records import InvalidRecord, Record
 
 Answer = pa.Table | InvalidRecord
 
 
 @serve.deployment
-class SpectrumModel:
+class RecordModel:
     """Holds one `Predictor`; calls that arrive together are predicted together.
 
-    A call carries up to `max_batch_size` spectra that were checked before. Separate from the HTTP
+    A call carries up to `max_batch_size` records that were checked before. Separate from the HTTP
     replica, so that decoding scales on CPUs and this scales on its own, on GPUs where there are.
     """
 
-    def __init__(self, settings: SpectraSettings):
+    def __init__(self, settings: ServiceSettings):
         import torch
 
         from skyray.engine.bundle import Predictor
@@ -43,39 +43,39 @@ class SpectrumModel:
             "describe": predictor.describe(),
         }
 
-    async def predict(self, spectra: list[Spectrum], detail: bool = False) -> Answer:
-        """Return the predictions of `spectra`, or why they cannot be predicted."""
+    async def predict(self, records: list[Record], detail: bool = False) -> Answer:
+        """Return the predictions of `records`, or why they cannot be predicted."""
         if detail:  # arrays for one person's eyes; not worth a batch
-            return (await asyncio.to_thread(predict_calls, self._with_detail, [spectra]))[0]
-        return await self._predict_together(spectra)
+            return (await asyncio.to_thread(predict_calls, self._with_detail, [records]))[0]
+        return await self._predict_together(records)
 
-    def _with_detail(self, spectra: list[Spectrum]) -> pa.Table:
-        return self._predictor.predict_records(spectra, detail=True)
+    def _with_detail(self, records: list[Record]) -> pa.Table:
+        return self._predictor.predict_records(records, detail=True)
 
-    @serve.batch(batch_size_fn=lambda calls: sum(len(spectra) for spectra in calls))
-    async def _predict_together(self, calls: list[list[Spectrum]]) -> list[Answer]:
+    @serve.batch(batch_size_fn=lambda calls: sum(len(records) for records in calls))
+    async def _predict_together(self, calls: list[list[Record]]) -> list[Answer]:
         return await asyncio.to_thread(predict_calls, self._predictor.predict_records, calls)
 
 
-def predict_calls(predict, calls: Sequence[Sequence[Spectrum]]) -> list[Answer]:
+def predict_calls(predict, calls: Sequence[Sequence[Record]]) -> list[Answer]:
     """Predict several calls in one go; return one table a call.
 
-    If the predictor refuses a spectrum, each call is predicted on its own, so that the refusal
+    If the predictor refuses a record, each call is predicted on its own, so that the refusal
     reaches only the call it belongs to.
     """
     try:
-        table = predict([spectrum for spectra in calls for spectrum in spectra])
+        table = predict([record for records in calls for record in records])
     except InvalidRecord:
-        return [_predict_alone(predict, spectra) for spectra in calls]
+        return [_predict_alone(predict, records) for records in calls]
     tables, start = [], 0
-    for spectra in calls:
-        tables.append(table.slice(start, len(spectra)))
-        start += len(spectra)
+    for records in calls:
+        tables.append(table.slice(start, len(records)))
+        start += len(records)
     return tables
 
 
-def _predict_alone(predict, spectra: Sequence[Spectrum]) -> Answer:
+def _predict_alone(predict, records: Sequence[Record]) -> Answer:
     try:
-        return predict(list(spectra))
+        return predict(list(records))
     except InvalidRecord as refused:
         return refused

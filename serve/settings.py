@@ -1,4 +1,4 @@
-"""What an operator may set for the spectrum service; every key is checked when it is deployed."""
+"""What an operator may set for the prediction service; every key is checked when it is deployed."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from skyray.config import Config, ConfigError
 BUNDLE_VARIABLE = "SKYRAY_BUNDLE"
 
 
-class SpectraSettings(Config):
-    """Arguments of ``serve.spectra:app`` (``args:`` in ``serve/config.yaml``)."""
+class ServiceSettings(Config):
+    """Arguments of ``serve.app:app`` (``args:`` in ``serve/config.yaml``)."""
 
     bundle: str = Field(description="folder or URI of the trained bundle; default: SKYRAY_BUNDLE")
     card: str | None = Field(
-        None, description="card whose reader decodes FITS uploads; default: the bundle's own"
+        None,
+        description="card whose reader decodes uploads; default: the bundle's own",
     )
     max_body_mib: float = Field(64, gt=0, description="largest request body accepted, MiB")
-    max_spectra: int = Field(1000, gt=0, description="most spectra in one request")
+    max_records: int = Field(1000, gt=0, description="most records in one request")
     body_timeout_s: float = Field(20, gt=0, description="time a client has to send its body")
     predict_timeout_s: float = Field(30, gt=0, description="time a prediction may take")
     max_in_flight: int = Field(32, gt=0, description="requests one HTTP replica works on at once")
     http_replicas: int = Field(1, gt=0, description="replicas that decode and encode")
-    max_batch_size: int = Field(64, gt=0, description="spectra predicted together")
+    max_batch_size: int = Field(64, gt=0, description="records predicted together")
     batch_wait_s: float = Field(0.01, ge=0, description="time a batch waits to fill up")
     min_replicas: int = Field(1, ge=1, description="model replicas kept running")
     max_replicas: int = Field(2, ge=1, description="model replicas at full load")
@@ -44,7 +45,7 @@ class SpectraSettings(Config):
         return int(self.max_body_mib * 2**20)
 
 
-def load_settings(args: Mapping[str, Any] | None) -> SpectraSettings:
+def load_settings(args: Mapping[str, Any] | None) -> ServiceSettings:
     """Check the arguments of the application; an empty `bundle` is taken from the environment.
 
     Raises
@@ -59,7 +60,7 @@ def load_settings(args: Mapping[str, Any] | None) -> SpectraSettings:
             f"bundle: expected the folder or URI of a trained bundle, found nothing; give --bundle,"
             f" set args.bundle in the configuration, or {BUNDLE_VARIABLE}"
         )
-    settings = SpectraSettings.load(values)
+    settings = ServiceSettings.load(values)
     if settings.max_replicas < settings.min_replicas:
         raise ConfigError(
             f"max_replicas: expected ≥ min_replicas = {settings.min_replicas}, "

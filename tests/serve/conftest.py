@@ -74,7 +74,7 @@ def service(ray_cluster, bundle) -> Iterator[str]:
     limits = {
         "bundle": str(bundle),
         "max_body_mib": 2,
-        "max_spectra": 40,
+        "max_records": 40,
         "body_timeout_s": 3,
         "max_in_flight": 6,
         "max_batch_size": 8,

@@ -12,10 +12,12 @@ import pytest
 from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serve.decode import admit, decode, memory_file
+from serve.decode import admit, decode
 from serve.refusal import Refusal
+from serve.uploads import memory_file
 
 from skyray.cards import load_card
+from skyray.families.base import DataInfo
 from skyray.records import Grid, InvalidRecord, Spectrum, spectrum_schema, tensor_array
 from skyray.transforms.spectra import air_to_vacuum
 
@@ -23,6 +25,10 @@ JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
 FITS = "application/fits"
 PIXELS = 400
+
+
+def about(grid: Grid, min_good_pixels: int) -> DataInfo:
+    return DataInfo("card", "spectrum", (), {}, "", grid, min_good_pixels=min_good_pixels)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +51,9 @@ def spectrum() -> dict:
 
 @pytest.fixture
 def read(card):
-    def run(body, kind=JSON, max_spectra=10, max_bytes=10_000_000):
+    def run(body, kind=JSON, max_records=10, max_bytes=10_000_000):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return decode(kind, content, card, max_spectra, max_bytes, "")
+        return decode(kind, content, card, max_records, max_bytes, "")
 
     return run
 
@@ -136,9 +142,9 @@ def test_json_garbage_is_400(read, body):
     assert refusal(read, body).status == 400
 
 
-def test_too_many_spectra_is_413(read, spectrum):
-    refused = refusal(read, {"spectra": [spectrum] * 3}, max_spectra=2)
-    assert (refused.status, refused.reason) == (413, "too_many_spectra")
+def test_too_many_records_is_413(read, spectrum):
+    refused = refusal(read, {"spectra": [spectrum] * 3}, max_records=2)
+    assert (refused.status, refused.reason) == (413, "too_many_records")
 
 
 def test_negative_error_refuses_only_its_spectrum(read, spectrum):
@@ -176,7 +182,7 @@ def test_arrow_nulls_and_ragged_rows(read):
     np.testing.assert_array_equal(first.ivar, np.float32([1, 0, 0.25]))
     np.testing.assert_array_equal(first.mask, [False, True, False])
     assert second.wavelength.shape == (2,)
-    assert admit(empty, Grid("linear", 4000, 1, 1000), 1).reason == "too_short"
+    assert admit(empty, about(Grid("linear", 4000, 1, 1000), 1)).reason == "too_short"
 
 
 def test_arrow_rows_of_a_dataset(read):
@@ -238,7 +244,7 @@ def test_arrow_compressed_within_the_limit_is_read(read, spectrum):
 def test_arrow_row_limit_is_413(read, spectrum):
     columns = {k: [spectrum[k]] * 3 for k in ("wavelength", "flux", "ivar")}
     body = arrow_body(columns, {"medium": "vacuum"})
-    assert refusal(read, body, ARROW, max_spectra=2).status == 413
+    assert refusal(read, body, ARROW, max_records=2).status == 413
 
 
 # FITS ----------------------------------------------------------------------------------------
@@ -328,19 +334,19 @@ def test_memory_file_is_a_survey_file():
         ({"wavelength": [4000.0] * PIXELS}, "wavelength_not_increasing"),
         ({"wavelength": [-1.0] * PIXELS}, "wavelength_not_finite"),
         ({"mask": [True] * PIXELS}, "too_few_good_pixels"),
-        ({"wavelength": list(range(20_000, 20_000 + PIXELS))}, "outside_model_range"),
+        ({"wavelength": list(range(20_000, 20_000 + PIXELS))}, "off_grid"),
     ],
 )
 def test_unusable_spectrum_has_its_reason(read, card, spectrum, change, reason):
     (item,) = read({**spectrum, **change})
-    refused = admit(item, card.grid.grid(), card.min_good_pixels)
+    refused = admit(item, about(card.grid.grid(), card.min_good_pixels))
     assert isinstance(refused, InvalidRecord)
     assert refused.reason == reason
 
 
 def test_usable_spectrum_is_admitted(read, card, spectrum):
     (item,) = read(spectrum)
-    assert admit(item, card.grid.grid(), card.min_good_pixels) is item
+    assert admit(item, about(card.grid.grid(), card.min_good_pixels)) is item
 
 
 # anything at all -----------------------------------------------------------------------------
@@ -362,7 +368,7 @@ def survive(body: bytes, kind: str, card) -> None:
         status = 400
     assert 400 <= status < 500
     for item in items:
-        admit(item, card.grid.grid(), 1)
+        admit(item, about(card.grid.grid(), 1))
 
 
 @settings(max_examples=150, deadline=None)

@@ -127,7 +127,7 @@ def test_fits_upload(service, survey_data):
         (b"hello", "application/fits", 400, "not_fits"),
         (b"hello", ARROW, 400, "arrow_invalid"),
         (b"x", "text/csv", 415, "content_type_unknown"),
-        (arrow([make_spectrum(0, 200)] * 41), ARROW, 413, "too_many_spectra"),
+        (arrow([make_spectrum(0, 200)] * 41), ARROW, 413, "too_many_records"),
         (b"x" * (2**21 + 1), "application/fits", 413, "body_too_large"),
         (json.dumps({**make_spectrum(), "flux": [0.0] * 3800}).encode(), "application/json", 422,
          "flux_all_zero"),

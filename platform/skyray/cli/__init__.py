@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from skyray.cli import engine_verbs, family_verbs  # noqa: F401  (they register themselves)
+from skyray.cli import (  # noqa: F401  (they register themselves)
+    engine_verbs,
+    family_verbs,
+    search_verbs,
+)
 from skyray.cli.verb import app
 
 

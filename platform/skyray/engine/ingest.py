@@ -78,7 +78,7 @@ def ingest_source(
     rows_per_part: int = ROWS_PER_PART,
 ) -> Dataset:
     """Read any `RecordSource` into a dataset: see `ingest`."""
-    job = Job(card, source, _absolute(out), apply_cuts)
+    job = Job(card, source, storage.absolute(out), apply_cuts)
     before = _published(job)
     units = source.units()
     if not units:
@@ -94,11 +94,6 @@ def ingest_source(
         kept.append(sidecar)
     kept.sort(key=lambda sidecar: sidecar.units[0])
     return publish(job, kept, before)
-
-
-def _absolute(out: str | os.PathLike) -> str:
-    text = os.fspath(out)  # workers have another working folder
-    return text if "://" in text else os.path.abspath(text)
 
 
 def _published(job: Job) -> Dataset | None:

@@ -49,6 +49,7 @@ def train_alone(
     parent: str | None = None,
     threads: int = 1,
     use_gpu: bool = False,
+    last_stage: str | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> LoneResult:
     """Train all stages of `recipe` in this process; called again, it goes on where it stopped.
@@ -61,6 +62,8 @@ def train_alone(
         Bundle to write; a trial of a sweep needs none.
     parent : str, optional
         MLflow run that this one is nested in.
+    last_stage : str, optional
+        Stage to stop after; then no bundle can be written.
     on_epoch : callable, optional
         Gets the row of the history after every epoch; what it raises ends the training.
     """
@@ -75,7 +78,7 @@ def train_alone(
     )  # fmt: skip
     failed = True
     try:
-        position = loop.run_stages(worker, family, _AllRows(family, dataset))
+        position = loop.run_stages(worker, family, _AllRows(family, dataset), last_stage)
         if out:
             assemble_bundle(
                 recipe.family, recipe.snapshot(), family.data.to_dict(), data, run_uri, out,

@@ -58,8 +58,10 @@ def train_worker(config: dict[str, Any]) -> None:
     run_stages(worker, family, GroupRows(family.recipe.train.cache))
 
 
-def run_stages(worker: Worker, family: Family, rows: TrainingRows) -> Position:
-    """Train all stages of a family from where the run stands; return where it ended."""
+def run_stages(
+    worker: Worker, family: Family, rows: TrainingRows, last: str | None = None
+) -> Position:
+    """Train a family's stages (up to `last`) from where the run stands; return where it ended."""
     torch.manual_seed(worker.seed)
     model = family.build_model()
     family.initialise(model)
@@ -74,6 +76,8 @@ def run_stages(worker: Worker, family: Family, rows: TrainingRows) -> Position:
         _StageRun(worker, stage, model, rows, position).run(saved)
         saved = None
         position = Position(stage=number + 1, history=position.history, resumed=position.resumed)
+        if stage.name == last:
+            break
     worker.save(position, None)
     return position
 

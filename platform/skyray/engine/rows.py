@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import pyarrow as pa
 
 from skyray.cards import Card
 from skyray.engine.parts import plain_json
-from skyray.families.base import Columns, DataInfo
 from skyray.records import (
     SPLITS,
     Alert,
@@ -32,8 +31,11 @@ from skyray.records import (
     spectrum_schema,
 )
 from skyray.transforms.alerts import FEATURES, alert_features
-from skyray.transforms.images import fit_image
+from skyray.transforms.images import fit_image, fitted_scale
 from skyray.transforms.spectra import place_on_grid
+
+if TYPE_CHECKING:  # brings torch, which ingest workers do not need
+    from skyray.families.base import Columns, DataInfo
 
 
 class RowKind(Protocol):
@@ -88,7 +90,7 @@ class SpectrumRows:
 
 
 class CutoutRows:
-    """image [bands, size, size]."""
+    """image [bands, size, size], and what a pixel of it then measures."""
 
     copied = (*_OBJECT, "redshift", "pixel_scale_arcsec")
     told = ("redshift", "pixel_scale_arcsec", "survey")
@@ -108,7 +110,11 @@ class CutoutRows:
                 record.source,
                 record.object_id,
             )
-        return {"image": fit_image(image, size, about.image_fit)}
+        scale = record.pixel_scale_arcsec
+        return {
+            "image": fit_image(image, size, about.image_fit),
+            "pixel_scale_arcsec": fitted_scale(scale, image.shape[1:], size, about.image_fit),
+        }
 
 
 class AlertRows:
@@ -187,8 +193,13 @@ def columns_of(records: Sequence[Record], info: DataInfo) -> Columns:
     for record in records:
         kind = _kind_of(record, info)
         told = {name: getattr(record, name) for name in kind.told}
-        rows.append(kind.arrays(record, info) | told)
+        rows.append(told | kind.arrays(record, info))
     return {name: _column([row[name] for row in rows]) for name in rows[0]}
+
+
+def check_record(record: Record, info: DataInfo) -> None:
+    """Raise `InvalidRecord` unless a model trained on `info` can use the record."""
+    _kind_of(record, info).arrays(record, info)
 
 
 def _kind_of(record: Record, about: Card | DataInfo) -> RowKind:

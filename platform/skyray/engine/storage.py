@@ -28,6 +28,12 @@ def resolve(uri: str | os.PathLike) -> tuple[fs.FileSystem, str]:
     return fs.LocalFileSystem(), str(Path(text).absolute())
 
 
+def absolute(uri: str | os.PathLike) -> str:
+    """Return a place as workers find it, whose working folder is another."""
+    text = os.fspath(uri)
+    return text if "://" in text else os.path.abspath(text)
+
+
 def join(uri: str | os.PathLike, *parts: str) -> str:
     """Join path parts under a local path or URI."""
     return posixpath.join(os.fspath(uri), *parts)

@@ -33,6 +33,7 @@ BEST_FILE = "best.json"
 _RUNS, _RAY = "runs", "ray"
 # How often Ray Tune saves the state of search and trials, s: a killed sweep repeats no more.
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables; ours is a progress bar
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,11 @@ def tune_recipe(
     space = family.search_space(recipe)
     if not space:
         raise ConfigError(f"family {recipe.family!r}: declares no search space for {recipe.name!r}")
-    out, data = _absolute(out), _absolute(data)
+    out, data = storage.absolute(out), storage.absolute(data)
     run_id, objective = _open_sweep(recipe, family, out, data), family.objective()
     trial = _Trial(recipe.family, recipe.snapshot(), data, out, run_id, objective, threads, use_gpu)
     resources = {"cpu": threads, "gpu": 1} if use_gpu else {"cpu": threads}
-    trainable = tune.with_resources(trial, resources)
+    trainable = tune.with_resources(lambda settings: trial.run(settings), resources)
     epochs = next(s.train.epochs for s in family.stages() if s.name == objective.stage)
     failed = True
     try:
@@ -134,10 +135,6 @@ def assignments(settings: dict[str, Any]) -> list[str]:
     return [f"{key}={list(v) if isinstance(v, tuple) else v}" for key, v in settings.items()]
 
 
-def _absolute(place: str) -> str:
-    return place if "://" in place else os.path.abspath(place)
-
-
 def _open_sweep(recipe: Recipe, family: Family, out: str, data: str) -> str:
     """Return the sweep's MLflow run; refuse a folder that holds another sweep."""
     place = storage.join(out, SWEEP_FILE)
@@ -157,7 +154,7 @@ def _open_sweep(recipe: Recipe, family: Family, out: str, data: str) -> str:
 
 @dataclass(frozen=True)
 class _Trial:
-    """The function Ray Tune calls for every trial, made of plain values."""
+    """What every trial does, made of plain values."""
 
     family: str
     recipe: dict[str, Any]
@@ -168,11 +165,7 @@ class _Trial:
     threads: int
     use_gpu: bool
 
-    @property
-    def __name__(self) -> str:  # Ray Tune names folders by it
-        return self.family
-
-    def __call__(self, settings: dict[str, Any]) -> None:
+    def run(self, settings: dict[str, Any]) -> None:
         recipe = load_family(self.family).recipe_type.load(self.recipe)
         recipe = recipe.override(assignments(settings))
         sign = 1.0 if self.objective.better == "max" else -1.0
@@ -189,7 +182,8 @@ class _Trial:
         name = tune.get_context().get_trial_id()
         train_alone(
             recipe, self.data, storage.join(self.out, _RUNS, name), parent=self.parent,
-            threads=self.threads, use_gpu=self.use_gpu, on_epoch=report,
+            threads=self.threads, use_gpu=self.use_gpu, last_stage=self.objective.stage,
+            on_epoch=report,
         )  # fmt: skip
 
 
@@ -231,6 +225,7 @@ def _tuner(
             scheduler=scheduler,
             num_samples=trials,
             max_concurrent_trials=concurrent,
+            reuse_actors=True,  # a new process spends seconds on imports
         ),
         run_config=tune.RunConfig(
             name=_RAY, storage_path=path, storage_filesystem=filesystem, verbose=0,

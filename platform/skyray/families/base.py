@@ -230,7 +230,7 @@ class Family(ABC):
     def build_model(self) -> nn.Module:
         """Return the untrained model; initialisation follows torch's global random state."""
 
-    def initialise(self, model: nn.Module) -> None:
+    def initialise(self, model: nn.Module) -> None:  # noqa: B027 (most families load nothing)
         """Load what training starts from, such as pre-trained weights; never needed afterwards."""
 
     @abstractmethod
@@ -287,7 +287,7 @@ class Family(ABC):
 
     @classmethod
     def search_space(cls, recipe: Recipe) -> dict[str, Choice | Range]:
-        """Return the hyper-parameters a sweep varies, by the recipe's key (``train.batch_size``)."""
+        """Return the hyper-parameters a sweep varies, by recipe key (``train.batch_size``)."""
         return {}
 
     def objective(self) -> Objective:

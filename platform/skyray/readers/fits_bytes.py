@@ -233,7 +233,8 @@ class FitsFile:
         axes = header.get("NAXIS")
         if axes == 0:
             return 0
-        keys = ["BITPIX", *(f"NAXIS{n + 1}" for n in range(axes if isinstance(axes, int) else 0))]
+        count = axes if isinstance(axes, int) and axes < 1000 else 0  # the standard's limit is 999
+        keys = ["BITPIX", *(f"NAXIS{n + 1}" for n in range(count))]
         bits, *sizes = (header.get(key) for key in keys)
         if not sizes or bits not in _IMAGE_TYPES or any(
             not isinstance(size, int) or size < 0 for size in sizes

@@ -1,10 +1,11 @@
-"""Write mock spectra in the survey's own file format, as the readers expect real ones."""
+"""Write mock surveys in the survey's own file format, as the readers expect real ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from astropy.io import fits
@@ -12,7 +13,8 @@ from astropy.io import fits
 from skyray.cards import Card
 from skyray.config import ConfigError
 from skyray.readers.desi import DESI_GRID
-from skyray.records import Spectrum
+from skyray.records import Record, Spectrum
+from skyray.simulate.alert_files import write_ztf_packets
 from skyray.simulate.instruments import instrument
 
 _FULLREJECT = 1 << 18  # SDSS mask bit: rejected in every exposure
@@ -24,21 +26,22 @@ _QMOST_UNITS = {"WAVE": "angstrom", "FLUX": _FLUX_UNIT, "ERR_FLUX": _FLUX_UNIT}
 _FITS_BLOCK = 2880
 
 
-def write_survey_files(card: Card, spectra: Sequence[Spectrum], folder: Path) -> list[Path]:
-    """Write spectra as the files of the card's survey and return their paths.
+def write_survey_files(card: Card, records: Sequence[Record], folder: Path) -> list[Path]:
+    """Write mock records as the files of the card's survey and return their paths.
 
     SDSS: one ``spec-PLATE-MJD-FIBER.fits`` a spectrum. DESI: ``coadd-…fits`` and ``redrock-…fits``
-    for every 500 targets. 4MOST: one ``qmost_OBJECT.fits`` a spectrum.
+    for every 500 targets. 4MOST: one ``qmost_OBJECT.fits`` a spectrum. ZTF: one Avro packet an alert.
 
     Raises
     ------
     ConfigError
         If the format of the card's reader cannot be written.
     """
-    writers: dict[str, Callable[[Sequence[Spectrum], Path], list[Path]]] = {
+    writers: dict[str, Callable[[Sequence[Any], Path], list[Path]]] = {
         "sdss_spec": _write_sdss,
         "desi_coadd": _write_desi,
         "fourmost": _write_fourmost,
+        "ztf": write_ztf_packets,
     }
     if card.reader not in writers:
         raise ConfigError(
@@ -46,7 +49,7 @@ def write_survey_files(card: Card, spectra: Sequence[Spectrum], folder: Path) ->
             f"known: {sorted(writers)}"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    return writers[card.reader](spectra, folder)
+    return writers[card.reader](records, folder)
 
 
 def _write_sdss(spectra: Sequence[Spectrum], folder: Path) -> list[Path]:

@@ -18,7 +18,17 @@ from torch import nn
 
 from skyray.analysis.anomaly import IsolationScore, percentile
 from skyray.config import ConfigError
-from skyray.families.base import Columns, DataInfo, Family, OutputColumn, Stage, Tensors
+from skyray.families.base import (
+    Choice,
+    Columns,
+    DataInfo,
+    Family,
+    Objective,
+    OutputColumn,
+    Range,
+    Stage,
+    Tensors,
+)
 from skyray.families.outliers import metrics
 from skyray.families.outliers.augment import augment
 from skyray.families.outliers.metrics import SCORES
@@ -85,6 +95,18 @@ class OutliersFamily(Family):
         """Rebinned pixels that sky lines cover wholly, in every spectrum, bool."""
         factor, size = self.recipe.input.rebin, self.grid.size
         return self.sky_L[: size * factor].reshape(size, factor).all(axis=1)
+
+    @classmethod
+    def search_space(cls, recipe: OutliersRecipe) -> dict[str, Choice | Range]:
+        return {
+            "train.optimizer.lr": Range(2e-4, 1e-2, log=True),
+            "train.batch_size": Choice((32, 64, 128, 256)),
+            "network.latents": Choice((4, 6, 8, 10)),
+            "network.activation": Choice(("leaky_relu", "speculator")),
+        }
+
+    def objective(self) -> Objective:
+        return Objective("fidelity", "fidelity", "min")
 
     # training ------------------------------------------------------------------------------
     def build_model(self) -> OutlierModel:

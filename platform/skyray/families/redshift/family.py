@@ -13,7 +13,17 @@ from torch import nn
 from skyray.analysis.calibration import fit_sigma_scale, fit_temperature
 from skyray.analysis.domain import DomainGate
 from skyray.config import ConfigError
-from skyray.families.base import Columns, DataInfo, Family, OutputColumn, Stage, Tensors
+from skyray.families.base import (
+    Choice,
+    Columns,
+    DataInfo,
+    Family,
+    Objective,
+    OutputColumn,
+    Range,
+    Stage,
+    Tensors,
+)
 from skyray.families.redshift import metrics
 from skyray.families.redshift.networks import (
     ClassifierLoss,
@@ -65,6 +75,20 @@ class RedshiftFamily(Family):
     @cached_property
     def _resampler(self) -> LinearResampler:
         return LinearResampler.between(self.data.grid, self.recipe.input.grid())
+
+    @classmethod
+    def search_space(cls, recipe: RedshiftRecipe) -> dict[str, Choice | Range]:
+        return {
+            "train.optimizer.lr": Range(2e-4, 1e-2, log=True),
+            "train.optimizer.weight_decay": Range(1e-4, 0.1, log=True),
+            "train.batch_size": Choice((32, 64, 128)),
+            "network.dropout": Range(0.0, 0.6),
+            "network.dense": Choice((64, 128, 256)),
+            "noise_augmentation": Range(0.0, 0.5),
+        }
+
+    def objective(self) -> Objective:
+        return Objective("classifier", "accuracy", "max")
 
     # training ------------------------------------------------------------------------------
     def build_model(self) -> GasNetPipeline:

@@ -1,8 +1,9 @@
-"""The spectrum service: POST a spectrum, get classes, redshift ± error, and how far to trust it.
+"""The prediction service: POST a spectrum, cutout or alert, get the model's answer and its trust.
 
-Two deployments: `SpectrumService` speaks HTTP (limits, decoding, refusals), `SpectrumModel` holds
-the network and predicts batches that span requests. Started by ``skyray serve``, or on a cluster
-by ``serve deploy serve/config.yaml``.
+What a body holds follows from the bundle: the record type it was trained on. Two deployments:
+`PredictionService` speaks HTTP (limits, decoding, refusals), `RecordModel` holds the network and
+predicts batches that span requests. Started by ``skyray serve``, or on a cluster by ``serve deploy
+serve/config.yaml``.
 """
 
 # No postponed annotations here: Serve ships this class by value, and FastAPI must still find the
@@ -24,23 +25,24 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from serve.body import authorise, read_body
 from serve.decode import admit, decode
 from serve.encode import ARROW_STREAM, arrow_answers, json_answers, refuse_unanswered
-from serve.model import SpectrumModel
+from serve.model import RecordModel
 from serve.openapi import (
-    DESCRIPTION,
     READY_RESPONSES,
+    describe,
     document,
     predict_documentation,
     predict_responses,
 )
 from serve.refusal import Refusal, answer_bad_query, answer_http_error, answer_refusal
-from serve.settings import SpectraSettings, load_settings
+from serve.settings import ServiceSettings, load_settings
 from starlette.exceptions import HTTPException
 
 import skyray
 from skyray.cards import load_card
+from skyray.engine.bundle import read_bundle
 from skyray.engine.serving import TOKEN_VARIABLE
 from skyray.families.base import DataInfo
-from skyray.records import InvalidRecord, Spectrum
+from skyray.records import InvalidRecord, Record
 
 _READY_TIMEOUT_S = 5
 _CALLS_AT_ONCE = 4  # chunks of one large request in flight, so that it cannot fill the queue
@@ -48,11 +50,18 @@ _CALLS_AT_ONCE = 4  # chunks of one large request in flight, so that it cannot f
 
 @serve.deployment
 @serve.ingress()
-class SpectrumService:
+class PredictionService:
     """HTTP side of the service."""
 
-    def __init__(self, model: serve.handle.DeploymentHandle, settings: SpectraSettings, token: str):
+    def __init__(
+        self,
+        model: serve.handle.DeploymentHandle,
+        settings: ServiceSettings,
+        token: str,
+        record: str,
+    ):
         self._model, self._settings, self._token = model, settings, token
+        self._record = record
         self._page = Path(__file__).with_name("explorer.html").read_text(encoding="utf-8")
         self._in_flight = 0
         self._about: dict[str, Any] | None = None
@@ -60,7 +69,9 @@ class SpectrumService:
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Return the HTTP application; Ray Serve calls this once in every replica."""
-        http = FastAPI(title="skyray spectra", version=skyray.__version__, description=DESCRIPTION)
+        http = FastAPI(
+            title="skyray", version=skyray.__version__, description=describe(self._record)
+        )
         http.add_exception_handler(Refusal, answer_refusal)
         http.add_exception_handler(HTTPException, answer_http_error)
         http.add_exception_handler(RequestValidationError, answer_bad_query)
@@ -72,10 +83,10 @@ class SpectrumService:
             "/predict",
             self.predict,
             methods=["POST"],
-            openapi_extra=predict_documentation(),
-            responses=predict_responses(),
+            openapi_extra=predict_documentation(self._record),
+            responses=predict_responses(self._record),
         )
-        return document(http)
+        return document(http, self._record)
 
     async def explorer(self) -> HTMLResponse:
         policy = "default-src 'self' 'unsafe-inline'; img-src 'self' data:"
@@ -98,7 +109,7 @@ class SpectrumService:
     async def predict(
         self, request: Request, spectrum: bool = False, detail: bool = False, name: str = ""
     ) -> Response:
-        """Answer for spectra what the model was made for (see `/model`).
+        """Answer for records what the model was made for (see `/model`).
 
         `spectrum=true` also returns each spectrum as the service understood it, `detail=true` the
         arrays a model can add (a reconstruction); `name` is the file name of an upload.
@@ -108,7 +119,9 @@ class SpectrumService:
             limits = self._settings
             body = await read_body(request, limits.max_body_bytes, limits.body_timeout_s)
             items = await self._decode(request.headers.get("content-type", ""), body, name)
-            table = await self._predict([i for i in items if isinstance(i, Spectrum)], detail)
+            table = await self._predict(
+                [i for i in items if not isinstance(i, InvalidRecord)], detail
+            )
             items, table = refuse_unanswered(items, table)
             return await asyncio.to_thread(_respond, request, items, table, spectrum)
 
@@ -133,26 +146,26 @@ class SpectrumService:
         def work():
             limits = self._settings
             items = decode(
-                content_type, body, card, limits.max_spectra, limits.max_body_bytes, name
+                content_type, body, card, limits.max_records, limits.max_body_bytes, name
             )
-            return [admit(item, data.grid, card.min_good_pixels) for item in items]
+            return [admit(item, data) for item in items]
 
         return await asyncio.to_thread(work)
 
-    async def _predict(self, spectra: list[Spectrum], detail: bool) -> pa.Table | None:
+    async def _predict(self, records: list[Record], detail: bool) -> pa.Table | None:
         """Predict in chunks that fit a batch; None where there is nothing to predict."""
-        if not spectra:
+        if not records:
             return None
         size = self._settings.max_batch_size
         gate = asyncio.Semaphore(_CALLS_AT_ONCE)
 
-        async def call(chunk: list[Spectrum]) -> pa.Table:
+        async def call(chunk: list[Record]) -> pa.Table:
             async with gate:
                 return await self._ask(
                     self._model.predict.remote(chunk, detail), self._settings.predict_timeout_s
                 )
 
-        chunks = [spectra[start : start + size] for start in range(0, len(spectra), size)]
+        chunks = [records[start : start + size] for start in range(0, len(records), size)]
         answers = await asyncio.gather(*(call(chunk) for chunk in chunks))
         for answer in answers:
             if isinstance(answer, InvalidRecord):
@@ -195,9 +208,9 @@ def _respond(request: Request, items, table: pa.Table | None, with_spectrum: boo
 
 
 def app(args: dict[str, Any]) -> serve.Application:
-    """Build the application from the arguments of `SpectraSettings`."""
+    """Build the application from the arguments of `ServiceSettings`."""
     settings = load_settings(args)
-    model = SpectrumModel.options(
+    model = RecordModel.options(
         ray_actor_options={
             "num_cpus": settings.cpus_per_replica,
             "num_gpus": settings.gpus_per_replica,
@@ -212,11 +225,12 @@ def app(args: dict[str, Any]) -> serve.Application:
     )
     # The service refuses beyond max_in_flight itself, with a reason and Retry-After; Serve's own
     # limit stands a little above it.
-    service = SpectrumService.options(
+    service = PredictionService.options(
         num_replicas=settings.http_replicas,
         ray_actor_options={"num_cpus": 0.25},
         max_ongoing_requests=settings.max_in_flight * 4,
         max_queued_requests=settings.max_in_flight * 4,
     )
     token = os.environ.get(TOKEN_VARIABLE, "")
-    return service.bind(model.bind(settings), settings, token)
+    record = read_bundle(settings.bundle)["data"]["record"]
+    return service.bind(model.bind(settings), settings, token, record)

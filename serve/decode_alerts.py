@@ -1,0 +1,131 @@
+"""Request body → alerts: the survey's Avro packets, numpy triplets, JSON packets.
+
+Whatever the form, the candidate's fields come under ZTF's names (or the card's own, in Avro), and
+the model's metadata are computed from them by the same function as in training.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import zipfile
+import zlib
+from typing import Any
+
+import numpy as np
+from astropy.io import fits
+from pydantic import BaseModel, ConfigDict, Field
+from serve.decode_json import validated
+from serve.refusal import Refusal
+from serve.uploads import Decoded, read_upload
+
+from skyray.cards import Card
+from skyray.readers.ztf import alert_of
+from skyray.records import STAMPS, Alert, InvalidRecord
+
+_AVRO = ("application/avro", "avro/binary", "application/octet-stream")
+_NPZ = "application/x-npz"
+CONTENT_TYPES = ("application/json", *_AVRO, _NPZ)
+_MAX_STAMP = 512
+
+Stamp = str | list[list[float | None]]
+
+
+class AlertJSON(BaseModel):
+    """One alert packet under ZTF's names."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    objectId: str = Field(min_length=1, max_length=200)
+    candid: int
+    candidate: dict[str, Any] = Field(description="jd, fid, ra, dec, magpsf …")
+    prv_candidates: list[dict[str, Any]] = Field(default_factory=list, max_length=10_000)
+    cutouts: dict[str, Stamp] = Field(
+        description="science, template, difference: base64 of FITS (gzipped or not), or rows"
+    )
+
+
+class AlertsJSON(BaseModel):
+    """Several alerts in one request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    alerts: list[AlertJSON] = Field(min_length=1)
+
+
+def decode_alerts(
+    kind: str, body: bytes, card: Card, max_records: int, max_bytes: int, name: str
+) -> Decoded:
+    """Return the alerts of a body of content type `kind`, one of `CONTENT_TYPES`."""
+    if kind == "application/json":
+        parsed = validated(body, AlertJSON, AlertsJSON, "alerts")
+        items = parsed.alerts if isinstance(parsed, AlertsJSON) else [parsed]
+        return [_of_json(item, f"request[{row}]") for row, item in enumerate(items)]
+    if kind == _NPZ:
+        return [_of_npz(body, max_bytes)]
+    return read_upload(card.reader, card.reader_options, body, "upload.avro", max_records)
+
+
+def _of_json(item: AlertJSON, source: str) -> Alert | InvalidRecord:
+    try:
+        stamps = {name: _stamp_bytes(item.cutouts.get(name), name) for name in STAMPS}
+        packet = {"objectId": item.objectId, "candid": item.candid, "candidate": item.candidate,
+                  "prv_candidates": item.prv_candidates, "survey": "request"}  # fmt: skip
+        return alert_of(packet | {f"cutout{n.title()}": b for n, b in stamps.items()}, source)
+    except InvalidRecord as error:
+        return InvalidRecord(error.reason, error.detail, source, str(item.candid))
+
+
+def _stamp_bytes(stamp: Stamp | None, name: str) -> bytes:
+    if stamp is None:
+        raise InvalidRecord("stamp_missing", f"cutouts: expected {name}")
+    if isinstance(stamp, str):
+        try:
+            return base64.b64decode(stamp, validate=True)
+        except binascii.Error as error:
+            raise InvalidRecord("stamp_not_base64", f"{name}: {error}") from None
+    try:
+        return _fits(np.array(stamp, dtype=np.float64), name)
+    except ValueError:
+        raise InvalidRecord("stamp_shape", f"{name}: expected rows of one length") from None
+
+
+def _fits(values: np.ndarray, name: str) -> bytes:
+    if values.ndim != 2 or not 1 <= min(values.shape) <= max(values.shape) <= _MAX_STAMP:
+        raise InvalidRecord(
+            "stamp_shape",
+            f"{name}: expected two axes of at most {_MAX_STAMP}, found {values.shape}",
+        )
+    content = io.BytesIO()
+    with np.errstate(over="ignore"):
+        fits.PrimaryHDU(values.astype(np.float32)).writeto(content)
+    return content.getvalue()
+
+
+def _of_npz(body: bytes, max_bytes: int) -> Alert | InvalidRecord:
+    """Read arrays science, template, difference and ``packet``, its JSON text as uint8 or str."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(body)) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > max_bytes:
+                raise Refusal(413, "body_too_large", f"expected ≤ {max_bytes:,} bytes inflated")
+        arrays = dict(np.load(io.BytesIO(body), allow_pickle=False))
+        packet = arrays["packet"]
+        text = packet.tobytes() if packet.dtype == np.uint8 else str(packet.item())
+        value = json.loads(text)
+        item = {"cutouts": {}, **value}
+        parsed = AlertJSON.model_validate(item)
+        stamps = {f"cutout{name.title()}": _fits(arrays[name], name) for name in STAMPS}
+    except InvalidRecord as error:
+        raise Refusal(400, error.reason, error.detail) from None
+    except KeyError as error:
+        raise Refusal(400, "npz_array_missing", f"expected an array {error}") from None
+    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise Refusal(400, "npz_invalid", f"{type(error).__name__}: {error}"[:300]) from None
+    packet = {"objectId": parsed.objectId, "candid": parsed.candid, "survey": "request",
+              "candidate": parsed.candidate, "prv_candidates": parsed.prv_candidates}  # fmt: skip
+    try:
+        return alert_of(packet | stamps, "request[0]")
+    except InvalidRecord as error:
+        return InvalidRecord(error.reason, error.detail, "request[0]", str(parsed.candid))

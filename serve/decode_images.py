@@ -1,0 +1,82 @@
+"""Request body → cutouts: JPEG, PNG, FITS, numpy arrays, JSON."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+from serve.decode_json import validated
+from serve.uploads import Decoded, inflate, read_upload
+
+from skyray.cards import Card
+from skyray.records import Cutout, InvalidRecord
+
+# content type → reader and the ending its files have
+_READERS = {
+    "image/jpeg": ("image_files", "upload.jpg"),
+    "image/png": ("image_files", "upload.png"),
+    "application/fits": ("image_fits", "upload.fits"),
+    "image/fits": ("image_fits", "upload.fits"),
+    "application/x-npy": ("image_arrays", "upload.npy"),
+    "application/x-npz": ("image_arrays", "upload.npz"),
+}
+CONTENT_TYPES = ("application/json", *_READERS)
+_OPTIONS = ("bands", "pixel_scale_arcsec", "survey", "max_pixels")
+_MAX_SIDE = 4096
+
+
+class CutoutJSON(BaseModel):
+    """One cutout. null stands for a pixel that was not measured."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    image: list[list[list[float | None]]] = Field(description="[bands][rows][columns]")
+    bands: list[str] | None = Field(None, description="one a plane; default: the model's own")
+    object_id: str | int = ""
+    pixel_scale_arcsec: float | None = None
+    survey: str | None = Field(None, max_length=100, description="default: the model's own")
+
+
+class CutoutsJSON(BaseModel):
+    """Several cutouts in one request."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    cutouts: list[CutoutJSON] = Field(min_length=1)
+
+
+def decode_cutouts(
+    kind: str, body: bytes, card: Card, max_records: int, max_bytes: int, name: str
+) -> Decoded:
+    """Return the cutouts of a body of content type `kind`, one of `CONTENT_TYPES`."""
+    if kind == "application/json":
+        parsed = validated(body, CutoutJSON, CutoutsJSON, "cutouts")
+        items = parsed.cutouts if isinstance(parsed, CutoutsJSON) else [parsed]
+        return [_cutout(item, row, card) for row, item in enumerate(items)]
+    if body[:2] == b"\x1f\x8b":
+        body = inflate(body, max_bytes)
+    reader, default = _READERS[kind]
+    options = {key: card.reader_options[key] for key in _OPTIONS if key in card.reader_options}
+    ending = default[default.index(".") :]
+    name = name if name.lower().endswith(ending) else default
+    return read_upload(reader, {**options, "bands": card.bands}, body, name, max_records)
+
+
+def _cutout(item: CutoutJSON, row: int, card: Card) -> Cutout | InvalidRecord:
+    source, name = f"request[{row}]", str(item.object_id) or str(row)
+    shapes = {(len(plane), len(line)) for plane in item.image for line in plane}
+    if len(shapes) != 1 or max(next(iter(shapes))) > _MAX_SIDE:
+        detail = f"expected planes of one shape, at most {_MAX_SIDE} a side; found {shapes or '{}'}"
+        return InvalidRecord("image_shape", detail[:300], source, name)
+    with np.errstate(over="ignore"):  # becomes infinite and is refused by name
+        image = np.array(item.image, dtype=np.float64).astype(np.float32)
+    scale = item.pixel_scale_arcsec or card.pixel_scale_arcsec
+    return Cutout(
+        object_id=name,
+        image=image,
+        bands=tuple(item.bands or card.bands),
+        pixel_scale_arcsec=math.nan if scale is None else scale,
+        survey=item.survey or str(card.reader_options.get("survey", "request")),
+        source=source,
+    )

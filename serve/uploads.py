@@ -1,0 +1,86 @@
+"""Uploaded bytes as survey files, read by the survey's own readers within bounds."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from fsspec.implementations.memory import MemoryFileSystem
+from pyarrow import fs
+from serve.refusal import Refusal
+
+from skyray.readers.base import SurveyFile, make_reader
+from skyray.records import InvalidRecord, Record
+
+Decoded = list[Record | InvalidRecord]
+
+
+def too_many(max_records: int) -> Refusal:
+    return Refusal(413, "too_many_records", f"expected at most {max_records} records in a request")
+
+
+def read_upload(
+    reader_name: str, options: Mapping[str, Any], body: bytes, name: str, max_records: int
+) -> Decoded:
+    """Return all records of an uploaded survey file.
+
+    Raises
+    ------
+    Refusal
+        400 for a file its reader cannot read, with the reader's reason; 413 for too many records.
+    """
+    file = memory_file(body, name)
+    reader = make_reader(reader_name, options)
+    found: Decoded = []
+    try:
+        for unit in reader.units(file):
+            for record in reader.read(file, unit):
+                found.append(record)
+                if len(found) > max_records:
+                    raise too_many(max_records)
+    except InvalidRecord as error:
+        raise Refusal(400, error.reason, error.detail) from None
+    except Refusal:
+        raise
+    except Exception as error:  # whatever a reader trips over in a stranger's file is a bad file
+        raise Refusal(400, "file_unreadable", f"{type(error).__name__}: {error}"[:300]) from None
+    return found
+
+
+def inflate(body: bytes, limit: int) -> bytes:
+    """Return the content of a gzip stream.
+
+    Raises
+    ------
+    Refusal
+        413 beyond `limit` bytes, 400 for a damaged stream.
+    """
+    inflater = zlib.decompressobj(wbits=31)
+    try:
+        content = inflater.decompress(body, limit)
+    except zlib.error as error:
+        raise Refusal(400, "gzip_damaged", str(error)) from None
+    if inflater.unconsumed_tail:
+        raise Refusal(413, "body_too_large", f"expected at most {limit:,} bytes once inflated")
+    if not inflater.eof:
+        raise Refusal(400, "gzip_damaged", "expected a whole gzip stream, found its beginning")
+    return content
+
+
+class _OneRequest(MemoryFileSystem):
+    """An in-memory filesystem that is not shared with the rest of the process."""
+
+    cachable = False
+
+    def __init__(self):
+        super().__init__()
+        self.store, self.pseudo_dirs = {}, [""]
+
+
+def memory_file(content: bytes, name: str) -> SurveyFile:
+    """Return bytes as a `SurveyFile`, so that readers need not know where they came from."""
+    memory = _OneRequest()
+    path = "/" + (name.replace("\\", "/").rsplit("/", 1)[-1] or "upload")
+    memory.pipe_file(path, content)
+    return SurveyFile(fs.PyFileSystem(fs.FSSpecHandler(memory)), path)
