@@ -52,7 +52,7 @@ def tensors(made: LensingFamily, count: int = 24, seed: int = 0):
 
 
 def run(made: LensingFamily, epochs: int = 1, lr: float = 1e-3):
-    """Train both stages as the engine would, in a few steps; return model and stages' parameters."""
+    """Train both stages as the engine would, for a few steps; return what each stage moved."""
     torch.manual_seed(0)
     model, batch = made.build_model(), tensors(made)
     moved: list[set[str]] = []

@@ -60,8 +60,11 @@ def test_deflection_is_lenstronomys():
     named = [
         {"theta_E": 1.66, "e1": 0.1, "e2": -0.05, "center_x": 0, "center_y": 0},
         {"gamma1": 0.05, "gamma2": 0.02},
-        *({"theta_E": t, "center_x": a, "center_y": b} for t, a, b in zip(theta, mx, my, strict=True)),
-    ]  # fmt: skip
+        *(
+            {"theta_E": t, "center_x": a, "center_y": b}
+            for t, a, b in zip(theta, mx, my, strict=True)
+        ),
+    ]
     expected = model.alpha(x, y, named)
     np.testing.assert_allclose(dx + sx, expected[0], atol=1e-7)
     np.testing.assert_allclose(dy + sy, expected[1], atol=1e-7)

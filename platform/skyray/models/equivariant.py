@@ -50,8 +50,8 @@ class EquivariantConfig(Config):
             raise ValueError("expected CN with N ≥ 2, or D2")
         if found[1] == "D" and int(found[2]) != 2:
             raise ValueError(
-                "D2 is the only dihedral group: escnn 1.0 cannot build the others with scikit-learn "
-                "1.9 and later (numpy.matrix); expected D2, or CN"
+                "expected D2, or CN: escnn 1.0 cannot build larger dihedral groups beside a "
+                "scikit-learn that refuses numpy.matrix"
             )
         return group
 
