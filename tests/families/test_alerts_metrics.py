@@ -138,4 +138,9 @@ def test_calibration_error_of_the_positive_class():
 
 
 def test_subset_is_found_in_the_extras():
-    assert metrics.subset_of(['{"subset": "vars"}', "{}", "", None]).tolist() == ["vars", "", "", ""]
+    assert metrics.subset_of(['{"subset": "vars"}', "{}", "", None]).tolist() == [
+        "vars",
+        "",
+        "",
+        "",
+    ]
