@@ -16,7 +16,10 @@ from skyray.cli.verb import (
 )
 
 # paper → module with a function `reproduce(out, scale, …)`
-PAPERS = {"desi-outliers": "skyray.workflows.desi_outliers"}
+PAPERS = {
+    "desi-outliers": "skyray.workflows.desi_outliers",
+    "lens-adaptation": "skyray.workflows.lens_adaptation",
+}
 
 
 @verb
@@ -57,7 +60,7 @@ def outliers(
 
 @verb
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="desi-outliers.")],
+    paper: Annotated[str, typer.Argument(help="desi-outliers or lens-adaptation.")],
     out: Annotated[str, typer.Option(help="Folder; finished steps in it are not repeated.")],
     scale: Annotated[str, typer.Option(help="laptop, or paper for a cluster.")] = "laptop",
     set_: Annotated[

@@ -1,0 +1,1 @@
+"""Strong lenses: what dark matter they hold, learnt on one telescope and answered on another."""

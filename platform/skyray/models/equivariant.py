@@ -1,0 +1,245 @@
+"""E(2)-equivariant encoder of images, with escnn (Weiler & Cesa 2019), and its plain torch twin.
+
+Six blocks of steerable convolution, batch-norm and ReLU on regular fields; an anti-aliased average
+pool after each pair; pooling over the group; dense layers. The defaults are the D₂ network of
+Alexander et al. 2022 (arXiv:2112.12121), except for the readout: the released network flattens the
+map, so that the dense layer sees where things are and the output changes when the image is turned;
+here the map is averaged and the output is invariant.
+
+Turning an image and then taking every second pixel is the same as the other order only if the
+pixels kept lie symmetrically, which needs 4k + 1 pixels a side; images are brought to that size.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import nn
+from torch.nn import functional
+
+from skyray.config import Config, ConfigError
+from skyray.models.escnn_import import import_escnn
+
+_PADDINGS = (1, 2, 2, 2, 2, 1)
+_SMALLEST = 21
+
+
+class EquivariantConfig(Config):
+    """Layer sizes of the encoder; the defaults are the published D₂ network."""
+
+    group: str = Field("D2", description="CN: N rotations; D2: rotations by π and flips")
+    fields: tuple[int, ...] = Field((24, 48, 48, 96, 96, 64), min_length=6, max_length=6)
+    kernels: tuple[int, ...] = Field((7, 5, 5, 5, 5, 5), min_length=6, max_length=6)
+    sigma: float = Field(0.66, gt=0, description="of the anti-aliasing blur, pixels")
+    readout: Literal["mean", "flatten"] = Field(
+        "mean", description="flatten: as published, not invariant"
+    )
+    mask: bool = Field(False, description="only the inscribed disc is seen, as published")
+    input_size: int | None = Field(
+        None, ge=_SMALLEST, description="pixels the network sees; null: next 4k + 1"
+    )
+
+    @field_validator("group")
+    @classmethod
+    def _planar(cls, group: str) -> str:
+        found = re.fullmatch(r"([CD])(\d+)", group)
+        if not found or int(found[2]) < 2:
+            raise ValueError("expected CN with N ≥ 2, or D2")
+        if found[1] == "D" and int(found[2]) != 2:
+            raise ValueError(
+                "expected D2, or CN: escnn 1.0 cannot build larger dihedral groups beside a "
+                "scikit-learn that refuses numpy.matrix"
+            )
+        return group
+
+
+class EquivariantEncoder(nn.Module):
+    """Images [B, C, H, W] → features [B, F].
+
+    escnn's convolutions keep their expanded filters in the state dict in evaluation mode only, and
+    then cannot be copied. Here they stay in training mode for good, in which they have nothing but
+    their weights; only norms follow `train` and `eval`. `exported` is the form for inference.
+    """
+
+    def __init__(self, config: EquivariantConfig, bands: int, image_size: int, features: int):
+        super().__init__()
+        escnn = import_escnn()
+        self.config, self.features = config, features
+        self.size = config.input_size or _next_symmetric(image_size)
+        space = _space(escnn.gspaces, config.group)
+        kind = escnn.nn.FieldType(space, bands * [space.trivial_repr])
+        self.input_type = kind
+        self.mask = escnn.nn.MaskModule(kind, self.size, margin=1) if config.mask else None
+        blocks, side = [], self.size
+        for number, (count, kernel, padding) in enumerate(
+            zip(config.fields, config.kernels, _PADDINGS, strict=True)
+        ):
+            wide = escnn.nn.FieldType(space, count * [space.regular_repr])
+            blocks += [
+                escnn.nn.R2Conv(kind, wide, kernel_size=kernel, padding=padding, bias=False),
+                escnn.nn.InnerBatchNorm(wide),
+                escnn.nn.ReLU(wide),
+            ]
+            side += 2 * padding - kernel + 1
+            if number % 2:
+                last = number == 5
+                pool = escnn.nn.PointwiseAvgPoolAntialiased(
+                    wide, config.sigma, stride=1 if last else 2, **({"padding": 0} if last else {})
+                )
+                blocks.append(pool)
+                side = _pooled(side, pool)
+            kind = wide
+        if side < 1:
+            raise ConfigError(f"equivariant: {self.size} pixels are too few for this network")
+        self.blocks = nn.ModuleList(blocks)
+        self.group_pool = escnn.nn.GroupPooling(kind)
+        flat = config.fields[-1] * (side**2 if config.readout == "flatten" else 1)
+        self.dense = nn.Sequential(
+            nn.Linear(flat, features), nn.BatchNorm1d(features), nn.ELU(),
+            nn.Linear(features, features),
+        )  # fmt: skip
+
+    def train(self, mode: bool = True) -> EquivariantEncoder:
+        for module in self.modules():
+            module.training = mode if _follows_mode(module) else True
+        self.training = mode
+        return self
+
+    def maps(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the group-pooled maps [B, fields, h, w]: they turn with the image."""
+        image = _resized(image, self.size)
+        x = import_escnn().nn.GeometricTensor(image, self.input_type)
+        if self.mask is not None:
+            x = self.mask(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.group_pool(x).tensor
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.dense(_read_out(self.maps(image), self.config.readout))
+
+    @torch.no_grad()
+    def exported(self, precision: Literal["float32", "bf16"] = "float32") -> PlainEncoder:
+        """Return the plain torch network that computes the same, in evaluation mode.
+
+        Norms are folded into the convolutions. `bf16` stores the convolutions' weights in bfloat16
+        and leaves the dense layers in float32.
+        """
+        plain: list[nn.Module] = []
+        if self.mask is not None:
+            plain.append(_Mask(self.mask.mask.detach().clone()))
+        blocks = iter(self.blocks)
+        for block in blocks:
+            name = type(block).__name__
+            if name == "R2Conv":
+                plain.append(_folded(block, next(blocks)))
+            elif name == "ReLU":
+                plain.append(nn.ReLU(inplace=True))
+            else:
+                plain.append(_blur(block))
+        order = self.group_pool.in_type.representations[0].size
+        return PlainEncoder(
+            nn.Sequential(*plain), self.dense, self.size, order, self.config.readout, precision
+        )
+
+
+class PlainEncoder(nn.Module):
+    """The network of `EquivariantEncoder.exported`: torch's own layers, for inference."""
+
+    def __init__(self, blocks, dense, size: int, order: int, readout: str, precision: str):
+        super().__init__()
+        self.size, self.order, self.readout = size, order, readout
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.blocks = blocks.to(dtype=self.dtype, memory_format=torch.channels_last)
+        self.dense = nn.Sequential(*(_copy_dense(layer) for layer in dense))
+        self.eval().requires_grad_(False)
+
+    def maps(self, image: torch.Tensor) -> torch.Tensor:
+        """Return the group-pooled maps [B, fields, h, w]."""
+        image = _resized(image, self.size).to(self.dtype, memory_format=torch.channels_last)
+        x = self.blocks(image)
+        rows, channels, height, width = x.shape
+        # Channels come last in memory: the group's are neighbours there.
+        x = x.permute(0, 2, 3, 1).reshape(rows, height, width, channels // self.order, self.order)
+        return x.amax(dim=-1).permute(0, 3, 1, 2)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return self.dense(_read_out(self.maps(image).float(), self.readout))
+
+
+class _Mask(nn.Module):
+    def __init__(self, mask: torch.Tensor):
+        super().__init__()
+        self.register_buffer("mask", mask)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        return image * self.mask
+
+
+def _space(gspaces, group: str):
+    order = int(group[1:])
+    return gspaces.flipRot2dOnR2(N=order) if group[0] == "D" else gspaces.rot2dOnR2(N=order)
+
+
+def _next_symmetric(size: int) -> int:
+    return max(size + (1 - size) % 4, _SMALLEST)
+
+
+def _pooled(side: int, pool) -> int:
+    return (side + 2 * pool.padding[0] - pool.kernel_size[0]) // pool.stride[0] + 1
+
+
+def _follows_mode(module: nn.Module) -> bool:
+    """Whether a module may leave training mode: all but escnn's convolutions.
+
+    A norm whose weight does not learn keeps its statistics too (`freeze_norms`).
+    """
+    return type(module).__name__ != "R2Conv" and not hasattr(module, "basisexpansion")
+
+
+def _resized(image: torch.Tensor, size: int) -> torch.Tensor:
+    if image.shape[-2:] == (size, size):
+        return image
+    return functional.interpolate(
+        image, (size, size), mode="bilinear", align_corners=False, antialias=True
+    )
+
+
+def _read_out(maps: torch.Tensor, readout: str) -> torch.Tensor:
+    return maps.flatten(1) if readout == "flatten" else maps.mean(dim=(2, 3))
+
+
+def _folded(convolution, norm) -> nn.Conv2d:
+    """Return one convolution for an R2Conv and the InnerBatchNorm behind it."""
+    weight, _ = convolution.expand_parameters()
+    plain = norm.export()
+    scale = plain.weight / torch.sqrt(plain.running_var + plain.eps)
+    out = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2:], padding=convolution.padding)
+    out.weight.copy_(weight * scale[:, None, None, None])
+    out.bias.copy_(plain.bias - plain.running_mean * scale)
+    return out
+
+
+def _blur(pool) -> nn.Conv2d:
+    """Return the depthwise convolution that an anti-aliased average pool is."""
+    channels = pool.filter.shape[0]
+    out = nn.Conv2d(
+        channels, channels, pool.kernel_size, stride=pool.stride, padding=pool.padding,
+        groups=channels, bias=False,
+    )  # fmt: skip
+    out.weight.copy_(pool.filter)
+    return out
+
+
+def _copy_dense(layer: nn.Module) -> nn.Module:
+    if isinstance(layer, nn.Linear):
+        out = nn.Linear(layer.in_features, layer.out_features)
+    elif isinstance(layer, nn.BatchNorm1d):
+        out = nn.BatchNorm1d(layer.num_features, layer.eps)
+    else:
+        return nn.ELU()
+    out.load_state_dict(layer.state_dict())
+    return out

@@ -1,0 +1,225 @@
+"""``skyray reproduce lens-adaptation``: domain adaptation of lens classes, after Alexander et al.
+
+Mock lenses seen by HST and Euclid; both directions; a D₂-equivariant network and EfficientNet-B0;
+several seeds. Each training learns the source's labels, then adapts to the target without its
+labels, and its best epoch is chosen without them. The table is that of the paper's Figure 2.
+
+Finished steps in the folder are not repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+
+from skyray.analysis import plots
+from skyray.cards import load_card
+from skyray.config import ConfigError
+from skyray.engine import storage
+from skyray.engine.bundle import BUNDLE_FILE, history_rows
+from skyray.engine.dataset import MANIFEST, Dataset, table_to_columns
+from skyray.engine.evaluate import evaluate
+from skyray.engine.report import write_report
+from skyray.engine.simulate import simulate
+from skyray.engine.train import train
+from skyray.families.base import load_recipe
+from skyray.families.lensing.survey_figures import sample_figure, statistics
+
+CARD = "lenses_two_domains"
+DIRECTIONS = {"euclid_to_hst": "Euclid → HST", "hst_to_euclid": "HST → Euclid"}
+NETWORKS = {"equivariant": "D₂ network", "efficientnet": "EfficientNet-B0"}
+# Alexander et al. 2022, §4: AUC before, after; accuracy after.
+PUBLISHED = {
+    ("euclid_to_hst", "equivariant"): (0.915, 0.999, 0.991),
+    ("hst_to_euclid", "equivariant"): (0.973, 0.999, 0.975),
+    ("euclid_to_hst", "efficientnet"): (0.685, 0.924, 0.87),
+    ("hst_to_euclid", "efficientnet"): (0.789, 0.991, 0.88),
+}
+_SCORES = ("target_before_auc", "target_after_auc", "target_before_accuracy",
+           "target_after_accuracy", "source_before_auc", "domain_auc_before",
+           "domain_auc_after")  # fmt: skip
+_STATISTICS_ROWS = 600
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a reproduction is; `recipes` end in this suffix."""
+
+    objects: int
+    suffix: str
+    seeds: int
+
+
+# The card's split: 70 % train. Laptop: 2,800 training images of each survey; paper: 30,000.
+SCALES = {"laptop": Scale(8000, "_laptop", 3), "paper": Scale(86_000, "", 3)}
+
+
+def reproduce(
+    out: str,
+    scale: str = "laptop",
+    *,
+    data: str | None = None,
+    directions: Sequence[str] = tuple(DIRECTIONS),
+    networks: Sequence[str] = tuple(NETWORKS),
+    seeds: int | None = None,
+    seed: int = 11,
+    workers: int = 1,
+    use_gpu: bool = False,
+    threads: int | None = None,
+    changes: tuple[str, ...] = (),
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Run the whole experiment in `out` and return its table; Ray must be running.
+
+    Parameters
+    ----------
+    scale : str
+        ``laptop`` or ``paper``.
+    data : str, optional
+        Dataset with both surveys to use in place of a simulated one.
+    seeds : int, optional
+        Trainings of each network and direction, with seeds `seed`, `seed` + 1 …
+    changes : tuple of str
+        ``key=value`` changes to all recipes, such as ``method=dann``.
+    """
+    if scale not in SCALES:
+        raise ConfigError(f"scale {scale!r}: expected one of {sorted(SCALES)}")
+    size = SCALES[scale]
+    lenses = data or f"{out}/lenses"
+    if not storage.exists(storage.join(lenses, MANIFEST)):
+        simulate(load_card(CARD), size.objects, seed, lenses, progress=progress)
+    trainings: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for direction in directions:
+        for network in networks:
+            for number in range(seed, seed + (seeds or size.seeds)):
+                made = _recipe(direction, network, size.suffix).override(
+                    [f"seed={number}", *changes]
+                )
+                bundle = f"{out}/{direction}-{network}-{number}"
+                if not storage.exists(storage.join(bundle, BUNDLE_FILE)):
+                    train(made, lenses, bundle, workers=workers, use_gpu=use_gpu, threads=threads,
+                          progress=progress)  # fmt: skip
+                scores = _scores(bundle, lenses)
+                trainings.setdefault((direction, network), []).append(scores)
+    rows = [table_row(key, found) for key, found in trainings.items()]
+    survey = _survey(lenses)
+    measured = statistics(survey)
+    storage.write_json(
+        f"{out}/figures.json",
+        {"table": rows, "statistics": measured,
+         "trainings": {"-".join(key): found for key, found in trainings.items()}},
+    )  # fmt: skip
+    folder = Path(out) / "figures"
+    classes = load_card(CARD).classes
+    paths = [sample_figure(survey, classes, folder / "lenses.png"),
+             auc_figure(trainings, folder / "auc.png")]  # fmt: skip
+    summary = {f"{r['direction']}, {r['network']}": r["AUC on the target"] for r in rows}
+    write_report(
+        Path(out),
+        "Domain adaptation of strong lenses, reproduced",
+        summary,
+        [path for path in paths if path],
+        {"Figure 2": rows, "Images": measured},
+    )
+    return summary
+
+
+def _recipe(direction: str, network: str, suffix: str):
+    middle = "" if network == "equivariant" else f"_{network}"
+    name = f"{direction}{middle}{suffix}"
+    if direction == "hst_to_euclid" and suffix == "" and middle:
+        return load_recipe(f"lensing/{_turned(direction)}{middle}").override(
+            [f"name={name}", "source=hst", "target=euclid"]
+        )
+    return load_recipe(f"lensing/{name}")
+
+
+def _turned(direction: str) -> str:
+    return next(name for name in DIRECTIONS if name != direction)
+
+
+def _scores(bundle: str, data: str) -> dict[str, Any]:
+    """Return the test scores of a bundle and what the choice of its epoch cost; made once."""
+    place = f"{bundle}/scores/metrics.json"
+    found = (
+        storage.read_json(place)
+        if storage.exists(place)
+        else evaluate(bundle, data, f"{bundle}/scores")
+    )
+    scores = {name: found[name] for name in _SCORES if name in found}
+    rows = [row for row in history_rows(bundle) if row.get("validation_target_share")]
+    if rows:
+        oracle = [row["validation_oracle"] / row["validation_target_share"] for row in rows]
+        chosen = int(np.argmax([row["validation_selection"] for row in rows]))
+        scores["validation_accuracy_chosen"] = oracle[chosen]
+        scores["validation_accuracy_oracle"] = max(oracle)
+    return scores
+
+
+def table_row(key: tuple[str, str], trainings: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+    """Return one line of the table: means and deviations over the seeds, the paper's beside."""
+
+    def spread(name: str) -> str:
+        values = [found[name] for found in trainings if found.get(name) is not None]
+        return f"{np.mean(values):.3f} ± {np.std(values):.3f}" if values else ""
+
+    before, after, accuracy = PUBLISHED[key]
+    direction, network = key
+    return {
+        "direction": DIRECTIONS[direction],
+        "network": NETWORKS[network],
+        "seeds": len(trainings),
+        "AUC on the source": spread("source_before_auc"),
+        "AUC on the target": f"{spread('target_before_auc')} → {spread('target_after_auc')}",
+        "accuracy on the target": (
+            f"{spread('target_before_accuracy')} → {spread('target_after_accuracy')}"
+        ),
+        "published": f"{before:.3f} → {after:.3f}; accuracy {accuracy:.3f}",
+        "AUC of telling the surveys": (
+            f"{spread('domain_auc_before')} → {spread('domain_auc_after')}"
+        ),
+        "validation accuracy, chosen epoch (oracle's)": (
+            f"{spread('validation_accuracy_chosen')} ({spread('validation_accuracy_oracle')})"
+        ),
+    }
+
+
+def auc_figure(
+    trainings: Mapping[tuple[str, str], Sequence[Mapping[str, float]]], path: Path
+) -> Path | None:
+    """Draw the target's AUC before and after adaptation, every seed, beside the published one."""
+    directions = [name for name in DIRECTIONS if any(key[0] == name for key in trainings)]
+    if not directions:
+        return None
+    with rc_context(plots.STYLE):
+        figure, axes = plots.panels(1, len(directions), width=4.4, sharey=True)
+        for axis, direction in zip(axes[0], directions, strict=True):
+            for place, (network, color) in enumerate(
+                zip(NETWORKS, (plots.BLUE, plots.RED), strict=True)
+            ):
+                for found in trainings.get((direction, network), ()):
+                    values = [found.get("target_before_auc"), found.get("target_after_auc")]
+                    axis.plot([place - 0.15, place + 0.15], values, color=color, marker="o",
+                              markersize=4, linewidth=1.2, alpha=0.8)  # fmt: skip
+                axis.plot([place - 0.15, place + 0.15], PUBLISHED[direction, network][:2], "x",
+                          color=plots.SOFT, label=None if place else "published")  # fmt: skip
+            axis.set_xticks(range(len(NETWORKS)), NETWORKS.values())
+            axis.set(title=DIRECTIONS[direction], xlim=(-0.5, len(NETWORKS) - 0.5))
+        axes[0, 0].set_ylabel("macro AUC on the target: before, after")
+        axes[0, 0].legend(loc="lower right", fontsize=8)
+        return plots.save(figure, path)
+
+
+def _survey(data: str) -> dict[str, Any]:
+    """Return some test images, with what was drawn for them."""
+    names = ["image", "label", "survey", "pixel_scale_arcsec", "extra"]
+    tables = Dataset.open(data).iter_tables(names, "test")
+    found = [table_to_columns(table) for table in tables]
+    columns = {name: np.concatenate([part[name] for part in found]) for name in names}
+    rows = np.random.default_rng(0).permutation(len(columns["label"]))[:_STATISTICS_ROWS]
+    return {name: values[rows] for name, values in columns.items()}
