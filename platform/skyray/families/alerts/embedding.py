@@ -75,7 +75,9 @@ def embed(
     subset = np.asarray(subset_N, dtype=str)
     for name, values in features.items():
         if len(values) != len(subset):
-            raise ValueError(f"features of {name}: expected {len(subset)} rows, found {len(values)}")
+            raise ValueError(
+                f"features of {name}: expected {len(subset)} rows, found {len(values)}"
+            )
     places = [umap_2d(values, seed) for values in features.values()]
     scores = [isolation_by_subset(place, subset, seed) for place in places]
     outliers = [top_of_subsets(score, subset, top) for score in scores]

@@ -20,12 +20,14 @@ MAX_POINTS = 20_000
 _SPRITE_COLUMNS = 50
 
 _STYLE = """
-:root { color-scheme: light dark; --ink: #1b2430; --soft: #66717d; --ground: #fff; --line: #d8dde3; }
+:root { color-scheme: light dark; --ink: #1b2430; --soft: #66717d; --ground: #fff;
+  --line: #d8dde3; }
 @media (prefers-color-scheme: dark) {
   :root { --ink: #e8ecf0; --soft: #9aa5b1; --ground: #14181d; --line: #333b45; } }
-body { margin: 0; font: 15px/1.4 system-ui, sans-serif; color: var(--ink); background: var(--ground); }
-header { display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; align-items: center; padding: .7rem 1rem;
-  border-bottom: 1px solid var(--line); }
+body { margin: 0; font: 15px/1.4 system-ui, sans-serif; color: var(--ink);
+  background: var(--ground); }
+header { display: flex; flex-wrap: wrap; gap: .5rem 1.2rem; align-items: center;
+  padding: .7rem 1rem; border-bottom: 1px solid var(--line); }
 h1 { font-size: 1.05rem; margin: 0; }
 main { display: grid; grid-template-columns: minmax(0, 1fr) 300px; height: calc(100vh - 58px); }
 #plot { width: 100%; height: 100%; cursor: crosshair; display: block; }
@@ -37,8 +39,9 @@ dt { color: var(--soft); } dd { margin: 0; text-align: right; }
   color: inherit; font: inherit; padding: .15rem 0; cursor: pointer; }
 #legend button[aria-pressed=false] { opacity: .35; }
 #legend i { width: 12px; height: 12px; border-radius: 50%; }
-@media (max-width: 760px) { main { grid-template-columns: minmax(0, 1fr); grid-template-rows: 60vh auto;
-  height: auto; } aside { border-left: 0; border-top: 1px solid var(--line); } }
+@media (max-width: 760px) { main { grid-template-columns: minmax(0, 1fr);
+  grid-template-rows: 60vh auto; height: auto; }
+  aside { border-left: 0; border-top: 1px solid var(--line); } }
 """
 
 _SCRIPT = """
@@ -47,7 +50,8 @@ _SCRIPT = """
 const data = JSON.parse(document.getElementById('data').textContent);
 const by = id => document.getElementById(id);
 const floats = text => { const raw = atob(text), b = new Uint8Array(raw.length);
-  for (let i = 0; i < raw.length; i++) b[i] = raw.charCodeAt(i); return new Float32Array(b.buffer); };
+  for (let i = 0; i < raw.length; i++) b[i] = raw.charCodeAt(i);
+  return new Float32Array(b.buffer); };
 const maps = data.maps.map(floats), N = data.ids.length, hidden = new Set();
 const canvas = by('plot'), paper = canvas.getContext('2d');
 const sprite = new Image(); sprite.onload = () => show(chosen); sprite.src = data.sprite;
