@@ -145,6 +145,18 @@ def triplet_input(
     return np.where(inside, scaled, np.float32(PADDING))
 
 
+def crop_triplet(image_B3SS: np.ndarray, size: int) -> np.ndarray:
+    """Return the central `size` pixels of normalised stamps, each of Frobenius norm 1 again.
+
+    A stamp with nothing but padding there stays as it is.
+    """
+    start = (image_B3SS.shape[-1] - size) // 2
+    centre = image_B3SS[..., start : start + size, start : start + size]
+    squares = np.square(centre, dtype=np.float64).reshape(*centre.shape[:2], -1)
+    norm = np.sqrt(squares.sum(axis=-1))[..., None, None]
+    return (centre / np.where(norm > 1e-6, norm, 1.0)).astype(np.float32)
+
+
 def cutout_input(image_BCSS: np.ndarray, stretch: Literal["asinh", "none"]) -> np.ndarray:
     """Return colour cutouts as the network's images, float32 [B, C, S, S].
 

@@ -33,7 +33,13 @@ from skyray.families.base import (
 from skyray.models.vision import VisionNetwork
 from skyray.models.vision_inference import optimised
 from skyray.models.vision_weights import load_pretrained
-from skyray.transforms.alerts import FEATURES, check_features, cutout_input, triplet_input
+from skyray.transforms.alerts import (
+    FEATURES,
+    check_features,
+    crop_triplet,
+    cutout_input,
+    triplet_input,
+)
 from skyray.transforms.augment import SYMMETRIES, augment
 
 _CHUNK, _CHUNK_CUDA = 32, 256
@@ -76,6 +82,12 @@ class AlertsFamily(Family):
         if self.positive not in data.classes:
             raise ConfigError(
                 f"positive: expected one of {list(data.classes)}, found {self.positive!r}"
+            )
+        crop = recipe.crop
+        if crop and (data.record != "alert" or crop > data.image_size):
+            raise ConfigError(
+                f"crop: expected at most {data.image_size} pixels of an alert's stamps, found "
+                f"{crop} for {data.record}s"
             )
         if self.multimodal:
             self._check_metadata()
@@ -123,7 +135,8 @@ class AlertsFamily(Family):
     # training ------------------------------------------------------------------------------
     def build_model(self) -> VisionNetwork:
         bands = 3 if self.data.record == "alert" else len(self.data.bands)
-        return VisionNetwork(self.recipe.network, bands, 1, self.data.image_size)
+        size = self.recipe.crop or self.data.image_size
+        return VisionNetwork(self.recipe.network, bands, 1, size)
 
     def initialise(self, model: nn.Module) -> None:
         load_pretrained(model, self.recipe.network.weights)
@@ -197,6 +210,10 @@ class AlertsFamily(Family):
         if self.data.record == "alert":
             mode = self.recipe.switch("empty_stamps")
             image = triplet_input(_stack(columns["triplet"]), _stack(columns["stamp_shape"]), mode)
+            if self.recipe.crop:
+                image = crop_triplet(image, self.recipe.crop)
+            if self.recipe.input_scale == "rms":
+                image = image * np.float32(image.shape[-1])
         else:
             image = cutout_input(_stack(columns["image"]), self.recipe.cutout_stretch)
         inputs = {"image": image}

@@ -163,7 +163,10 @@ def mistakes_figure(table: Columns, positive: str, path: Path, rows: int = 5) ->
     wanted = label == positive
     missed = np.flatnonzero(wanted & (score < 0.5))
     false = np.flatnonzero((label != "") & ~wanted & (score >= 0.5))
-    missed, false = missed[np.argsort(score[missed])][:rows], false[np.argsort(-score[false])][:rows]
+    missed, false = (
+        missed[np.argsort(score[missed])][:rows],
+        false[np.argsort(-score[false])][:rows],
+    )
     height = max(len(missed), len(false))
     if not height:
         return None

@@ -201,8 +201,7 @@ def evaluate_table(
         found["by_magnitude"] = by_magnitude(score, target, used["magpsf"])
         if "object_key" in used and "jd" in used:
             found["policies"] = {
-                name: policy_scores(used, target, policy, mode)
-                for name, policy in policies.items()
+                name: policy_scores(used, target, policy, mode) for name, policy in policies.items()
             }
             for name, scores in found["policies"].items():
                 found[f"{name}_f1"] = scores["f1"]

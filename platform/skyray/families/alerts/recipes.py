@@ -57,6 +57,15 @@ class AlertsRecipe(Recipe):
         1.0, gt=0, description="learning rate of the backbone, in parts of the head's"
     )
     policies: dict[str, Policy] = Field(POLICIES, description="what is scored per source")
+    crop: int | None = Field(
+        None,
+        ge=8,
+        description="central pixels of each stamp that are used, normalised on their own",
+    )
+    input_scale: Literal["norm", "rms"] = Field(
+        "norm", description="stamps of Frobenius norm 1, as published, or of root mean square 1, "
+        "which small networks learn from sooner"
+    )  # fmt: skip
     cutout_stretch: Literal["asinh", "none"] = Field(
         "asinh", description="of colour cutouts: in units of each band's noise; none: NaN to 0"
     )
