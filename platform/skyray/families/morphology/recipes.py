@@ -34,11 +34,12 @@ class ColourConfig(Config):
         return ColourMapping(self.bands, self.stretch, self.scale, self.q, self.clipped)
 
 
-def published_phase(epochs: int) -> TrainConfig:
+def published_phase(epochs: int, precision: Literal["float32", "bf16"] = "float32") -> TrainConfig:
     """Return the paper's training of a stage: Adam 1e-4, plateau × .5 after 2, stop after 3."""
     return TrainConfig(
         batch_size=16,
         epochs=epochs,
+        precision=precision,
         early_stopping=3,
         optimizer=OptimizerConfig(
             name="adam", lr=1e-4, eps=1e-7, schedule="plateau", step_factor=0.5, patience=2
@@ -165,8 +166,13 @@ def _lite0(name: str, input_size: int, **changes) -> MorphologyRecipe:
 
 
 def sdss_xception() -> MorphologyRecipe:
-    """Spiral or elliptical with the paper's network and stages."""
-    return MorphologyRecipe(name="sdss_xception")
+    """Spiral or elliptical with the paper's network and stages, in mixed precision."""
+    return MorphologyRecipe(
+        name="sdss_xception",
+        train_head=published_phase(1, "bf16"),
+        train_middle=published_phase(30, "bf16"),
+        train=published_phase(30, "bf16"),
+    )
 
 
 def sdss_xception_as_published() -> MorphologyRecipe:
