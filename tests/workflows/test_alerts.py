@@ -21,7 +21,7 @@ from skyray.transforms.alerts import FEATURES
 from skyray.workflows.alerts import map_alerts
 
 CHANGES = ("network.architecture=test_resnet", "crop=31", "train.epochs=1", "train.batch_size=32",
-           "input_scale=rms", "network.head=[8]")  # fmt: skip
+           "network.head=[8]")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
