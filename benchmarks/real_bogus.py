@@ -5,7 +5,8 @@
 TABLE holds ZTF packets (Parquet, see `skyray.readers.ztf`) or is a folder of Avro packets. Labels
 are the stream's own deep real/bogus score: real above 0.5, bogus below 0.3 (card
 ``ztf_real_bogus``), so braai, which made that score, is a reference and not a competitor. Objects
-are split, several times, since bogus alerts are few. With --mocks N the network first learns from N mock alerts.
+are split, several times, since bogus alerts are few. With --mocks N the network first learns from N
+mock alerts.
 """
 
 from __future__ import annotations

@@ -136,8 +136,8 @@ def grid() -> dict[str, Callable[[], AlertsRecipe]]:
     return made
 
 
-# On stamps of norm 1 the published CNN needs far more than a few hundred alerts; a small ResNet with
-# batch norms on stamps of rms 1 learns sooner and costs less.
+# On stamps of norm 1 the published CNN needs far more than a few hundred alerts; a small ResNet
+# with batch norms on stamps of rms 1 learns sooner and costs less.
 _SMALL = {"architecture": "resnet10t", "head": (32,), "dropout": 0.2}
 
 
