@@ -25,6 +25,7 @@ from skyray.models.escnn_import import import_escnn
 
 _PADDINGS = (1, 2, 2, 2, 2, 1)
 _SMALLEST = 21
+_NORMS = nn.modules.batchnorm._NormBase
 
 
 class EquivariantConfig(Config):
@@ -103,9 +104,10 @@ class EquivariantEncoder(nn.Module):
         )  # fmt: skip
 
     def train(self, mode: bool = True) -> EquivariantEncoder:
+        """Set the mode of all but the convolutions; a norm that does not learn stays as it is."""
         for module in self.modules():
-            module.training = mode if _follows_mode(module) else True
-        self.training = mode
+            rests = isinstance(module, _NORMS) and not module.weight.requires_grad
+            module.training = type(module).__name__ == "R2Conv" or (mode and not rests)
         return self
 
     def maps(self, image: torch.Tensor) -> torch.Tensor:
@@ -190,14 +192,6 @@ def _next_symmetric(size: int) -> int:
 
 def _pooled(side: int, pool) -> int:
     return (side + 2 * pool.padding[0] - pool.kernel_size[0]) // pool.stride[0] + 1
-
-
-def _follows_mode(module: nn.Module) -> bool:
-    """Whether a module may leave training mode: all but escnn's convolutions.
-
-    A norm whose weight does not learn keeps its statistics too (`freeze_norms`).
-    """
-    return type(module).__name__ != "R2Conv" and not hasattr(module, "basisexpansion")
 
 
 def _resized(image: torch.Tensor, size: int) -> torch.Tensor:

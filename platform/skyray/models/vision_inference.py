@@ -67,6 +67,7 @@ class OptimisedVision(nn.Module):
         fusion.fold_batch_norms(network.backbone, watch())
         fusion.fold_pre_norms(network.backbone, watch())
         fusion.fold_layer_scales(network.backbone)
+        fusion.merge_squeezes(network.backbone)
         network.backbone.to(memory_format=torch.channels_last)
         fusion.pack(network.backbone, watch())
         if self.precision == "bf16":
@@ -75,10 +76,9 @@ class OptimisedVision(nn.Module):
     @torch.no_grad()
     def base(self, image: torch.Tensor) -> torch.Tensor:
         """Return pooled backbone features [B, F], float32."""
-        image = self.network.prepare(image)
+        image = self.network.prepare(image.contiguous(memory_format=torch.channels_last))
         dtype = torch.bfloat16 if self.precision == "bf16" else image.dtype
-        image = image.to(dtype, memory_format=torch.channels_last)
-        return self.network.backbone(image).float()
+        return self.network.backbone(image.to(dtype)).float()
 
     @torch.no_grad()
     def join(self, base: torch.Tensor, metadata: torch.Tensor | None = None) -> torch.Tensor:

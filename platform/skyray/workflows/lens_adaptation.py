@@ -9,6 +9,7 @@ Finished steps in the folder are not repeated.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,8 @@ from skyray.engine.train import train
 from skyray.families.base import load_recipe
 from skyray.families.lensing.survey_figures import sample_figure, statistics
 
+Key = tuple[str, str]  # direction, network
+Trainings = Mapping[Key, Sequence[Mapping[str, Any]]]
 CARD = "lenses_two_domains"
 DIRECTIONS = {"euclid_to_hst": "Euclid → HST", "hst_to_euclid": "HST → Euclid"}
 NETWORKS = {"equivariant": "D₂ network", "efficientnet": "EfficientNet-B0"}
@@ -93,39 +96,36 @@ def reproduce(
     lenses = data or f"{out}/lenses"
     if not storage.exists(storage.join(lenses, MANIFEST)):
         simulate(load_card(CARD), size.objects, seed, lenses, progress=progress)
-    trainings: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for direction in directions:
-        for network in networks:
-            for number in range(seed, seed + (seeds or size.seeds)):
-                made = _recipe(direction, network, size.suffix).override(
-                    [f"seed={number}", *changes]
-                )
-                bundle = f"{out}/{direction}-{network}-{number}"
-                if not storage.exists(storage.join(bundle, BUNDLE_FILE)):
-                    train(made, lenses, bundle, workers=workers, use_gpu=use_gpu, threads=threads,
-                          progress=progress)  # fmt: skip
-                scores = _scores(bundle, lenses)
-                trainings.setdefault((direction, network), []).append(scores)
+    trainings: dict[Key, list[dict[str, Any]]] = {}
+    for key in itertools.product(directions, networks):
+        for number in range(seed, seed + (seeds or size.seeds)):
+            made = _recipe(*key, size.suffix).override([f"seed={number}", *changes])
+            bundle = f"{out}/{'-'.join(key)}-{number}"
+            if not storage.exists(storage.join(bundle, BUNDLE_FILE)):
+                train(made, lenses, bundle, workers=workers, use_gpu=use_gpu, threads=threads,
+                      progress=progress)  # fmt: skip
+            trainings.setdefault(key, []).append(_scores(bundle, lenses))
+    return _report(Path(out), trainings, _survey(lenses))
+
+
+def _report(out: Path, trainings: Trainings, survey: Mapping[str, Any]) -> dict[str, Any]:
+    """Write table, figures and page; return the short table."""
     rows = [table_row(key, found) for key, found in trainings.items()]
-    survey = _survey(lenses)
     measured = statistics(survey)
-    storage.write_json(
-        f"{out}/figures.json",
-        {"table": rows, "statistics": measured,
-         "trainings": {"-".join(key): found for key, found in trainings.items()}},
-    )  # fmt: skip
-    folder = Path(out) / "figures"
-    classes = load_card(CARD).classes
-    paths = [sample_figure(survey, classes, folder / "lenses.png"),
-             auc_figure(trainings, folder / "auc.png")]  # fmt: skip
+    content = {
+        "table": rows,
+        "statistics": measured,
+        "trainings": {"-".join(key): found for key, found in trainings.items()},
+    }
+    storage.write_json(str(out / "figures.json"), content)
+    paths = [
+        sample_figure(survey, load_card(CARD).classes, out / "figures" / "lenses.png"),
+        auc_figure(trainings, out / "figures" / "auc.png"),
+    ]
     summary = {f"{r['direction']}, {r['network']}": r["AUC on the target"] for r in rows}
-    write_report(
-        Path(out),
-        "Domain adaptation of strong lenses, reproduced",
-        summary,
-        [path for path in paths if path],
-        {"Figure 2": rows, "Images": measured},
-    )
+    tables = {"Figure 2": rows, "Images": measured}
+    title = "Domain adaptation of strong lenses, reproduced"
+    write_report(out, title, summary, [path for path in paths if path], tables)
     return summary
 
 
@@ -161,7 +161,7 @@ def _scores(bundle: str, data: str) -> dict[str, Any]:
     return scores
 
 
-def table_row(key: tuple[str, str], trainings: Sequence[Mapping[str, float]]) -> dict[str, Any]:
+def table_row(key: Key, trainings: Sequence[Mapping[str, float]]) -> dict[str, Any]:
     """Return one line of the table: means and deviations over the seeds, the paper's beside."""
 
     def spread(name: str) -> str:
@@ -189,9 +189,7 @@ def table_row(key: tuple[str, str], trainings: Sequence[Mapping[str, float]]) ->
     }
 
 
-def auc_figure(
-    trainings: Mapping[tuple[str, str], Sequence[Mapping[str, float]]], path: Path
-) -> Path | None:
+def auc_figure(trainings: Trainings, path: Path) -> Path | None:
     """Draw the target's AUC before and after adaptation, every seed, beside the published one."""
     directions = [name for name in DIRECTIONS if any(key[0] == name for key in trainings)]
     if not directions:

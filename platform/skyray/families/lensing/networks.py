@@ -14,8 +14,6 @@ from skyray.models.equivariant import EquivariantEncoder
 from skyray.models.vision import VisionNetwork
 from skyray.models.vision_inference import bf16_support, optimised
 
-_NORMS = nn.modules.batchnorm._NormBase
-
 
 class LensClassifier(nn.Module):
     """Images [B, C, S, S] → features [B, F] → logits [B, K]."""
@@ -52,7 +50,7 @@ class LensClassifier(nn.Module):
 
 
 class LensingModel(nn.Module):
-    """Everything a run trains.
+    """Everything a run trains; both encoders leave norms that do not learn in evaluation mode.
 
     Attributes
     ----------
@@ -79,14 +77,6 @@ class LensingModel(nn.Module):
         if method in ("adda", "dann"):
             self.discriminator = Discriminator(config.features, config.discriminator)
         self.register_buffer("prior", torch.full((classes,), 1.0 / classes))
-
-    def train(self, mode: bool = True) -> LensingModel:
-        """Set training mode; norms that do not learn keep their statistics."""
-        super().train(mode)
-        for module in self.modules():
-            if isinstance(module, _NORMS) and not module.weight.requires_grad:
-                module.training = False
-        return self
 
     def begin_adaptation(self) -> None:
         """Let the adapted network, and the student, start as the source network is now."""
