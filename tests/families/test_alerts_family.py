@@ -51,11 +51,13 @@ def tensors(inputs) -> dict[str, torch.Tensor]:
 
 def test_input_is_the_shared_transform_and_targets_follow_the_label():
     columns = batch()
-    inputs = family().transform(columns, training=True)
+    inputs = family(recipe="ztf_cnn_multimodal").transform(columns, training=True)
     expected = triplet_input(columns["triplet"], columns["stamp_shape"])
     np.testing.assert_array_equal(inputs["image"], expected)
     np.testing.assert_array_equal(inputs["metadata"], columns["metadata"])
     assert inputs["target"][:4].tolist() == [0, 1, -1, 0]
+    scaled = family().transform(columns, training=False)["image"]
+    np.testing.assert_allclose(np.square(scaled).mean((2, 3)), 1.0, rtol=1e-4)
     swapped = family("positive=OTHER").transform(columns, training=True)["target"]
     assert swapped[:4].tolist() == [1, 0, -1, 1]
     assert set(family().transform(columns, training=False)) == {"image", "metadata"}

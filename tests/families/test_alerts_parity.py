@@ -34,7 +34,7 @@ def family() -> AlertsFamily:
         fingerprint="", bands=("science", "template", "difference"), image_size=63,
         features=FEATURES,
     )  # fmt: skip
-    return AlertsFamily(load_recipe("alerts/ztf_laptop_multimodal"), info)
+    return AlertsFamily(load_recipe("alerts/ztf_cnn_multimodal"), info)
 
 
 @pytest.fixture(scope="module")

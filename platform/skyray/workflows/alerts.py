@@ -54,35 +54,41 @@ def map_alerts(
     for name, predictor in predictors.items():
         if predictor.family.name != "alerts":
             raise ConfigError(f"{name}: expected a bundle of alerts, is {predictor.family.name!r}")
+    features, told = _collected(dataset, predictors, split, limit)
+    if not told:
+        raise ConfigError(f"{data}: split {split!r} holds no alerts")
+    return _write(embed(features, told["subset"], seed, top), told, Path(out))
+
+
+def _collected(
+    dataset: Dataset, predictors: dict[str, Predictor], split: str | None, limit: int
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Return the features of every model, and what the page tells of the alerts."""
     features: dict[str, list[np.ndarray]] = {name: [] for name in predictors}
     told: dict[str, list[np.ndarray]] = {}
+    family = next(iter(predictors.values())).family
     rows = 0
     for columns in _batches(dataset, list(predictors.values()), split):
-        first = next(iter(predictors.values())).family
         for name, predictor in predictors.items():
             output = predictor.predict(columns, detail=True)
             features[name].append(output["features"])
             told.setdefault(f"score {name}", []).append(output["score"])
-        scoring = first.scoring_table(columns)
-        subset = np.asarray(scoring.get("subset", columns["label"]), dtype=str)
+        known = family.scoring_table(columns)
         label = np.asarray(columns["label"], dtype=str)
-        told.setdefault("subset", []).append(np.where(subset == "", label, subset))
-        for name in ("object_id", "label", "magpsf"):
-            if name in scoring:
-                told.setdefault(name, []).append(np.asarray(scoring[name]))
-        image = first.transform(columns, training=False)["image"]
-        told.setdefault("thumbnail", []).append(thumbnails(image))
+        subset = np.asarray(known.get("subset", label), dtype=str)
+        known["subset"] = np.where(subset == "", label, subset)
+        known["thumbnail"] = thumbnails(family.transform(columns, training=False)["image"])
+        for name in ("object_id", "subset", "thumbnail", "label", "magpsf"):
+            if name in known:
+                told.setdefault(name, []).append(np.asarray(known[name]))
         rows += len(label)
         if rows >= limit:
             break
-    if not rows:
-        raise ConfigError(f"{data}: split {split!r} holds no alerts")
-    joined = {name: np.concatenate(parts)[:limit] for name, parts in told.items()}
-    embedding = embed(
-        {name: np.concatenate(parts)[:limit] for name, parts in features.items()},
-        joined["subset"], seed, top,
-    )  # fmt: skip
-    return _write(embedding, joined, Path(out))
+    return _joined(features, limit) if rows else {}, _joined(told, limit)
+
+
+def _joined(parts: dict[str, list[np.ndarray]], limit: int) -> dict[str, np.ndarray]:
+    return {name: np.concatenate(values)[:limit] for name, values in parts.items()}
 
 
 def _batches(dataset: Dataset, predictors: Sequence[Predictor], split: str | None):

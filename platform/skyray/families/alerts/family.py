@@ -218,7 +218,7 @@ class AlertsFamily(Family):
             image = cutout_input(_stack(columns["image"]), self.recipe.cutout_stretch)
         inputs = {"image": image}
         if self.multimodal:
-            inputs["metadata"] = np.asarray(_stack(columns["metadata"]), dtype=np.float32)
+            inputs["metadata"] = np.array(_stack(columns["metadata"]), dtype=np.float32)
         if training:
             target = {self.positive: 1, self.negative: 0}
             inputs |= {

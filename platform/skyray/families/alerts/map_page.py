@@ -153,9 +153,17 @@ def write_map_page(
         "sprite": _sprite(thumbnail_NCTT), "columns": _SPRITE_COLUMNS,
         "side": int(thumbnail_NCTT.shape[-1]), "planes": int(thumbnail_NCTT.shape[1]),
     }  # fmt: skip
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
+    aside.write_text(_page(data, title), encoding="utf-8")
+    aside.replace(path)
+    return path
+
+
+def _page(data: Mapping[str, Any], title: str) -> str:
     # with < written as an escape, no text in the data can end the script element
     content = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
-    page = "\n".join([
+    return "\n".join([
         '<!doctype html><html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>",
@@ -167,11 +175,6 @@ def write_map_page(
         f'<script type="application/json" id="data">{content}</script>',
         f"<script>{_SCRIPT}</script></body></html>",
     ])  # fmt: skip
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(path)
-    return path
 
 
 def _encoded(values: np.ndarray) -> str:
