@@ -6,11 +6,10 @@ import zlib
 from collections.abc import Mapping
 from typing import Any
 
-from fsspec.implementations.memory import MemoryFileSystem
-from pyarrow import fs
 from serve.refusal import Refusal
 
-from skyray.readers.base import SurveyFile, make_reader
+from skyray.readers.base import make_reader
+from skyray.readers.memory import memory_file
 from skyray.records import InvalidRecord, Record
 
 Decoded = list[Record | InvalidRecord]
@@ -66,21 +65,3 @@ def inflate(body: bytes, limit: int) -> bytes:
     if not inflater.eof:
         raise Refusal(400, "gzip_damaged", "expected a whole gzip stream, found its beginning")
     return content
-
-
-class _OneRequest(MemoryFileSystem):
-    """An in-memory filesystem that is not shared with the rest of the process."""
-
-    cachable = False
-
-    def __init__(self):
-        super().__init__()
-        self.store, self.pseudo_dirs = {}, [""]
-
-
-def memory_file(content: bytes, name: str) -> SurveyFile:
-    """Return bytes as a `SurveyFile`, so that readers need not know where they came from."""
-    memory = _OneRequest()
-    path = "/" + (name.replace("\\", "/").rsplit("/", 1)[-1] or "upload")
-    memory.pipe_file(path, content)
-    return SurveyFile(fs.PyFileSystem(fs.FSSpecHandler(memory)), path)

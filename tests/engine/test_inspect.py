@@ -58,7 +58,7 @@ def test_a_dataset_tells_rows_grid_ranges_and_quarantine(dataset):
     found = inspect(dataset.uri)
     assert found["kind"] == "dataset"
     assert found["rows"] == "3 read = 2 written + 1 quarantined"
-    assert found["grid"] == "200 pixels, linear, 4000.0 to 4199.0 Å, step 1 Å"
+    assert found["pixels"] == "200 pixels, linear, 4000.0 to 4199.0 Å, step 1 Å"
     assert found["ranges"]["redshift"] == "0.5 to 0.5, median 0.5, 1 unknown"
     assert sum(found["objects by split"].values()) == 2
     assert found["quarantine"] == {"ivar_empty": "1\n  c.fits: expected some pixels"}

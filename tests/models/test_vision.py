@@ -431,14 +431,14 @@ def test_optimised_float32_is_the_same_network(architecture):
     image, metadata = torch.rand(3, 3, size, size), torch.randn(3, 4)
     fast = optimised(network)
     with torch.no_grad():
-        for ours, reference in (
-            (fast(image, metadata), network(image, metadata)),
-            (fast.features(image, metadata), network.features(image, metadata)),
-            (fast.from_base(fast.base(image), metadata), network(image, metadata)),
-            (fast.base(image), network.base(image)),
+        for ours, reference, tolerance in (
+            (fast(image, metadata), network(image, metadata), 1e-5),
+            (fast.features(image, metadata), network.features(image, metadata), 1e-5),
+            (fast.from_base(fast.base(image), metadata), network(image, metadata), 1e-5),
+            (fast.base(image), network.base(image), 3e-5),  # against their largest
         ):
             scale = max(1.0, float(reference.abs().max()))
-            torch.testing.assert_close(ours / scale, reference / scale, rtol=0, atol=1e-5)
+            torch.testing.assert_close(ours / scale, reference / scale, rtol=0, atol=tolerance)
     for name, value in network.state_dict().items():
         assert torch.equal(value, before[name]), f"{name} of the original changed"
 

@@ -143,6 +143,14 @@ def test_sign_is_written_in_one_way_unless_as_published(tmp_path, written_as, on
     assert read(path, isdiffpos="as_published")[0].candidate["isdiffpos"] == written_as
 
 
+def test_score_that_was_never_computed_is_none(tmp_path):
+    packet, path = minimal(), tmp_path / "a.avro"
+    for score, version, expected in ((0.0, "", None), (0.0, "d6_m7", 0.0), (0.4, "", 0.4)):
+        packet["candidate"] |= {"drb": score, "drbversion": version}
+        path.write_bytes(written(packet))
+        assert read(path)[0].candidate["drb"] == expected
+
+
 @pytest.mark.parametrize("codec", ["null", "deflate"])
 def test_several_packets_in_a_file(tmp_path, codec):
     path = tmp_path / "a.avro"
@@ -260,9 +268,9 @@ def test_stamps_cut_short_are_refused():
     huge = raw.replace(b"NAXIS1  =                   63", b"NAXIS1  =            999999999")
     with pytest.raises(InvalidRecord, match="data_truncated"):
         read_stamp(huge, "huge")
+    many = raw.replace(b"NAXIS   =                    2", b"NAXIS   =            999999999")
     with pytest.raises(InvalidRecord, match="header_invalid"):
-        many = b"NAXIS   =            999999999"
-        read_stamp(raw.replace(b"NAXIS   =                    2", many), "many axes")
+        read_stamp(many, "many axes")
 
 
 def test_image_in_an_extension_is_found():

@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve.decode import admit, decode
 from serve.refusal import Refusal
-from serve.uploads import memory_file
 
 from skyray.cards import load_card
 from skyray.families.base import DataInfo
+from skyray.readers.memory import memory_file
 from skyray.records import Grid, InvalidRecord, Spectrum, spectrum_schema, tensor_array
 from skyray.transforms.spectra import air_to_vacuum
 

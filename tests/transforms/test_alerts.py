@@ -12,6 +12,8 @@ from skyray.transforms.alerts import (
     PADDING,
     alert_features,
     check_features,
+    crop_triplet,
+    cutout_input,
     history_features,
     triplet_input,
 )
@@ -159,3 +161,23 @@ def test_swapped_feature_order_is_refused():
         check_features(swapped)
     with pytest.raises(ValueError, match=r"unknown \['rb'\]"):
         check_features([*FEATURES[:-1], "rb"])
+
+
+def test_cropped_stamps_are_normalised_again():
+    raw = np.random.default_rng(3).normal(100, 9, (2, 3, 63, 63)).astype(np.float32)
+    image = triplet_input(raw, np.array([[63, 63], [10, 63]]))
+    found = crop_triplet(image, 35)
+    expected = raw[0, :, 14:49, 14:49]
+    expected = expected / np.linalg.norm(expected, axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5)
+    np.testing.assert_array_equal(found[1], image[1, :, 14:49, 14:49])  # only padding is left
+
+
+def test_colour_cutouts_are_in_units_of_their_noise():
+    sky = np.random.default_rng(4).normal(5, 2, (1, 3, 63, 63)).astype(np.float32)
+    sky[0, 1] *= 10
+    sky[0, 2, 4, 4] = np.nan
+    found = cutout_input(sky, "asinh")
+    np.testing.assert_allclose(found.std(axis=(2, 3)), 1 / 9, rtol=0.1)
+    assert found[0, 2, 4, 4] == 0
+    assert (cutout_input(np.zeros((1, 3, 9, 9)), "asinh") == 0).all()

@@ -109,6 +109,7 @@ def test_limits_of_the_fainter_half():
 def test_scale_unit_clips_and_survives_a_flat_band():
     band = np.array([[-1.0, 0.0, 1.0, 3.0, np.nan]])
     np.testing.assert_allclose(scale_unit(band, (0, 2)), [[0, 0, 0.5, 1, 0]])
+    np.testing.assert_allclose(scale_unit(band, (0, 2), clipped=False), [[0, 0, 0.5, 1.5, 0]])
     assert (scale_unit(band, (1, 1)) == 0).all()
 
 
@@ -142,6 +143,13 @@ def test_corrected_colour_is_one_for_both_surveys_and_names_a_missing_band():
     found = to_colour(image, ("g", "r", "i"), ColourMapping())
     assert found.shape == (3, 32, 32)
     assert 0 <= found.min() <= found.max() <= 1
+    limits = [clip_limits(image[k], "corrected") for k in (2, 1, 0)]
+    scaled = [
+        np.clip((image[k] - low) / (high - low), 0, None)
+        for k, (low, high) in zip((2, 1, 0), limits, strict=True)
+    ]
+    expected = make_lupton_rgb(*scaled, stretch=3.0, Q=8.0).transpose(2, 0, 1) / 255
+    assert np.abs(found - expected).max() <= 1.01 / 255
     with pytest.raises(ValueError, match=r"no \['z'\]"):
         to_colour(image, ("g", "r", "i"), PUBLISHED_MAPPINGS["sdss"])
 

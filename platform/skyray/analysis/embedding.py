@@ -70,3 +70,52 @@ def umap_2d(
     if placed.size:
         out[finite[placed]] = reducer.transform(used[placed])
     return out
+
+
+def tsne_3d(
+    feature_NS: np.ndarray, seed: int = 0, perplexity: float = 30.0, max_rows: int = 1500
+) -> tuple[np.ndarray, np.ndarray]:
+    """Embed features in space by t-SNE (van der Maaten & Hinton 2008; openTSNE, Barnes-Hut).
+
+    Features are divided by their standard deviation and brought to 50 principal components.
+
+    Parameters
+    ----------
+    feature_NS : float [N, S]
+    max_rows : int
+        Of more objects a random part is embedded: in three dimensions t-SNE is slow.
+
+    Returns
+    -------
+    rows : int64 [M]
+        The objects embedded, in their order.
+    place : float32 [M, 3]
+
+    Raises
+    ------
+    ValueError
+        With fewer than 10 finite rows, or an array that is not two-dimensional.
+    """
+    feature = np.asarray(feature_NS, dtype=np.float64)
+    if feature.ndim != 2:
+        raise ValueError(f"tsne_3d: expected features [N, S], found {feature.shape}")
+    finite = np.flatnonzero(np.isfinite(feature).all(axis=1))
+    rows = np.sort(np.random.default_rng(seed).permutation(finite)[:max_rows])
+    if len(rows) < MIN_ROWS:
+        raise ValueError(f"tsne_3d: expected ≥ {MIN_ROWS} finite rows to embed, found {len(rows)}")
+    from openTSNE import TSNE
+    from sklearn.decomposition import PCA
+
+    used = feature[rows]
+    spread = used.std(axis=0)
+    used = (used - used.mean(axis=0)) / np.where(spread > 0, spread, 1.0)
+    parts = min(50, *used.shape)
+    used = PCA(parts, random_state=int(seed)).fit_transform(used)
+    model = TSNE(
+        n_components=3,
+        perplexity=min(perplexity, (len(rows) - 1) / 3),
+        negative_gradient_method="bh",
+        random_state=int(seed),
+        n_jobs=1,  # more threads would not give the same picture twice
+    )
+    return rows, np.asarray(model.fit(used), dtype=np.float32)

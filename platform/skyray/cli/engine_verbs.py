@@ -251,6 +251,44 @@ def predict(
 
 
 @verb
+def follow(
+    bundle: BundleUri,
+    source: Annotated[
+        str, typer.Argument(help="Folder that survey files arrive in, or kafka://HOST:PORT/TOPIC.")
+    ],
+    out: Annotated[str, typer.Option(help="Folder of scored/ and refused/.")],
+    card: Annotated[
+        str | None, typer.Option(help="Card of the stream; default: the bundle's own.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Scorers at work at once.")] = 1,
+    batch: Annotated[int, typer.Option(min=1, help="Deliveries scored together.")] = 128,
+    idle: Annotated[
+        float | None, typer.Option(help="Stop after so many seconds without a delivery.")
+    ] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a scorer.")] = False,
+    progress: Progress = True,
+    address: Address = None,
+    json: Json = None,
+):
+    """Score a stream as it comes: each object once, even after a crash. Ctrl-C ends it.
+
+    Example: skyray follow bundle packets/ --out scored --idle 60
+    """
+    from dataclasses import asdict
+
+    from skyray.engine.session import ray_session
+
+    with ray_session(address):
+        from skyray.engine.follow import follow as run
+
+        done = run(
+            bundle, source, out, card=card, workers=workers, batch=batch, idle_s=idle,
+            use_gpu=gpu, progress=progress,
+        )  # fmt: skip
+    return asdict(done)
+
+
+@verb
 def serve(
     config: Annotated[
         Path | None, typer.Argument(help="Serve configuration; default: serve/config.yaml.")

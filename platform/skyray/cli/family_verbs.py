@@ -16,7 +16,11 @@ from skyray.cli.verb import (
 )
 
 # paper → module with a function `reproduce(out, scale, …)`
-PAPERS = {"desi-outliers": "skyray.workflows.desi_outliers"}
+PAPERS = {
+    "desi-outliers": "skyray.workflows.desi_outliers",
+    "des-galaxies": "skyray.workflows.des_galaxies",
+    "lens-adaptation": "skyray.workflows.lens_adaptation",
+}
 
 
 @verb
@@ -57,7 +61,7 @@ def outliers(
 
 @verb
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="desi-outliers.")],
+    paper: Annotated[str, typer.Argument(help="desi-outliers, des-galaxies or lens-adaptation.")],
     out: Annotated[str, typer.Option(help="Folder; finished steps in it are not repeated.")],
     scale: Annotated[str, typer.Option(help="laptop, or paper for a cluster.")] = "laptop",
     set_: Annotated[
@@ -103,3 +107,77 @@ def nearest(
     from skyray.workflows.outliers import nearest_spectra
 
     return nearest_spectra(search, object_id, count)
+
+
+@verb
+def recurse(
+    recipe: Annotated[str, typer.Argument(help="A recipe of morphology: FAMILY/NAME.")],
+    data: Annotated[str, typer.Option(help="Labelled dataset.")],
+    unlabelled: Annotated[str, typer.Option(help="Dataset to label; its own labels are not used.")],
+    test: Annotated[list[str], typer.Option(help="NAME=DATASET to score on. Repeat.")],
+    out: Annotated[str, typer.Option(help="Folder; finished steps in it are not repeated.")],
+    per_class: Annotated[
+        int, typer.Option(min=1, help="Most confident objects of each class to add in a round.")
+    ] = 1000,
+    rounds: Annotated[int, typer.Option(min=1, help="Trainings after the first.")] = 1,
+    seeds: Annotated[int, typer.Option(min=1, help="Recursions, each with a seed of its own.")] = 1,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change the recipe: train.epochs=20. Repeat.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Data-parallel workers.")] = 1,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
+    progress: Progress = True,
+    address: Address = None,
+    json: Json = None,
+):
+    """Let a model label a new survey and learn from its surest labels; before and after.
+
+    Example: skyray recurse morphology/sdss_xception --data sdss --unlabelled des
+    --test des=des --out recursion
+    """
+    from skyray.config import ConfigError
+    from skyray.engine.session import ray_session
+    from skyray.families.base import load_recipe
+
+    tests = dict(item.split("=", 1) for item in test if "=" in item)
+    if len(tests) < len(test):
+        raise ConfigError(f"--test: expected NAME=DATASET each, found {test}")
+    chosen = load_recipe(recipe).override(set_ or [])
+    with ray_session(address):
+        from skyray.workflows.recursion import (
+            Resources,
+            Settings,
+            before_and_after,
+            recurse_seeds,
+        )
+
+        found = recurse_seeds(
+            chosen, data, unlabelled, out, seeds=range(chosen.seed, chosen.seed + seeds),
+            tests=tests, settings=Settings(per_class=per_class, rounds=rounds),
+            resources=Resources(workers=workers, use_gpu=gpu, progress=progress),
+        )  # fmt: skip
+    rows = {
+        f"{row['test set']}, {row['score']}": f"{row['before']:.4f} → {row['after']:.4f} "
+        f"({row['seeds that gained']} seeds gained)"
+        for row in before_and_after(found)
+    }
+    return {**rows, "models": [one.bundle for one in found], "page": f"{out}/index.html"}
+
+
+@verb
+def map_alerts(
+    bundles: Annotated[list[str], typer.Argument(help="Bundles of the alerts family.")],
+    data: Annotated[str, typer.Option(help="Dataset of alerts.")],
+    out: Annotated[str, typer.Option(help="Folder for map, figure and outliers.")],
+    split: Annotated[
+        str, typer.Option(help="train, validation, test, or all for every row.")
+    ] = "test",
+    json: Json = None,
+):
+    """Map alerts by a model's features; list those that all models find strange.
+
+    Example: skyray map-alerts bundle-a bundle-b --data alerts --out map
+    """
+    from skyray.workflows.alerts import map_alerts as run
+
+    return run(bundles, data, out, split=None if split == "all" else split)

@@ -56,7 +56,7 @@ def verb(function: Callable[..., Mapping[str, Any] | None]) -> Callable[..., Non
             if result.get("failed"):  # a part of the work: shown, and no success
                 raise typer.Exit(1)
 
-    app.command(name=function.__name__)(command)
+    app.command(name=function.__name__.replace("_", "-"))(command)
     return command
 
 

@@ -15,6 +15,7 @@ from skyray.engine import storage
 from skyray.engine.dataset import MANIFEST, Dataset
 
 _EXAMPLES = 2
+_RANGES = ("redshift", "snr", "pixel_scale_arcsec", "jd")
 _BUNDLE_FILE = "bundle.json"
 
 
@@ -53,7 +54,7 @@ def inspect_dataset(dataset: Dataset) -> dict[str, Any]:
         "kind": "dataset",
         "card": f"{dataset.card.name}: {dataset.card.title}",
         "record": manifest.record,
-        "grid": _grid(dataset),
+        "pixels": _pixels(dataset),
         "fingerprint": manifest.fingerprint,
         "written by": f"skyray {manifest.skyray_version} ({manifest.git_commit}), "
         f"{manifest.created}",
@@ -75,10 +76,11 @@ def inspect_dataset(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def _grid(dataset: Dataset) -> str:
-    grid = dataset.grid
+def _pixels(dataset: Dataset) -> str:
+    grid, card = dataset.grid, dataset.card
     if grid is None:
-        return "none"
+        scale = f", {card.pixel_scale_arcsec} arcsec a pixel" if card.pixel_scale_arcsec else ""
+        return f"{card.image_size} × {card.image_size} in {', '.join(card.bands)}{scale}"
     wavelength = grid.wavelength()
     unit = "Å" if grid.kind == "linear" else "dex"
     return (
@@ -88,9 +90,11 @@ def _grid(dataset: Dataset) -> str:
 
 
 def _ranges(dataset: Dataset) -> dict[str, str]:
-    names = ("redshift", "snr")
+    if not dataset.manifest.parts:
+        return {}
+    names = [name for name in _RANGES if name in dataset.schema.names]
     values: dict[str, list[np.ndarray]] = {name: [] for name in names}
-    for table in dataset.iter_tables(names) if dataset.manifest.parts else ():
+    for table in dataset.iter_tables(names):
         for name in names:
             values[name].append(table[name].to_numpy())
     return {name: describe_numbers(np.concatenate(parts)) for name, parts in values.items()

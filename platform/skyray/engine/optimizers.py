@@ -71,14 +71,20 @@ class Schedule:
                 main = lr_scheduler.ReduceLROnPlateau(
                     optimizer, factor=config.step_factor, patience=config.patience
                 )
-        if warmup and not self._needs_loss and config.schedule != "onecycle":
+        self._rise: lr_scheduler.LinearLR | None = None  # beside a schedule that waits for losses
+        if warmup and config.schedule != "onecycle":
             rise = lr_scheduler.LinearLR(optimizer, 0.01, total_iters=warmup)
-            main = lr_scheduler.SequentialLR(optimizer, [rise, main], [warmup])
-        self._scheduler = main
+            if self._needs_loss:
+                self._rise = rise
+            else:
+                main = lr_scheduler.SequentialLR(optimizer, [rise, main], [warmup])
+        self._scheduler, self._warmup = main, warmup
 
     def after_step(self) -> None:
         if not self._by_epoch:
             self._scheduler.step()
+        elif self._rise and self._rise.last_epoch < self._warmup:
+            self._rise.step()
 
     def after_epoch(self, loss: float) -> None:
         if self._needs_loss:
@@ -87,10 +93,13 @@ class Schedule:
             self._scheduler.step()
 
     def state_dict(self) -> dict:
-        return self._scheduler.state_dict()
+        rise = self._rise.state_dict() if self._rise else None
+        return {"main": self._scheduler.state_dict(), "rise": rise}
 
     def load_state_dict(self, state: dict) -> None:
-        self._scheduler.load_state_dict(state)
+        self._scheduler.load_state_dict(state["main"])
+        if self._rise and state["rise"]:
+            self._rise.load_state_dict(state["rise"])
 
 
 def _cosine(done: float) -> float:

@@ -17,12 +17,24 @@ from skyray.engine.bundle import Predictor, read_bundle
 from skyray.engine.dataset import MANIFEST, Dataset, table_to_columns
 from skyray.families.base import Columns, OutputColumn
 
-IDENTITY = (
+_POSITION = (
     OutputColumn("object_id", "str", "", "identifier of the observation in its survey"),
     OutputColumn("ra", "float64", "deg", "right ascension, ICRS"),
     OutputColumn("dec", "float64", "deg", "declination, ICRS"),
-    OutputColumn("snr", "float64", "", "median signal-to-noise ratio per pixel"),
 )
+IDENTITY = {
+    "spectrum": (
+        *_POSITION,
+        OutputColumn("snr", "float64", "", "median signal-to-noise ratio per pixel"),
+    ),
+    "cutout": (*_POSITION, OutputColumn("survey", "str", "", "survey the image comes from")),
+    "alert": (
+        *_POSITION,
+        OutputColumn("object_key", "str", "", "the survey's name of what varies"),
+        OutputColumn("jd", "float64", "d", "Julian date of the exposure"),
+        OutputColumn("fid", "int32", "", "the survey's number of the band"),
+    ),
+}
 VERSION = OutputColumn("model_version", "str", "", "recipe, data and run of the model")
 SOURCE = OutputColumn("source", "str", "", "survey file the object came from")
 _BATCH = 256
@@ -59,12 +71,7 @@ def predict_dataset(
 
     An output column of the same name as a kept one gets the suffix ``_pred``.
     """
-    info = read_bundle(bundle)["data"]
-    if dataset.grid and info["grid"] != dataset.grid.to_dict():
-        raise ValueError(
-            f"{dataset.uri}: grid: the bundle expects {info['grid']}, found "
-            f"{dataset.grid.to_dict()}; ingest the files with card {info['card']!r}"
-        )
+    _check_layout(bundle, dataset)
     predictor = Predictor.from_bundle(bundle, device="cpu")
     needed = [*predictor.family.columns(training), *keep]
     pool = workers or max(1, int(ray.cluster_resources().get("GPU" if use_gpu else "CPU", 1)) // 2)
@@ -77,6 +84,17 @@ def predict_dataset(
         num_cpus=1,
         num_gpus=1 if use_gpu else 0,
     )
+
+
+def _check_layout(bundle: str, dataset: Dataset) -> None:
+    """Refuse a dataset whose pixels or features are not those the bundle was trained on."""
+    expected, found = read_bundle(bundle)["data"], dataset.info().to_dict()
+    for name in ("record", "grid", "bands", "image_size", "features"):
+        if name in expected and expected[name] != found[name]:
+            raise ValueError(
+                f"{dataset.uri}: {name}: the bundle expects {expected[name]}, found "
+                f"{found[name]}; ingest the files with card {expected['card']!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -113,10 +131,11 @@ def predict(
         Card the files belong to; default: the card the bundle was trained with.
     """
     dataset = as_dataset(bundle, sources, out, card, progress)
-    keep = [column.name for column in (*IDENTITY, SOURCE)]
+    identity = IDENTITY[dataset.manifest.record]
+    keep = [column.name for column in (*identity, SOURCE)]
     rows = predict_dataset(bundle, dataset, keep=keep, workers=workers, use_gpu=use_gpu)
     described = [
-        *IDENTITY,
+        *identity,
         *Predictor.from_bundle(bundle, device="cpu").family.output_columns(),
         VERSION,
         SOURCE,

@@ -19,7 +19,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import ConfigDict, Field, field_validator
 
 from skyray.config import Config
 from skyray.readers.base import Reader, SurveyFile, register
@@ -39,7 +39,7 @@ class FieldRule(Config):
     ] = Field("", alias="as")
     error: str = Field("", description="magnitude_error: path of the flux's error")
 
-    model_config = {**Config.model_config, "populate_by_name": True}
+    model_config = ConfigDict(**Config.model_config, populate_by_name=True)
 
 
 class LsstOptions(Config):

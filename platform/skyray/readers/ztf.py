@@ -50,7 +50,10 @@ class ZtfOptions(Config):
 
 @register
 class ZtfReader(Reader):
-    """Alerts of ZTF, one or several a file. ``extra`` also holds ``schemavsn`` and:
+    """Alerts of ZTF, one or several a file.
+
+    A ``drb`` of 0 without ``drbversion`` is no score but its absence, and becomes None. ``extra``
+    also holds ``schemavsn`` and:
 
     ``sgscore_best``
         The larger of ``sgscore1`` and ``sgscore2``: ≥ 0 where Pan-STARRS knows a neighbour.
@@ -140,6 +143,8 @@ def alert_of(
         detail = f"expected objectId and candid, found {source_id!r} and {candid!r}"
         raise InvalidRecord("packet_field_missing", detail, source)
     candidate = {**candidate, "isdiffpos": _sign(candidate.get("isdiffpos"), one_sign)}
+    if candidate.get("drb") == 0 and candidate.get("drbversion") in ("", None):
+        candidate["drb"] = None  # packets of 2018 and 2019: nothing was computed
     history = packet.get("prv_candidates") or ()
     stamps = {name: read_stamp(_stamp(packet, name), source) for name in STAMPS}
     extra = {"schemavsn": packet.get("schemavsn"), "sgscore_best": _best_score(candidate)}

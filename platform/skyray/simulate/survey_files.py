@@ -30,7 +30,8 @@ def write_survey_files(card: Card, records: Sequence[Record], folder: Path) -> l
     """Write mock records as the files of the card's survey and return their paths.
 
     SDSS: one ``spec-PLATE-MJD-FIBER.fits`` a spectrum. DESI: ``coadd-…fits`` and ``redrock-…fits``
-    for every 500 targets. 4MOST: one ``qmost_OBJECT.fits`` a spectrum. ZTF: one Avro packet an alert.
+    for every 500 targets. 4MOST: one ``qmost_OBJECT.fits`` a spectrum. ZTF: one Avro packet an
+    alert.
 
     Raises
     ------

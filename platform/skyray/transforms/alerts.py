@@ -143,3 +143,31 @@ def triplet_input(
     with np.errstate(invalid="ignore"):
         scaled = (kept / norm).astype(np.float32)
     return np.where(inside, scaled, np.float32(PADDING))
+
+
+def crop_triplet(image_B3SS: np.ndarray, size: int) -> np.ndarray:
+    """Return the central `size` pixels of normalised stamps, each of Frobenius norm 1 again.
+
+    A stamp with nothing but padding there stays as it is.
+    """
+    start = (image_B3SS.shape[-1] - size) // 2
+    centre = image_B3SS[..., start : start + size, start : start + size]
+    squares = np.square(centre, dtype=np.float64).reshape(*centre.shape[:2], -1)
+    norm = np.sqrt(squares.sum(axis=-1))[..., None, None]
+    return (centre / np.where(norm > 1e-6, norm, 1.0)).astype(np.float32)
+
+
+def cutout_input(image_BCSS: np.ndarray, stretch: Literal["asinh", "none"]) -> np.ndarray:
+    """Return colour cutouts as the network's images, float32 [B, C, S, S].
+
+    NaN → 0. ``asinh``: each band's median is taken off, and asinh(flux / 3σ) / 3 keeps both the
+    sky's noise σ (1.4826 times the median absolute deviation) and bright cores in range.
+    """
+    image = np.asarray(image_BCSS, dtype=np.float32)
+    if stretch == "none":
+        return np.nan_to_num(image)
+    with np.errstate(invalid="ignore"):
+        middle = np.nanmedian(image, axis=(2, 3), keepdims=True)
+        noise = 1.4826 * np.nanmedian(np.abs(image - middle), axis=(2, 3), keepdims=True)
+    noise = np.where(noise > 0, noise, np.float32(1.0))
+    return np.nan_to_num(np.arcsinh((image - middle) / (3 * noise)) / 3).astype(np.float32)

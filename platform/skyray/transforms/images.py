@@ -113,12 +113,18 @@ def clip_limits(band_HW: np.ndarray, mode: Mode = "corrected") -> tuple[float, f
     return float(mean - spread), float(mean + 5 * spread)
 
 
-def scale_unit(band_HW: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Map [low, high] to [0, 1] and clip, float32 [H, W]; NaN and limits of no width give 0."""
+def scale_unit(
+    band_HW: np.ndarray, limits: tuple[float, float], clipped: bool = True
+) -> np.ndarray:
+    """Map [low, high] to [0, 1], float32 [H, W]; NaN and limits of no width give 0.
+
+    Below 0 is always cut off, above 1 only where `clipped`.
+    """
     low, high = limits
     if not high > low:
         return np.zeros(band_HW.shape, np.float32)
-    return np.clip(np.nan_to_num((band_HW - low) / (high - low)), 0, 1).astype(np.float32)
+    unit = np.nan_to_num((band_HW - low) / (high - low))
+    return np.clip(unit, 0, 1 if clipped else None).astype(np.float32)
 
 
 def lupton(rgb_3HW: np.ndarray, stretch: float = 1.0, q: float = 1.0) -> np.ndarray:
@@ -162,19 +168,23 @@ class ColourMapping:
     stretch : str
         ``linear`` or ``lupton``, after the limits of `clip_limits`.
     scale, q : float
-        Parameters of the Lupton stretch.
+        Parameters of the Lupton stretch, in units of the distance between the limits.
+    clipped : bool
+        Whether brightness above the upper limit is cut off first. Unless it is, Lupton's stretch
+        keeps the bright parts apart; ``linear`` always cuts.
     """
 
     bands: tuple[str, str, str] = ("i", "r", "g")
-    stretch: Literal["linear", "lupton"] = "linear"
-    scale: float = 1.0
-    q: float = 1.0
+    stretch: Literal["linear", "lupton"] = "lupton"
+    scale: float = 3.0
+    q: float = 8.0
+    clipped: bool = False
 
 
 # Released code of Khan et al. 2019 (arXiv:1812.02183): the two surveys are coloured differently.
 PUBLISHED_MAPPINGS = {
-    "sdss": ColourMapping(("z", "r", "g"), "linear"),
-    "des": ColourMapping(("i", "r", "g"), "lupton"),
+    "sdss": ColourMapping(("z", "r", "g"), "linear", clipped=True),
+    "des": ColourMapping(("i", "r", "g"), "lupton", scale=1.0, q=1.0, clipped=True),
 }
 
 
@@ -210,8 +220,9 @@ def to_colour(
         raise ValueError(
             f"bands: expected {mapping.bands}, found {tuple(bands)}: no {sorted(missing)}"
         )
+    cut = mapping.clipped or mapping.stretch == "linear"
     planes = [np.asarray(image_BHW[list(bands).index(name)]) for name in mapping.bands]
-    rgb = np.stack([scale_unit(plane, clip_limits(plane, clip)) for plane in planes])
+    rgb = np.stack([scale_unit(plane, clip_limits(plane, clip), cut) for plane in planes])
     return lupton(rgb, mapping.scale, mapping.q) if mapping.stretch == "lupton" else rgb
 
 

@@ -141,7 +141,7 @@ def score(
     use_gpu: bool = False,
 ) -> Columns:
     """Return identity, truth and scores of every object, in the dataset's order, with ranks."""
-    keep = [column.name for column in (*IDENTITY, REDSHIFT, SOURCE)]
+    keep = [column.name for column in (*IDENTITY["spectrum"], REDSHIFT, SOURCE)]
     keep += ["label", "extra", "split", "survey"]
     rows = predict_dataset(bundle, dataset, keep=keep, workers=workers, use_gpu=use_gpu)
     table = collect(rows)
@@ -186,7 +186,15 @@ def write_catalogue(table: Columns, bundle: str, out: str, with_stars: bool) -> 
     """Write the catalogue in Parquet and FITS and return its files."""
     family = Predictor.from_bundle(bundle, device="cpu").family
     extra = STAR_COLUMNS if with_stars else ()
-    described = [*IDENTITY, REDSHIFT, RANK, *family.output_columns(), *extra, VERSION, SOURCE]
+    described = [
+        *IDENTITY["spectrum"],
+        REDSHIFT,
+        RANK,
+        *family.output_columns(),
+        *extra,
+        VERSION,
+        SOURCE,
+    ]
     with CatalogueWriter(storage.join(out, "catalogue"), described) as writer:
         writer.write(pa.table({column.name: table[column.name] for column in described}))
     return writer.files

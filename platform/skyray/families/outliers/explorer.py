@@ -23,6 +23,7 @@ MAX_POINTS = 20_000
 _MAX_KINDS = 40
 _TITLES = {
     "neg_log_p": "−log p", "neg_log_p_star": "−log p star", "chi2_reduced": "reduced χ²",
+    "chi2_whitened": "whitened χ²",
     "chi2_window": "windowed χ²", "snr": "SNR",
 }  # fmt: skip
 _RAMP = "cividis"  # read alike with any colour vision

@@ -31,7 +31,8 @@ from skyray.families.base import (
 )
 from skyray.families.outliers import metrics
 from skyray.families.outliers.augment import augment
-from skyray.families.outliers.metrics import SCORES
+from skyray.families.outliers.metrics import RANKED, SCORES
+from skyray.families.outliers.model_error import ModelError
 from skyray.families.outliers.networks import (
     FidelityLoss,
     InvarianceLoss,
@@ -203,13 +204,19 @@ class OutliersFamily(Family):
         good = inputs["problem"] == 0
         if not good.any():
             raise ConfigError("outliers: no usable validation spectra to rank against")
-        scores = self._measure(model, {k: v[good] for k, v in inputs.items()})
+        rows = {k: v[good] for k, v in inputs.items()}
+        scores = self._measure(model, rows)
+        error = ModelError.fit(
+            rows["y"], scores["weight"], scores["model"], rows["z"], self.grid.wavelength()
+        )
+        scores |= self._whitened(error, scores, rows)
         latents = scores["latent"][:_ISOLATION_ROWS]
         scores["isolation"] = _isolation(latents, self.recipe.seed).score(scores["latent"])
         tensors = {
             f"reference_{name}": torch.as_tensor(np.sort(scores[name]).astype(np.float32))
             for name in SCORES
         }
+        tensors |= {name: torch.as_tensor(value) for name, value in error.to_tensors().items()}
         return {}, tensors | {"latents": torch.as_tensor(latents)}
 
     def predict(
@@ -221,8 +228,10 @@ class OutliersFamily(Family):
             self._forest_of = tensors
         scores = self._measure(model, inputs)
         scores["isolation"] = self._forest.score(scores["latent"])
+        scores |= self._whitened(ModelError.from_tensors(kept), scores, inputs)
         bad = inputs["problem"] != 0
-        for name in ("latent", "neg_log_p", "chi2_reduced", "chi2_window", "fidelity", "isolation"):
+        unknown = [name for name in SCORES if name != "missing"]
+        for name in ("latent", *unknown, "fidelity"):
             scores[name] = np.where(bad.reshape(-1, *[1] * (scores[name].ndim - 1)), np.nan,
                                     scores[name]).astype(np.float32)  # fmt: skip
         reference = {name: kept[f"reference_{name}"] for name in SCORES}
@@ -233,7 +242,7 @@ class OutliersFamily(Family):
         output |= {name: scores[name].astype(np.float32) for name in (*SCORES, "fidelity")}
         rank = percentile(scores["neg_log_p"], reference["neg_log_p"])
         output["percentile"] = rank.astype(np.float32)
-        strange = metrics.combined_rank({name: scores[name] for name in SCORES}, reference)
+        strange = metrics.combined_rank({name: scores[name] for name in RANKED}, reference)
         output["strangeness"] = np.where(bad, np.nan, strange).astype(np.float32)
         output["in_domain"] = ~bad & (strange < np.log10(rows))
         output["problem"] = np.array(PROBLEMS, dtype=object)[inputs["problem"]]
@@ -258,16 +267,28 @@ class OutliersFamily(Family):
         log_p = model.flow.log_prob(made.latent.float())
         y, w, fit, valid = (t.cpu().numpy() for t in (y, w, made.model.float(), made.valid))
         chi2, pixels = metrics.reduced_chi2(y, w, fit, valid)
-        residual = metrics.residual_over_sigma(y, w, fit, valid)
-        width = max(3, round(_WINDOW_ANGSTROM / np.median(np.diff(self.grid.wavelength()))))
         return {
             "latent": made.latent.float().cpu().numpy(),
             "neg_log_p": -log_p.cpu().numpy(),
             "chi2_reduced": chi2,
             "fidelity": 0.5 * chi2 * pixels / y.shape[1],
-            "chi2_window": metrics.windowed_chi2(residual, width)[0],
             "missing": (1.0 - pixels / y.shape[1]).astype(np.float32),
             "model": fit,
+            "weight": np.where(valid, w, 0.0),
+        }
+
+    def _whitened(
+        self, error: ModelError, scores: Columns, inputs: Columns
+    ) -> dict[str, np.ndarray]:
+        """Return χ² per pixel and the worst window, with the model's own error in the noise."""
+        wavelength, y, fit = self.grid.wavelength(), inputs["y"], scores["model"]
+        width = max(3, round(_WINDOW_ANGSTROM / np.median(np.diff(wavelength))))
+        weight = error.whitened(scores["weight"], fit, inputs["z"], wavelength)
+        valid = scores["weight"] > 0
+        residual = metrics.residual_over_sigma(y, weight, fit, valid)
+        return {
+            "chi2_whitened": metrics.reduced_chi2(y, weight, fit, valid)[0],
+            "chi2_window": metrics.windowed_chi2(residual, width)[0],
         }
 
     @torch.inference_mode()
@@ -295,7 +316,8 @@ class OutliersFamily(Family):
         described += [
             ("neg_log_p", "float32", "", "-log density of the latent (natural logarithm)"),
             ("chi2_reduced", "float32", "", "chi2 of the reconstruction per measured pixel"),
-            ("chi2_window", "float32", "", "largest chi2 excess in 60 Angstrom, in sigma"),
+            ("chi2_whitened", "float32", "", "the same with the model's own error in the noise"),
+            ("chi2_window", "float32", "", "its largest excess in 60 Angstrom, in sigma"),
             ("isolation", "float32", "", "isolation-forest score of the latent"),
             ("fidelity", "float32", "", "loss of stage 1: chi2 / 2 over all pixels"),
             ("missing", "float32", "", "share of pixels without weight"),

@@ -25,6 +25,7 @@ from skyray.families.outliers.page import THEME, number, text, write_whole
 SCORES = {
     "neg_log_p": "−log p galaxy", "neg_log_p_galaxy": "−log p galaxy",
     "neg_log_p_star": "−log p star", "percentile": "percentile", "chi2_reduced": "reduced χ²",
+    "chi2_whitened": "whitened χ²",
     "chi2_window": "windowed χ²", "isolation": "isolation", "strangeness": "combined rank",
 }  # fmt: skip
 MARKS = ("interesting", "artefact", "known")

@@ -15,8 +15,9 @@ import numpy as np
 from scipy import stats
 from scipy.spatial.distance import pdist
 
-# Scores that are ranked against the population; the combined rank is made of all of them.
-SCORES = ("neg_log_p", "chi2_reduced", "chi2_window", "isolation", "missing")
+# Scores of strangeness; the combined rank is made of those that say different things.
+SCORES = ("neg_log_p", "chi2_reduced", "chi2_whitened", "chi2_window", "isolation", "missing")
+RANKED = ("neg_log_p", "chi2_whitened", "chi2_window", "missing")
 MIN_ROWS = 30
 # Above this many rows the mean pair distance is taken from a fixed random subset.
 _PAIR_ROWS = 3000

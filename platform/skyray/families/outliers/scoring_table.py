@@ -14,6 +14,7 @@ Roc = tuple[np.ndarray, np.ndarray, float]  # false and true positive rate, area
 # Scores in which higher means stranger: the family's own, then the baselines.
 SCORES = {
     "strangeness": "combined rank", "neg_log_p": "−log p", "chi2_reduced": "reduced χ²",
+    "chi2_whitened": "whitened χ²",
     "chi2_window": "windowed χ²", "isolation": "isolation forest on latents",
     "pca_error": "PCA: reconstruction error", "pca_isolation": "PCA: isolation forest",
 }  # fmt: skip

@@ -1,0 +1,138 @@
+"""Real or bogus learned from a few hundred real alerts, on objects never seen, with braai beside.
+
+    python benchmarks/real_bogus.py --alerts TABLE [--braai WEIGHTS] [--seeds N] [--json FILE]
+
+TABLE holds ZTF packets (Parquet, see `skyray.readers.ztf`) or is a folder of Avro packets. Labels
+are the stream's own deep real/bogus score: real above 0.5, bogus below 0.3 (card
+``ztf_real_bogus``), so braai, which made that score, is a reference and not a competitor. Objects
+are split. With --mocks N the network first learns from N mock alerts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
+
+from report import Row, finish  # noqa: E402
+
+from skyray.cards import Card, load_card  # noqa: E402
+from skyray.engine.dataset import Dataset, table_to_columns  # noqa: E402
+from skyray.engine.ingest import ingest  # noqa: E402
+from skyray.engine.session import ray_session  # noqa: E402
+from skyray.families.alerts.metrics import roc_auc  # noqa: E402
+from skyray.families.base import load_recipe  # noqa: E402
+from skyray.transforms.alerts import triplet_input  # noqa: E402
+
+RECIPE = "alerts/real_bogus_laptop"
+SPLIT = {"train": 0.70, "validation": 0.10, "test": 0.20}
+AUC_TARGET, LEAST_TRAINING = 0.95, 300
+
+
+def card_of_benchmark() -> Card:
+    """Return the card with more objects to test on: bogus alerts are few."""
+    return load_card("ztf_real_bogus").model_copy(update={"split": SPLIT})
+
+
+def trained(options: argparse.Namespace, real: str, folder: Path, seed: int) -> dict[str, Any]:
+    """Train on the real alerts and return the metrics of the test objects."""
+    from skyray.engine.evaluate import evaluate
+    from skyray.engine.train import train
+
+    changes = [f"seed={seed}", *options.set]
+    if options.mocks:
+        changes.append(f"network.weights={_learned_from_mocks(options, folder)}")
+    bundle = str(folder / f"bundle-{seed}")
+    recipe = load_recipe(options.recipe).override(changes)
+    train(recipe, real, bundle, workers=options.workers, threads=options.threads)
+    return evaluate(bundle, real, str(folder / f"scores-{seed}"))
+
+
+def _learned_from_mocks(options: argparse.Namespace, folder: Path) -> Path:
+    """Return the weights of a network trained on mock alerts alone; made once."""
+    from skyray.engine.bundle import WEIGHTS_FILE
+    from skyray.engine.simulate import simulate
+    from skyray.engine.train import train
+
+    weights = folder / "bundle-mock" / WEIGHTS_FILE
+    if not weights.exists():
+        mock = str(folder / "mock")
+        simulate(load_card("ztf_real_bogus"), options.mocks, 1, mock)
+        changes = ["seed=1", *options.set]
+        if options.mock_epochs:
+            changes.append(f"train.epochs={options.mock_epochs}")
+        recipe = load_recipe(options.recipe).override(changes)
+        train(recipe, mock, str(weights.parent), workers=options.workers, threads=options.threads)
+    return weights
+
+
+def braai_auc(weights: str, real: str) -> tuple[float, int]:
+    """Return braai's AUC on the test objects, and their number of alerts."""
+    from braai import braai_scores, load_braai
+
+    names = ["triplet", "stamp_shape", "label"]
+    tables = [table_to_columns(t) for t in Dataset.open(real).iter_tables(names, "test")]
+    columns = {name: np.concatenate([table[name] for table in tables]) for name in names}
+    known = columns["label"].astype(str) != ""
+    image = triplet_input(columns["triplet"][known], columns["stamp_shape"][known])
+    score = braai_scores(load_braai(weights), image)
+    return roc_auc(score, columns["label"][known].astype(str) == "REAL"), int(known.sum())
+
+
+def rows_of(found: list[dict[str, Any]], real: str, braai: float | None) -> list[Row]:
+    """Return the figures."""
+    counts = Dataset.open(real).manifest.counts
+    train = sum(n for label, n in counts["train"].items() if label)
+    auc = np.array([scores["roc_auc"] for scores in found])
+    test = f"{found[0]['rows']} alerts, {found[0]['rows'] - found[0]['positives']} bogus"
+    spread = f"{len(auc)} seeds: {auc.min():.3f} to {auc.max():.3f}; {test}"
+    rows = [
+        Row("training alerts", train, "", target=LEAST_TRAINING),
+        Row("AUC, unseen objects (median)", float(np.median(auc)), "", braai,
+            np.median(auc) / braai if braai else None, AUC_TARGET, spread),
+        Row("calibration error",
+            float(np.median([s["expected_calibration_error"] for s in found])), ""),
+    ]  # fmt: skip
+    if braai is not None:
+        rows.append(Row("AUC of braai, the same objects", braai, "", note="made the labels' score"))
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--alerts", help="ZTF packets: a Parquet table or a folder of Avro files")
+    parser.add_argument("--braai", help="braai_d6_m9.weights.h5")
+    parser.add_argument("--recipe", default=RECIPE)
+    parser.add_argument("--seeds", type=int, default=1, help="trainings")
+    parser.add_argument("--mocks", type=int, default=0, help="mock alerts to learn from first")
+    parser.add_argument("--mock-epochs", type=int, help="epochs on mocks; default: the recipe's")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="CPU threads a worker; default: all cores")
+    parser.add_argument("--set", action="append", default=[], help="change the recipe: key=value")
+    parser.add_argument("--out", type=Path, help="keep datasets, bundles and figures here")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if not options.alerts:
+        print("skipped: needs real alerts, give --alerts TABLE")
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = (options.out or Path(temporary)).absolute()
+        os.environ.setdefault("SKYRAY_HOME", str(folder / "home"))
+        real = str(folder / "real")
+        with ray_session():
+            ingest(card_of_benchmark(), [options.alerts], real)
+            found = [trained(options, real, folder, seed) for seed in range(options.seeds)]
+        braai = braai_auc(options.braai, real)[0] if options.braai else None
+        finish("Real or bogus on real ZTF alerts", rows_of(found, real, braai), options.json)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Alert streams: bright transients among everything that varies, moves or is not real."""

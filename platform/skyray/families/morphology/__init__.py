@@ -1,0 +1,1 @@
+"""Morphology of galaxies: spiral or elliptical, by transfer learning (Khan et al. 2019)."""

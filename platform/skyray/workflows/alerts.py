@@ -1,0 +1,104 @@
+"""The map of a labelled alert set under one or several models, and the outliers they agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from skyray.config import ConfigError
+from skyray.engine import storage
+from skyray.engine.bundle import Predictor
+from skyray.engine.dataset import Dataset, table_to_columns
+from skyray.families.alerts.embedding import Embedding, agreed_table, embed, embedding_figure
+from skyray.families.alerts.family import thumbnails
+from skyray.families.alerts.map_page import MAX_POINTS, write_map_page
+
+FIGURE, PAGE, OUTLIERS = "embedding.png", "map.html", "outliers.json"
+
+
+def map_alerts(
+    bundles: Sequence[str],
+    data: str,
+    out: str,
+    *,
+    split: str | None = "test",
+    seed: int = 0,
+    top: float = 0.01,
+    limit: int = MAX_POINTS,
+) -> dict[str, Any]:
+    """Write ``embedding.png``, ``map.html`` and ``outliers.json``; runs in this process.
+
+    Parameters
+    ----------
+    bundles : sequence of str
+        Models of the alerts family; each gets a map of its own.
+    limit : int
+        At most so many alerts, the first of the split.
+
+    Returns
+    -------
+    dict
+        ``alerts``, ``models``, the ``outliers`` all models agree on, and the ``files``.
+
+    Raises
+    ------
+    ConfigError
+        If a bundle is not of the alerts family, or the split is empty.
+    """
+    dataset = Dataset.open(data)
+    predictors = {bundle.rstrip("/").rpartition("/")[2]: Predictor.from_bundle(bundle)
+                  for bundle in bundles}  # fmt: skip
+    for name, predictor in predictors.items():
+        if predictor.family.name != "alerts":
+            raise ConfigError(f"{name}: expected a bundle of alerts, is {predictor.family.name!r}")
+    features: dict[str, list[np.ndarray]] = {name: [] for name in predictors}
+    told: dict[str, list[np.ndarray]] = {}
+    rows = 0
+    for columns in _batches(dataset, list(predictors.values()), split):
+        first = next(iter(predictors.values())).family
+        for name, predictor in predictors.items():
+            output = predictor.predict(columns, detail=True)
+            features[name].append(output["features"])
+            told.setdefault(f"score {name}", []).append(output["score"])
+        scoring = first.scoring_table(columns)
+        subset = np.asarray(scoring.get("subset", columns["label"]), dtype=str)
+        label = np.asarray(columns["label"], dtype=str)
+        told.setdefault("subset", []).append(np.where(subset == "", label, subset))
+        for name in ("object_id", "label", "magpsf"):
+            if name in scoring:
+                told.setdefault(name, []).append(np.asarray(scoring[name]))
+        image = first.transform(columns, training=False)["image"]
+        told.setdefault("thumbnail", []).append(thumbnails(image))
+        rows += len(label)
+        if rows >= limit:
+            break
+    if not rows:
+        raise ConfigError(f"{data}: split {split!r} holds no alerts")
+    joined = {name: np.concatenate(parts)[:limit] for name, parts in told.items()}
+    embedding = embed(
+        {name: np.concatenate(parts)[:limit] for name, parts in features.items()},
+        joined["subset"], seed, top,
+    )  # fmt: skip
+    return _write(embedding, joined, Path(out))
+
+
+def _batches(dataset: Dataset, predictors: Sequence[Predictor], split: str | None):
+    names = ["object_id", "label"]
+    for predictor in predictors:
+        names += [*predictor.family.columns(training=False), *predictor.family.truth_columns()]
+    for table in dataset.iter_tables(list(dict.fromkeys(names)), split):
+        yield table_to_columns(table)
+
+
+def _write(embedding: Embedding, told: dict[str, np.ndarray], folder: Path) -> dict[str, Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    ids, subset, thumbnail = (told.pop(name) for name in ("object_id", "subset", "thumbnail"))
+    outliers = agreed_table(embedding, ids, subset)
+    storage.write_json(str(folder / OUTLIERS), outliers)
+    embedding_figure(embedding, subset, folder / FIGURE)
+    write_map_page(folder / PAGE, embedding, ids, subset, thumbnail, told)
+    return {"alerts": len(ids), "models": list(embedding.names), "outliers": outliers,
+            "files": [str(folder / name) for name in (FIGURE, PAGE, OUTLIERS)]}  # fmt: skip
