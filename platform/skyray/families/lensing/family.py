@@ -35,6 +35,7 @@ from skyray.families.lensing.adaptation import (
 from skyray.families.lensing.networks import LensClassifier, LensingModel, ServingModel
 from skyray.families.lensing.recipes import LensingRecipe
 from skyray.models.vision_weights import load_pretrained
+from skyray.transforms.field import to_field
 
 _CHUNK = 8  # rows of a forward pass: their maps stay near the core
 _CHUNK_CUDA = 256
@@ -110,16 +111,19 @@ class LensingFamily(Family):
         return self.recipe.adaptation.encoder_lr_factor if encoder else 1.0
 
     def columns(self, training: bool) -> list[str]:
-        return ["image", "survey", *(["label"] if training else [])]
+        needed = ["image", "survey", "pixel_scale_arcsec"]
+        return [*needed, "label"] if training else needed
 
     def transform(self, columns: Columns, training: bool) -> Columns:
-        """Scale images to unit rms and say which domain each is of.
+        """Bring images to one field and unit rms, and say which domain each is of.
 
         Returns ``image`` float32 [B, C, S, S] without NaN and ``domain`` int64 [B]: 0 source,
         1 target, 2 neither. With `training` also ``label_index`` int64 [B], −1 for all that is not
         of the source, and ``oracle_index``, the label of every row, for scoring alone.
         """
         image = np.nan_to_num(np.asarray(columns["image"], dtype=np.float32))
+        if self.recipe.field_arcsec is not None:
+            image = to_field(image, columns["pixel_scale_arcsec"], self.recipe.field_arcsec)
         if self.recipe.switch("scaling") == "corrected":
             rms = np.sqrt(np.mean(np.square(image, dtype=np.float64), axis=(1, 2, 3)))
             image = (image / np.maximum(rms, 1e-12)[:, None, None, None]).astype(np.float32)

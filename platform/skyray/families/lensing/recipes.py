@@ -80,6 +80,9 @@ class LensingRecipe(Recipe):
     train: TrainConfig = Field(PUBLISHED_TRAINING, description="supervised, on the source")
     train_adaptation: TrainConfig = Field(PUBLISHED_ADAPTATION, description="source and target")
     network: NetworkConfig = NetworkConfig()
+    field_arcsec: float | None = Field(
+        5.12, gt=0, description="side of the field seen, by the pixel scale; null: pixels as given"
+    )
     augment: AugmentConfig = Field(FLIPS, description="of images in supervised training")
     adaptation: AdaptationConfig = AdaptationConfig()
     serving: Literal["auto", "float32", "bf16"] = Field(
@@ -122,7 +125,9 @@ def euclid_to_hst_as_published() -> LensingRecipe:
     network = NetworkConfig(
         equivariant=EquivariantConfig(readout="flatten", mask=True, input_size=150)
     )
-    return LensingRecipe(name="euclid_to_hst_as_published", mode="as_published", network=network)
+    return LensingRecipe(
+        name="euclid_to_hst_as_published", mode="as_published", network=network, field_arcsec=None
+    )
 
 
 def euclid_to_hst_efficientnet() -> LensingRecipe:
