@@ -216,6 +216,16 @@ def test_calibrated_predictions_of_unlabelled_and_labelled_rows():
     assert "embedding" not in served
 
 
+def test_eight_views_make_predictions_blind_to_orientation():
+    made = family()
+    model = made.optimise_for_inference(made.build_model())
+    image = made.transform(batch(3), False)["image"]
+    turned = np.ascontiguousarray(np.rot90(image, 1, (2, 3))[..., ::-1])
+    for of_one, of_other in zip(forward(model, image, 8), forward(model, turned, 8), strict=True):
+        np.testing.assert_allclose(of_one, of_other, rtol=1e-4, atol=1e-5)
+    assert np.abs(forward(model, image)[1] - forward(model, turned)[1]).max() > 1e-3
+
+
 def test_noise_lies_outside_the_domain():
     made = family()
     torch.manual_seed(1)

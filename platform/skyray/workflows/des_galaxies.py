@@ -52,14 +52,17 @@ def mock_cards(image_size: int) -> dict[str, Card]:
     """Return the cards of the mock datasets.
 
     ``sdss``: galaxies with safe votes; ``sdss_overlap`` and ``des_overlap``: galaxies of any
-    votes, labelled by the larger share, through either survey.
+    votes, labelled by the larger share, through either survey, half of them for the test.
     """
     size = [f"image_size={image_size}"]
-    sdss, des = load_card("sdss_galaxies").override(size), load_card("des_galaxies").override(size)
+    halves = [*size, "split={train: 0.45, validation: 0.05, test: 0.5}"]
+    sdss = load_card("sdss_galaxies").override(size)
+    des = load_card("des_galaxies").override(halves)
     overlap = sdss.model_copy(
         update={
             "name": "sdss_galaxies_overlap",
             "labels": des.labels,
+            "split": des.split,
             "mock": sdss.mock.model_copy(update={"options": {**sdss.mock.options, "min_vote": 0}}),
         }
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -230,7 +230,7 @@ class MorphologyFamily(Family):
     def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
         known = inputs["label_index"] >= 0
         target = inputs["label_index"][known]
-        logits, features = forward(model, inputs["image"][known])
+        logits, features = forward(model, inputs["image"][known], self.recipe.views)
         corrected = self.recipe.switch("probabilities") == "corrected"
         values = {"temperature": fit_temperature(logits, target) if corrected else 1.0}
         gate = DomainGate.fit(features, target)
@@ -239,7 +239,7 @@ class MorphologyFamily(Family):
     def predict(
         self, model: nn.Module, inputs: Columns, calibration: dict[str, Any], tensors: Tensors
     ) -> Columns:
-        logits, features = forward(model, inputs["image"])
+        logits, features = forward(model, inputs["image"], self.recipe.views)
         probability = apply_temperature(logits, calibration["temperature"])
         gate = DomainGate.from_tensors({k: v.cpu().numpy() for k, v in tensors.items()})
         distance = gate.score(features)
@@ -284,8 +284,13 @@ class MorphologyFamily(Family):
 
 
 @torch.inference_mode()
-def forward(model: nn.Module, image_B3SS: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return logits float64 [B, C] and penultimate features float32 [B, P] of 8-bit images."""
+def forward(
+    model: nn.Module, image_B3SS: np.ndarray, views: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits float64 [B, C] and penultimate features float32 [B, P] of 8-bit images.
+
+    With 8 `views` both are means over the image's flips and quarter turns: a galaxy has no up.
+    """
     network = getattr(model, "network", model)
     device = network.output.weight.device
     size = _CHUNK_CUDA if device.type == "cuda" else _CHUNK
@@ -293,10 +298,18 @@ def forward(model: nn.Module, image_B3SS: np.ndarray) -> tuple[np.ndarray, np.nd
     features = [np.zeros((0, network.output.in_features), np.float32)]
     for start in range(0, len(image_B3SS), size):
         chunk = torch.as_tensor(image_B3SS[start : start + size]).to(device)
-        hidden = model.features(unit(chunk))
-        features.append(hidden.float().cpu().numpy())
+        hidden = sum(model.features(unit(view)).float() for view in _views(chunk, views)) / views
+        features.append(hidden.cpu().numpy())
         logits.append(network.output(hidden).double().cpu().numpy())
     return np.concatenate(logits), np.concatenate(features)
+
+
+def _views(image_B3SS: torch.Tensor, views: int) -> Iterator[torch.Tensor]:
+    for turns in range(4 if views == 8 else 1):
+        turned = torch.rot90(image_B3SS, turns, (-2, -1))
+        yield turned
+        if views == 8:
+            yield turned.flip(-1)
 
 
 def thumbnails(image_B3SS: np.ndarray, top_first: bool) -> np.ndarray:

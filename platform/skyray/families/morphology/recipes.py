@@ -80,6 +80,9 @@ class MorphologyRecipe(Recipe):
     positive: str = Field("spiral", description="class that precision, recall and ROC speak of")
     colour: ColourConfig = Field(ColourConfig(), description="for the corrected colour mapping")
     precision: Literal["float32", "bf16"] = Field("float32", description="of inference")
+    views: Literal[1, 8] = Field(
+        1, description="8: logits and features are the mean over all flips and quarter turns"
+    )
     # Switches; null follows `mode`.
     colours: Mode | None = Field(
         None,
@@ -188,7 +191,7 @@ def sdss_xception_as_published() -> MorphologyRecipe:
 
 def gz1_lite0_laptop() -> MorphologyRecipe:
     """Galaxy Zoo colour cutouts on 2 cores: EfficientNet-lite0 from ImageNet, 128 px, 3 stages."""
-    return _lite0("gz1_lite0_laptop", 128)
+    return _lite0("gz1_lite0_laptop", 128, views=8)
 
 
 def gz1_lite0_scratch() -> MorphologyRecipe:
@@ -196,7 +199,7 @@ def gz1_lite0_scratch() -> MorphologyRecipe:
     network = VisionConfig(architecture="tf_efficientnet_lite0", input_size=128, dropout=0.3)
     return _lite0(
         "gz1_lite0_scratch", 128, network=network, train_head=None, train_middle=None,
-        train_norms=True, train=_adamw(1e-3, 30, None),
+        train_norms=True, train=_adamw(1e-3, 30, None), views=8,
     )  # fmt: skip
 
 
