@@ -104,6 +104,10 @@ class Watch:
         self._called = Counter(call.module for call in self.calls)
         self.names = {module: name for name, module in model.named_modules()}
         self.input_of = {call.module: call.input for call in self.calls}
+        layers = [call for call in self.calls if _is_layer(call.module)]
+        self.entrances = [
+            self.names[call.module] for call in layers if call.input is layers[0].input
+        ]
 
     def pairs(self, first: _Test, second: _Test) -> list[tuple[nn.Module, nn.Module]]:
         """Return layers (a, b) called once each, where b alone reads the output of a.
@@ -343,3 +347,51 @@ def pack(model: nn.Module, watch: Watch) -> None:
             replace(model, watch.names[layer], merged)
             if act is not None:
                 replace(model, watch.names[act], nn.Identity())
+
+
+class _Float32(nn.Module):
+    """A module that stays in float32 and hands on bfloat16."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the module's output, rounded."""
+        return self.module(x.float()).to(torch.bfloat16)
+
+
+class _Rounded(nn.Module):
+    """A layer in bfloat16 that reads float32."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output, bfloat16."""
+        return self.layer(x.to(torch.bfloat16))
+
+
+def to_bfloat16(model: nn.Module, watch: Watch) -> None:
+    """Convert a packed model to bfloat16, in place; images are still given in float32.
+
+    Two kinds of modules stay in float32: one that holds nothing but the first layer and its norm
+    (ConvNeXt's stem), and those called ``downsample``. No shortcut leads past them: on ConvNeXt
+    they make half of the rounding and little of the time.
+    """
+    exact, rounded = set(), set()
+    for name in watch.entrances:
+        parent = name.rpartition(".")[0]
+        inside = [other for other in watch.input_of if watch.names[other].startswith(parent + ".")]
+        alone = parent and sum(map(_is_layer, inside)) == 1
+        (exact if alone else rounded).add(parent if alone else name)
+    for name, module in model.named_modules():
+        if name.endswith(".downsample") and list(module.parameters()):
+            exact.add(name)
+    kept = {name: deepcopy(model.get_submodule(name)) for name in exact}
+    model.to(torch.bfloat16)
+    for name, module in kept.items():
+        replace(model, name, _Float32(module))
+    for name in rounded:
+        replace(model, name, _Rounded(model.get_submodule(name)))

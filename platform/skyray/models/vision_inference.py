@@ -69,16 +69,16 @@ class OptimisedVision(nn.Module):
         fusion.fold_layer_scales(network.backbone)
         fusion.merge_squeezes(network.backbone)
         network.backbone.to(memory_format=torch.channels_last)
-        fusion.pack(network.backbone, watch())
+        last = watch()
+        fusion.pack(network.backbone, last)
         if self.precision == "bf16":
-            network.backbone.to(torch.bfloat16)
+            fusion.to_bfloat16(network.backbone, last)
 
     @torch.no_grad()
     def base(self, image: torch.Tensor) -> torch.Tensor:
         """Return pooled backbone features [B, F], float32."""
         image = self.network.prepare(image.contiguous(memory_format=torch.channels_last))
-        dtype = torch.bfloat16 if self.precision == "bf16" else image.dtype
-        return self.network.backbone(image.to(dtype)).float()
+        return self.network.backbone(image).float()
 
     @torch.no_grad()
     def join(self, base: torch.Tensor, metadata: torch.Tensor | None = None) -> torch.Tensor:
