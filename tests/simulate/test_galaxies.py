@@ -194,3 +194,15 @@ def test_real_galaxies_card_reads_its_table(survey_data):
         567,
         779,
     )
+
+
+@pytest.mark.parametrize("colours", ["corrected", "as_published"])
+def test_figure_of_both_surveys(sdss, des, tmp_path, colours):
+    from PIL import Image
+
+    from skyray.simulate.galaxy_gallery import survey_figure
+
+    path = survey_figure({"SDSS": sdss, "DES": des}, tmp_path / "g.png", 2, colours)
+    picture = np.asarray(Image.open(path).convert("RGB"))
+    assert picture.shape[0] > picture.shape[1]  # four rows of two
+    assert picture.std() > 20
