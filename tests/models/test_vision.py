@@ -45,11 +45,11 @@ def network_of(architecture: str, bands: int = 3, outputs: int = 1, seed: int = 
 
 
 def settled(network: VisionNetwork) -> VisionNetwork:
-    """Return the network with batch-norm statistics of its inputs and uneven scales."""
+    """Return the network with batch norms that do something: uneven scales, moved statistics."""
     generator = torch.Generator().manual_seed(1)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.momentum = 1.0
+            module.momentum = 0.5
             nn.init.uniform_(module.weight, 0.8, 1.2, generator)
             nn.init.uniform_(module.bias, -0.2, 0.2, generator)
     network.train()
