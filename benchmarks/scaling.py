@@ -164,7 +164,7 @@ def prediction(model: scaling.CostModel, options) -> scaling.CostModel:
         latency_s=options.latency_us * 1e-6,
         # a batch comes from the worker's memory; a GPU fetches it as fast as this machine does
         input_s=model.input_s * batch / model.batch,
-        per_epoch_s=options.per_epoch_seconds,
+        per_epoch_s=model.per_epoch_s,
     )  # fmt: skip
 
 
@@ -181,7 +181,7 @@ def table(found, model, reduce, cluster, options) -> list[Row]:
         if workers > cores and not options.use_gpu:
             note += f"; logical workers on {cores} cores"
         rows.append(Row(
-            f"{workers} workers", rate[workers], "images/s", rate[first],
+            _count(workers), rate[workers], "images/s", rate[first],
             rate[workers] / rate[first], _TARGET_TWO if workers == 2 else None, note,
         ))  # fmt: skip
         seconds = {"compute": model.compute_s, "input": model.input_s,
@@ -189,13 +189,13 @@ def table(found, model, reduce, cluster, options) -> list[Row]:
         whole = step + reduce[workers]
         rows += [
             Row(
-                f"{workers} workers: {name} of a step",
+                f"{_count(workers)}: {name} of a step",
                 value,
                 "s",
                 None,
                 value / whole,
                 None,
-                "measured alone; ratio: share of the step",
+                f"{model.batch} images, measured alone; ratio: share of the step",
             )
             for name, value in seconds.items()
         ]
@@ -214,6 +214,10 @@ def table(found, model, reduce, cluster, options) -> list[Row]:
         f"falls below one half beyond {cluster.limit()} workers",
     ))  # fmt: skip
     return rows
+
+
+def _count(workers: int) -> str:
+    return f"{workers} worker{'s' if workers > 1 else ''}"
 
 
 def draw(found, cluster, path: Path) -> Path:
@@ -263,7 +267,6 @@ def main() -> None:
                         help="of one GPU in training; default: the paper's K80")  # fmt: skip
     parser.add_argument("--bandwidth-gbit", type=float, default=56.0, help="between nodes")
     parser.add_argument("--latency-us", type=float, default=5.0)
-    parser.add_argument("--per-epoch-seconds", type=float, default=2.0)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.out = options.out.absolute()
