@@ -97,7 +97,7 @@ def test_wrong_data_are_refused():
 
 
 def test_stages_unfreeze_from_the_head_down():
-    made = family("middle_frozen=0.5")
+    made = family("middle_frozen=0.5", "train_norms=true")
     model = made.build_model()
     names = [name for name, _ in model.named_parameters()]
     learning = {s.name: {n for n in names if s.trains(n)} for s in made.stages()}
@@ -130,7 +130,7 @@ def _names(made: MorphologyFamily) -> list[str]:
 
 
 def test_frozen_norms_keep_their_running_statistics():
-    made = family("middle_frozen=0.5")
+    made = family("middle_frozen=0.5", "train_norms=true")
     model = made.build_model()
     stage = made.stages()[1]
     for name, parameter in model.named_parameters():
@@ -146,6 +146,20 @@ def test_frozen_norms_keep_their_running_statistics():
     assert moved == set(before) - frozen
     gradients = {n for n, p in model.named_parameters() if p.grad is not None}
     assert gradients == {n for n, _ in model.named_parameters() if stage.trains(n)}
+
+
+def test_norms_can_stay_as_pre_trained_in_every_stage():
+    made = family("train_norms=false")
+    model = made.build_model()
+    stage = made.stages()[-1]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(stage.trains(name))
+    model.train()
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    assert norms
+    assert not any(norm.training for norm in norms.values())
+    frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
+    assert frozen == {f"{n}.{part}" for n in norms for part in ("weight", "bias")}
 
 
 def test_cached_features_give_the_heads_own_loss():

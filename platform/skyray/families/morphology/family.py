@@ -44,6 +44,7 @@ from skyray.transforms.images import (
 
 _CHUNK, _CHUNK_CUDA = 16, 128
 _THUMBNAIL = 48
+_NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 
 
 def unit(image_B3SS: torch.Tensor) -> torch.Tensor:
@@ -160,9 +161,16 @@ class MorphologyFamily(Family):
         ]
 
     def _trains(self, frozen: float) -> Callable[[str], bool]:
-        if frozen == 0:
-            return lambda name: True
-        return unfreeze_from(self._skeleton, frozen)
+        unfrozen = unfreeze_from(self._skeleton, frozen)
+        fixed: set[str] = set()
+        if not self.recipe.train_norms:
+            fixed = {
+                f"backbone.{module}.{name}"
+                for module, layer in self._skeleton.backbone.named_modules()
+                if isinstance(layer, _NORMS)
+                for name, _ in layer.named_parameters()
+            }
+        return lambda name: name not in fixed and unfrozen(name)
 
     def training_rows(self, columns: Columns) -> np.ndarray:
         """Return which rows are used: labelled, of training the chosen share of the objects."""

@@ -68,6 +68,9 @@ class MorphologyRecipe(Recipe):
     whole_frozen: float = Field(
         WHOLE_LAYER / KERAS_LAYERS, ge=0, le=1, description="share of the base frozen in stage 3"
     )
+    train_norms: bool = Field(
+        True, description="False: the base's norm layers stay as pre-trained in every stage"
+    )
     augment: AugmentConfig = AugmentConfig()
     augment_head: bool = Field(
         False, description="augment in stage 1 too; False computes its features once"
@@ -159,6 +162,7 @@ def _lite0(name: str, input_size: int, **changes) -> MorphologyRecipe:
         train=_adamw(2e-4, 14, None),
         middle_frozen=0.6,
         whole_frozen=0.0,
+        train_norms=False,
         augment=_LAPTOP_AUGMENT,
         label_smoothing=0.05,
     )  # fmt: skip
@@ -192,7 +196,7 @@ def gz1_lite0_scratch() -> MorphologyRecipe:
     network = VisionConfig(architecture="tf_efficientnet_lite0", input_size=128, dropout=0.3)
     return _lite0(
         "gz1_lite0_scratch", 128, network=network, train_head=None, train_middle=None,
-        train=_adamw(1e-3, 30, None),
+        train_norms=True, train=_adamw(1e-3, 30, None),
     )  # fmt: skip
 
 
