@@ -96,3 +96,15 @@ def test_http_equals_batch(tiny_bundle, files, batch):
     for index, answer in enumerate(ordered):
         for name, value in answer["probabilities"].items():
             assert value == pytest.approx(batch[f"p_{name}"][index], abs=1e-6)
+
+
+def test_bundle_from_elsewhere_is_scored_without_its_run(
+    tiny_bundle, dataset, tmp_path, monkeypatch
+):
+    """A bundle that somebody sends comes without the tracking store its run is in."""
+    from skyray.engine.evaluate import evaluate
+
+    monkeypatch.setenv("SKYRAY_HOME", str(tmp_path / "home"))
+    scores = evaluate(tiny_bundle, dataset.uri, str(tmp_path / "scores"), split=None, figures=False)
+    assert 0 <= scores["accuracy"] <= 1
+    assert (tmp_path / "scores" / "metrics.json").exists()

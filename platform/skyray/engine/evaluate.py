@@ -62,7 +62,7 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
 
 
 def _log(run_id: str | None, prefix: str, metrics: dict[str, Any]) -> None:
-    if run_id is None:
+    if run_id is None or not tracking.has_run(run_id):
         return
     values = {f"{prefix}/{k}": float(v) for k, v in _numbers(metrics).items()}
     tracking.log_metrics(tracking.tracking_uri(), run_id, values, step=0)

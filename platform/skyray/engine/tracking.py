@@ -78,6 +78,19 @@ def log_metrics(uri: str, run_id: str, metrics: dict[str, float], step: int) -> 
     client(uri).log_batch(run_id, metrics=batch)
 
 
+def has_run(run_id: str) -> bool:
+    """Return whether this tracking store knows a run; bundles travel further than their runs."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client(tracking_uri()).get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
+
+
 def finish_run(run_id: str, failed: bool) -> None:
     """Close a run."""
     client(tracking_uri()).set_terminated(run_id, "FAILED" if failed else "FINISHED")

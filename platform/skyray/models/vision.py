@@ -210,7 +210,13 @@ def build_backbone(config: VisionConfig, bands: int, input_size: int) -> nn.Modu
                 f"input_size: {config.architecture} needs a multiple of 32 pixels, found "
                 f"{input_size}; set input_size=224 and images are resized to it"
             )
-    return timm.create_model(config.architecture, **options)
+    try:
+        return timm.create_model(config.architecture, **options)
+    except (AssertionError, RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"architecture {config.architecture}: timm cannot build it for {input_size} pixels and "
+            f"{bands} bands ({error})"
+        ) from None
 
 
 def pretraining(architecture: str) -> Any:

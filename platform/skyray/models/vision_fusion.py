@@ -43,14 +43,15 @@ def _is_activation(module: nn.Module) -> bool:
 
 
 def _is_norm(module: nn.Module) -> bool:
-    return isinstance(module, nn.BatchNorm2d)
+    known = isinstance(module, nn.BatchNorm2d)
+    return known and module.weight is not None and module.running_mean is not None
 
 
 def _is_convolution(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d)
 
 
-def _is_layer(module: nn.Module) -> bool:
+def is_layer(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d | nn.Linear)
 
 
@@ -95,7 +96,7 @@ class Watch:
             hooks = [
                 module.register_forward_hook(record)
                 for module in model.modules()
-                if _is_layer(module) or _is_activation(module) or _is_norm(module)
+                if is_layer(module) or _is_activation(module) or _is_norm(module)
             ]
             run()
         for hook in hooks:
@@ -104,6 +105,10 @@ class Watch:
         self._called = Counter(call.module for call in self.calls)
         self.names = {module: name for name, module in model.named_modules()}
         self.input_of = {call.module: call.input for call in self.calls}
+        layers = [call for call in self.calls if is_layer(call.module)]
+        self.entrances = [
+            self.names[call.module] for call in layers if call.input is layers[0].input
+        ]
 
     def pairs(self, first: _Test, second: _Test) -> list[tuple[nn.Module, nn.Module]]:
         """Return layers (a, b) called once each, where b alone reads the output of a.
@@ -165,12 +170,11 @@ def fold_pre_norms(model: nn.Module, watch: Watch) -> None:
 
 
 def fold_layer_scales(model: nn.Module) -> None:
-    """Fold ConvNeXt's learned scale of a block into its last dense layer, in place."""
+    """Fold the learned scale of ConvNeXt's blocks into their last dense layer, in place."""
     for block in model.modules():
-        gamma, mlp = getattr(block, "gamma", None), getattr(block, "mlp", None)
-        last = getattr(mlp, "fc2", None)
-        if not isinstance(gamma, nn.Parameter) or not isinstance(last, nn.Conv2d | nn.Linear):
+        if type(block).__name__ != "ConvNeXtBlock" or block.gamma is None:
             continue
+        gamma, last = block.gamma, block.mlp.fc2
         shape = (-1,) + (1,) * (last.weight.ndim - 1)
         last.weight = nn.Parameter(last.weight * gamma.view(shape), requires_grad=False)
         if last.bias is not None:
@@ -193,11 +197,15 @@ class SqueezeExcite(nn.Module):
         return x_BCHW * self.excite(mean_BC[:, :, None, None])
 
 
+_SQUEEZES = (["conv_reduce", "act1", "conv_expand", "gate"], ["fc1", "bn", "act", "fc2", "gate"])
+
+
 def merge_squeezes(model: nn.Module) -> None:
     """Replace timm's squeeze-and-excitation modules (EfficientNet's and MaxViT's), in place."""
     for name, module in list(model.named_modules()):
         kind, parts = type(module).__name__, dict(module.named_children())
-        if kind in ("SqueezeExcite", "SEModule") and not getattr(module, "add_maxpool", False):
+        known = kind in ("SqueezeExcite", "SEModule") and list(parts) in _SQUEEZES
+        if known and not getattr(module, "add_maxpool", False):
             replace(model, name, SqueezeExcite(nn.Sequential(*parts.values())))
 
 
@@ -332,7 +340,7 @@ def _packed(layer: nn.Module, act: nn.Module | None, image: torch.Tensor) -> nn.
 
 def pack(model: nn.Module, watch: Watch) -> None:
     """Replace convolutions and dense layers by their packed forms, with their activations."""
-    acts = dict(watch.pairs(_is_layer, _is_activation))
+    acts = dict(watch.pairs(is_layer, _is_activation))
     for layer, image in watch.input_of.items():
         # timm's subclasses pad or scale their weights by themselves.
         if type(layer) not in (nn.Conv2d, nn.Linear):

@@ -23,7 +23,7 @@ def bf16_support(device: torch.device | str = "cpu") -> tuple[bool, str]:
     if torch.device(device).type == "cuda":
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return fast, "CUDA device with bfloat16" if fast else "CUDA device without bfloat16"
-    capabilities = torch.cpu.get_capabilities()
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # torch 2.6 has none
     names = [name for name in ("amx_bf16", "avx512_bf16") if capabilities.get(name)]
     if names:
         return True, f"processor with {', '.join(names)}"
@@ -69,16 +69,16 @@ class OptimisedVision(nn.Module):
         fusion.fold_layer_scales(network.backbone)
         fusion.merge_squeezes(network.backbone)
         network.backbone.to(memory_format=torch.channels_last)
-        fusion.pack(network.backbone, watch())
+        last = watch()
+        fusion.pack(network.backbone, last)
         if self.precision == "bf16":
-            network.backbone.to(torch.bfloat16)
+            to_bfloat16(network.backbone, last)
 
     @torch.no_grad()
     def base(self, image: torch.Tensor) -> torch.Tensor:
         """Return pooled backbone features [B, F], float32."""
         image = self.network.prepare(image.contiguous(memory_format=torch.channels_last))
-        dtype = torch.bfloat16 if self.precision == "bf16" else image.dtype
-        return self.network.backbone(image.to(dtype)).float()
+        return self.network.backbone(image).float()
 
     @torch.no_grad()
     def join(self, base: torch.Tensor, metadata: torch.Tensor | None = None) -> torch.Tensor:
@@ -109,3 +109,51 @@ def optimised(network: VisionNetwork, precision: Precision = "float32") -> Optim
     The copy does not follow later changes of `network` and gives no gradients.
     """
     return OptimisedVision(network, precision)
+
+
+class _Float32(nn.Module):
+    """A module that stays in float32 and hands on bfloat16."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the module's output, rounded."""
+        return self.module(x.float()).to(torch.bfloat16)
+
+
+class _Rounded(nn.Module):
+    """A layer in bfloat16 that reads float32."""
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the layer's output, bfloat16."""
+        return self.layer(x.to(torch.bfloat16))
+
+
+def to_bfloat16(model: nn.Module, watch: fusion.Watch) -> None:
+    """Convert a packed model to bfloat16, in place; images are still given in float32.
+
+    Two kinds of modules stay in float32: one that holds nothing but the first layer and its norm
+    (ConvNeXt's stem), and those called ``downsample``. No shortcut leads past them: on ConvNeXt
+    they make half of the rounding and little of the time.
+    """
+    exact, rounded = set(), set()
+    for name in watch.entrances:
+        parent = name.rpartition(".")[0]
+        inside = [other for other in watch.input_of if watch.names[other].startswith(parent + ".")]
+        alone = parent and sum(map(fusion.is_layer, inside)) == 1
+        (exact if alone else rounded).add(parent if alone else name)
+    for name, module in model.named_modules():
+        if name.endswith(".downsample") and list(module.parameters()):
+            exact.add(name)
+    kept = {name: deepcopy(model.get_submodule(name)) for name in exact}
+    model.to(torch.bfloat16)
+    for name, module in kept.items():
+        fusion.replace(model, name, _Float32(module))
+    for name in rounded:
+        fusion.replace(model, name, _Rounded(model.get_submodule(name)))

@@ -113,7 +113,11 @@ def find_weights(architecture: str, source: str, folder: Path | None) -> Path:
         for file in known:
             if (place / file).is_file():
                 return place / file
-    if architecture == LITE0 and source == "imagenet" and (packaged := lite0_package_file()):
+    if (
+        plain_name(architecture) == LITE0
+        and source == "imagenet"
+        and (packaged := lite0_package_file())
+    ):
         return packaged
     return _from_hub_cache(urls) or _fetch(name, urls, places[0], source)
 
@@ -124,12 +128,12 @@ def remote_weights(architecture: str, source: str) -> tuple[str, list[str]]:
         raise ConfigError(f"weights {source!r}: {ALERT_CNN} has none; expected '' or a file")
     cfg = pretraining(architecture)
     if source == "galaxyzoo":
-        if architecture not in GALAXY_ZOO:
+        if plain_name(architecture) not in GALAXY_ZOO:
             raise ConfigError(
                 f"weights 'galaxyzoo': none are known for {architecture}; known: "
                 f"{', '.join(GALAXY_ZOO)}; or name a file"
             )
-        repository = GALAXY_ZOO[architecture]
+        repository = GALAXY_ZOO[plain_name(architecture)]
     elif source == "imagenet":
         repository = cfg.hf_hub_id
     else:
@@ -144,6 +148,11 @@ def remote_weights(architecture: str, source: str) -> tuple[str, list[str]]:
     if cfg.url:
         return PurePosixPath(cfg.url).stem, [cfg.url]
     raise ConfigError(f"weights 'imagenet': timm has none for {architecture}; name a file")
+
+
+def plain_name(architecture: str) -> str:
+    """Return a timm name without its tag: ``convnext_pico`` of ``convnext_pico.d1_in1k``."""
+    return architecture.partition(".")[0]
 
 
 def lite0_package_file() -> Path | None:
