@@ -70,6 +70,16 @@ def test_engine_knows_no_particular_family(name, path):
             assert not (parts[:2] == ["skyray", "families"] and parts[2] in families), target
 
 
+@pytest.mark.parametrize(("name", "path"), ALL, ids=[name for name, _ in ALL])
+def test_families_do_not_import_each_other(name, path):
+    own = name.split(".")[2:3]
+    if room(name) == "families" and own and own != ["base"]:
+        for target in imports_of(path):
+            parts = target.split(".")
+            if parts[:2] == ["skyray", "families"]:
+                assert parts[2] in ("base", *own), f"{name} imports {target}"
+
+
 def test_every_room_stands_on_a_floor():
     rooms = {room(name) for name, _ in ALL} - {""}
     assert rooms == set(FLOOR)

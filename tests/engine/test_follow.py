@@ -90,6 +90,7 @@ def test_kafka_topic_of_a_mock_broker(files, tiny_bundle, tmp_path):
     address = address.split("/")[0]
     for path in files[:6]:
         producer.produce("spectra", path.read_bytes())
+    producer.produce("spectra", None)  # a tombstone: refused, and the stream goes on
     producer.flush(20)
     uri = f"kafka://{address}/spectra?group=test"
     options = {"batch": 4, "wait_s": 5.0, "progress": False}
@@ -98,8 +99,9 @@ def test_kafka_topic_of_a_mock_broker(files, tiny_bundle, tmp_path):
     for path in files[6:8]:
         producer.produce("spectra", path.read_bytes())
     producer.flush(20)
-    second = follow(tiny_bundle, uri, str(tmp_path / "out"), most=4, **options)
-    assert (second.scored, second.repeated) == (4, 0)  # goes on at the committed offset
+    second = follow(tiny_bundle, uri, str(tmp_path / "out"), most=5, **options)
+    # goes on at the committed offset
+    assert (second.scored, second.refused, second.repeated) == (4, 1, 0)
     assert len(scored(tmp_path / "out")) == 8
 
 

@@ -18,6 +18,7 @@ from skyray.config import ConfigError
 from skyray.engine import storage, tracking
 from skyray.engine.ensemble import Spread, ensemble, spreads
 from skyray.engine.grid import run_grid, summarise
+from skyray.engine.lone import train_alone
 from skyray.engine.tune import assignments, to_ray, tune_recipe
 from skyray.families.base import Choice, Range, load_recipe
 
@@ -146,6 +147,13 @@ def test_ensemble_is_repeatable_and_resumes(mock_dataset, tiny_recipe, tmp_path_
     again = ensemble(recipe, mock_dataset, out, members=2, progress=False)
     assert again == scores
     assert os.stat(f"{out}/seed-0/bundle/bundle.json").st_mtime_ns == stamp
+    with pytest.raises(ConfigError, match="another recipe"):  # never the old numbers for it
+        ensemble(recipe.override(["network.dropout=0.1"]), mock_dataset, out, members=2)
+
+
+def test_training_in_one_process_refuses_what_it_cannot_do(tiny_recipe, tmp_path):
+    with pytest.raises(ConfigError, match="use `skyray train`"):
+        train_alone(tiny_recipe.override(["train.cache=false"]), "nowhere", str(tmp_path))
 
 
 @pytest.mark.slow

@@ -355,7 +355,10 @@ def test_refuses_one_survey_twice():
         load_recipe("lensing/euclid_to_hst").override(["target=euclid"])
 
 
-@pytest.mark.skipif(not importlib.util.find_spec("escnn"), reason="escnn: not there")
+@pytest.mark.skipif(
+    not importlib.util.find_spec("escnn"),
+    reason="escnn is not installed",
+)
 def test_equivariant_network_through_both_stages():
     made = family("network.encoder=equivariant", "network.equivariant.fields=[2,2,2,3,3,2]")
     model, (source, adapted) = run(made, epochs=2)

@@ -162,7 +162,7 @@ def test_what_does_not_fit_is_refused(change, message, tmp_path):
 def test_script_is_one_that_parses(given, tmp_path):
     node = shutil.which("node")
     if node is None:
-        pytest.skip("node is not there to parse the script")
+        pytest.skip("node is not installed: nothing else here parses JavaScript")
     page = read(write_explorer(tmp_path / "m.html", *given[:3]))
     (tmp_path / "s.js").write_text(page.scripts[1], encoding="utf-8")
     done = subprocess.run([node, "--check", tmp_path / "s.js"], capture_output=True, text=True)

@@ -150,7 +150,7 @@ def test_wrong_entries_are_refused(entries, tmp_path):
 def test_script_is_one_that_parses(entries, tmp_path):
     node = shutil.which("node")
     if node is None:
-        pytest.skip("node is not there to parse the script")
+        pytest.skip("node is not installed: nothing else here parses JavaScript")
     source = write_gallery(tmp_path / "g.html", entries[:1], "t", {}).read_text(encoding="utf-8")
     (script,) = re.findall(r"<script>(.*?)</script>", source, re.S)
     (tmp_path / "s.js").write_text(script, encoding="utf-8")

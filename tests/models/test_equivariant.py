@@ -13,7 +13,10 @@ from skyray.models.discriminator import Discriminator
 from skyray.models.equivariant import EquivariantConfig, EquivariantEncoder
 
 # Not importorskip: escnn cannot be imported but through `import_escnn`.
-pytestmark = pytest.mark.skipif(not importlib.util.find_spec("escnn"), reason="escnn: not there")
+pytestmark = pytest.mark.skipif(
+    not importlib.util.find_spec("escnn"),
+    reason="escnn is not installed",
+)
 TINY = (3, 4, 4, 5, 5, 4)
 
 

@@ -11,9 +11,13 @@ from skyray.cli.verb import (
     Address,
     BundleUri,
     CardName,
+    Changes,
     Json,
     Progress,
+    RecipeName,
     Sources,
+    TrainingData,
+    Workers,
     show,
     verb,
     write,
@@ -142,14 +146,12 @@ def inspect(
 
 @verb
 def train(
-    recipe: Annotated[str, typer.Argument(help="FAMILY/NAME, e.g. redshift/sdss_dr16.")],
-    data: Annotated[str, typer.Option(help="Dataset to train on.")],
+    recipe: RecipeName,
+    data: TrainingData,
     out: Annotated[str, typer.Option(help="Bundle to write.")],
-    workers: Annotated[int, typer.Option(min=1, help="Data-parallel workers.")] = 1,
+    workers: Workers = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the recipe: train.epochs=20. Repeat.")
-    ] = None,
+    set_: Changes = None,
     max_failures: Annotated[int, typer.Option(help="Restarts after a lost worker.")] = 2,
     resume: Annotated[
         str | None, typer.Option(help="MLflow run id of an interrupted training to go on with.")

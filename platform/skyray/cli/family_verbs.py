@@ -9,9 +9,11 @@ import typer
 from skyray.cli.verb import (
     Address,
     BundleUri,
+    Changes,
     Json,
     Progress,
     Sources,
+    Workers,
     verb,
 )
 
@@ -64,11 +66,9 @@ def reproduce(
     paper: Annotated[str, typer.Argument(help="desi-outliers, des-galaxies or lens-adaptation.")],
     out: Annotated[str, typer.Option(help="Folder; finished steps in it are not repeated.")],
     scale: Annotated[str, typer.Option(help="laptop, or paper for a cluster.")] = "laptop",
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the recipes: train.epochs=20. Repeat.")
-    ] = None,
+    set_: Changes = None,
     seed: Annotated[int, typer.Option(help="Of the mock surveys and the trainings.")] = 11,
-    workers: Annotated[int, typer.Option(min=1, help="Data-parallel workers.")] = 1,
+    workers: Workers = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
     progress: Progress = True,
     address: Address = None,
@@ -121,10 +121,8 @@ def recurse(
     ] = 1000,
     rounds: Annotated[int, typer.Option(min=1, help="Trainings after the first.")] = 1,
     seeds: Annotated[int, typer.Option(min=1, help="Recursions, each with a seed of its own.")] = 1,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change the recipe: train.epochs=20. Repeat.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Data-parallel workers.")] = 1,
+    set_: Changes = None,
+    workers: Workers = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
     progress: Progress = True,
     address: Address = None,

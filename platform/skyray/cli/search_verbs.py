@@ -7,12 +7,8 @@ from typing import Annotated
 
 import typer
 
-from skyray.cli.verb import Address, Json, Progress, verb
+from skyray.cli.verb import Address, Changes, Json, Progress, RecipeName, TrainingData, verb
 
-RecipeName = Annotated[str, typer.Argument(help="FAMILY/NAME, e.g. redshift/sdss_dr16.")]
-Changes = Annotated[
-    list[str] | None, typer.Option("--set", help="Change the recipe: train.epochs=20. Repeat.")
-]
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a training.")]
 Gpu = Annotated[bool, typer.Option("--gpu", help="One GPU a training.")]
 
@@ -20,7 +16,7 @@ Gpu = Annotated[bool, typer.Option("--gpu", help="One GPU a training.")]
 @verb
 def tune(
     recipe: RecipeName,
-    data: Annotated[str, typer.Option(help="Dataset to train on.")],
+    data: TrainingData,
     out: Annotated[str, typer.Option(help="Folder of the sweep; an interrupted one is finished.")],
     trials: Annotated[int, typer.Option(min=1, help="Trials in all.")] = 20,
     concurrent: Annotated[
@@ -72,7 +68,7 @@ def tune(
 @verb
 def ensemble(
     recipe: RecipeName,
-    data: Annotated[str, typer.Option(help="Dataset to train on.")],
+    data: TrainingData,
     out: Annotated[str, typer.Option(help="Folder of the bundles and their scores.")],
     members: Annotated[int, typer.Option(min=1, help="Seeds.")] = 5,
     threads: Threads = 1,

@@ -34,6 +34,12 @@ Json = Annotated[
 CardName = Annotated[str, typer.Argument(help="Dataset card: a name of datasets/ or a YAML file.")]
 BundleUri = Annotated[str, typer.Argument(help="Trained bundle: folder or URI.")]
 Sources = Annotated[list[str], typer.Argument(help="Files, folders or URIs (s3://, gs://).")]
+RecipeName = Annotated[str, typer.Argument(help="FAMILY/NAME, e.g. redshift/sdss_dr16.")]
+TrainingData = Annotated[str, typer.Option(help="Dataset to train on.")]
+Changes = Annotated[
+    list[str] | None, typer.Option("--set", help="Change the recipe: train.epochs=20. Repeat.")
+]
+Workers = Annotated[int, typer.Option(min=1, help="Data-parallel workers.")]
 Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
 
 

@@ -170,7 +170,7 @@ class Predictor:
         model = family.build_model()
         model.load_state_dict(load_tensors(storage.read_bytes(storage.join(uri, WEIGHTS_FILE))))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = family.optimise_for_inference(model.eval()).to(device)
+        model = family.optimise_for_inference(model.eval().to(device)).to(device)
         tensors = load_tensors(storage.read_bytes(storage.join(uri, CALIBRATION_FILE)))
         return cls(family, model, content["calibration"], tensors, content)
 

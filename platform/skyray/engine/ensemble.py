@@ -14,8 +14,10 @@ from typing import Any
 import ray
 from tqdm import tqdm
 
+from skyray.config import ConfigError
 from skyray.engine import storage
-from skyray.engine.bundle import BUNDLE_FILE
+from skyray.engine.bundle import BUNDLE_FILE, read_bundle
+from skyray.engine.dataset import Dataset
 from skyray.engine.evaluate import evaluate
 from skyray.engine.lone import train_alone
 from skyray.families.base import Recipe, load_family
@@ -26,17 +28,12 @@ _BUNDLE, _SCORES, _RUN = "bundle", "scores", "run"
 
 @dataclass(frozen=True)
 class Cell:
-    """One training of many: a recipe on a dataset, in a folder of its own.
-
-    `test_data` is scored where given (a survey the training has not seen), else the dataset's own
-    test split.
-    """
+    """One training of many: a recipe on a dataset, in a folder of its own."""
 
     name: str
     recipe: Recipe
     data: str
     out: str
-    test_data: str | None = None
 
     @property
     def bundle(self) -> str:
@@ -69,10 +66,12 @@ def train_cells(
 
     Raises
     ------
+    ConfigError
+        If a cell's folder holds a bundle of another recipe or of other data.
     RuntimeError
         If trainings failed, after all others have finished; it names each with its cause.
     """
-    waiting = [cell for cell in cells if not storage.exists(storage.join(cell.bundle, BUNDLE_FILE))]
+    waiting = [cell for cell in cells if not _done(cell)]
     task = ray.remote(num_cpus=threads, num_gpus=1 if use_gpu else 0, max_retries=2)(_train)
     running = {
         task.remote(
@@ -103,6 +102,20 @@ def train_cells(
     return metrics
 
 
+def _done(cell: Cell) -> bool:
+    """Return whether a cell has its bundle; refuse one that is not what the cell asks for."""
+    if not storage.exists(storage.join(cell.bundle, BUNDLE_FILE)):
+        return False
+    found = read_bundle(cell.bundle)
+    fingerprint = Dataset.open(cell.data).manifest.fingerprint
+    if found["recipe"] != cell.recipe.snapshot() or found["data"]["fingerprint"] != fingerprint:
+        raise ConfigError(
+            f"{cell.bundle}: was trained with another recipe or on other data than asked for now; "
+            "name another --out"
+        )
+    return True
+
+
 def _train(family, recipe, data, out, parent, threads, use_gpu) -> None:
     loaded = load_family(family).recipe_type.load(recipe)
     train_alone(
@@ -113,9 +126,7 @@ def _train(family, recipe, data, out, parent, threads, use_gpu) -> None:
 
 def _score(cell: Cell, figures: bool) -> dict[str, Any]:
     if not storage.exists(cell.scores):
-        data, split = (cell.test_data, None) if cell.test_data else (cell.data, "test")
-        folder = storage.join(cell.out, _SCORES)
-        evaluate(cell.bundle, data, folder, split=split, figures=figures)
+        evaluate(cell.bundle, cell.data, storage.join(cell.out, _SCORES), figures=figures)
     return storage.read_json(cell.scores)
 
 

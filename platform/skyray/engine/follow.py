@@ -38,6 +38,7 @@ from skyray.readers.memory import memory_file
 from skyray.records import InvalidRecord, Record
 
 SCORED, REFUSED = "scored", "refused"
+_RESTARTS = 3  # of a scorer whose node is lost
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class KafkaSource:
                 raise RuntimeError(f"kafka: {message.error()}")
             source = f"{message.topic()}/{message.partition()}/{message.offset()}"
             self._offsets[source] = message
-            found.append(Message(source, message.value()))
+            found.append(Message(source, message.value() or b""))  # None: a tombstone
         return found
 
     def done(self, messages: Sequence[Message]) -> None:
@@ -310,7 +311,9 @@ def follow(
     chosen = load_card(card or read_bundle(bundle)["data"]["card"])
     ledger = _Ledger(storage.absolute(out))
     following = open_source(source, chosen, ledger.sources)
-    place = Scorer.options(num_cpus=1, num_gpus=1 if use_gpu else 0)
+    place = Scorer.options(
+        num_cpus=1, num_gpus=1 if use_gpu else 0, max_restarts=_RESTARTS, max_task_retries=_RESTARTS
+    )
     text = chosen.model_dump_json()
     pool = [place.remote(storage.absolute(bundle), text, 1) for _ in range(workers)]
     with tqdm(desc="follow", unit="object", disable=not progress) as bar:

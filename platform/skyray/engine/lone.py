@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from skyray.config import ConfigError
 from skyray.engine import loop, registry, storage, tracking
 from skyray.engine.dataset import Dataset
 from skyray.engine.train import assemble_bundle, run_provenance, start_run, transformed_rows
@@ -33,7 +34,7 @@ class _AllRows(loop.TrainingRows):
     """The whole dataset, read and transformed in this process."""
 
     def __init__(self, family: Family, dataset: Dataset):
-        super().__init__(family.recipe.train.cache)
+        super().__init__()
         self._family, self._dataset = family, dataset
 
     def fetch(self, split: str) -> Columns:
@@ -66,8 +67,18 @@ def train_alone(
         Stage to stop after; then no bundle can be written.
     on_epoch : callable, optional
         Gets the row of the history after every epoch; what it raises ends the training.
+
+    Raises
+    ------
+    ConfigError
+        If the recipe streams its rows, or `run_uri` holds another training.
     """
     torch.set_num_threads(threads)
+    if not recipe.train.cache:
+        raise ConfigError(
+            "train.cache=false: a training in one process holds its rows in memory; "
+            "use `skyray train`, which can stream"
+        )
     dataset = Dataset.open(data)
     family = load_family(recipe.family)(recipe, dataset.info())
     run_id = _run(run_uri, recipe, family, parent)
@@ -92,10 +103,14 @@ def train_alone(
 
 
 def _run(run_uri: str, recipe: Recipe, family: Family, parent: str | None) -> str:
-    """Return the MLflow run of this folder, opened the first time."""
+    """Return the MLflow run of this folder, opened the first time; refuse another training's."""
     place = storage.join(run_uri, _RUN_FILE)
+    about = {"recipe": recipe.snapshot(), "fingerprint": family.data.fingerprint}
     if storage.exists(place):
-        return storage.read_json(place)["run_id"]
+        found = storage.read_json(place)
+        if {name: found.get(name) for name in about} != about:
+            raise ConfigError(f"{run_uri}: holds an unfinished training of another recipe or data")
+        return found["run_id"]
     run_id = start_run(recipe, family, parent=parent)
-    storage.write_json(place, {"run_id": run_id, "recipe": recipe.snapshot()})
+    storage.write_json(place, {"run_id": run_id, **about})
     return run_id

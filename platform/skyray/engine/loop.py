@@ -90,23 +90,19 @@ def _accumulate(sums: dict[str, Any], metrics: dict[str, torch.Tensor], rows: in
 
 
 class TrainingRows(ABC):
-    """Where this rank's transformed rows come from; fetched once and kept where `cache` is set."""
+    """Where this rank's transformed rows come from: fetched once and kept in memory."""
 
-    def __init__(self, cache: bool):
-        self.cache = cache
+    cache = True
+
+    def __init__(self):
         self._kept: dict[str, tuple[Columns, Tensors]] = {}
 
     @abstractmethod
     def fetch(self, split: str) -> Columns:
         """Return all transformed rows of a split that are this rank's."""
 
-    def stream(self, split: str):
-        """Return a split's rows as a Ray Data shard, to be read anew at every epoch."""
-        raise NotImplementedError("this training holds its rows in memory: set train.cache=true")
-
     def shard(self, split: str, stage: Stage, model: nn.Module, device: torch.device):
-        if not self.cache:
-            return shards.StreamedShard(self.stream(split), stage, model)
+        """Return the rows a stage uses, with its frozen features where it has any."""
         if split not in self._kept:
             columns = self.fetch(split)
             self._kept[split] = columns, shards.to_tensors(columns)
@@ -116,13 +112,19 @@ class TrainingRows(ABC):
 
 
 class GroupRows(TrainingRows):
-    """The shards Ray Train gives this rank."""
+    """The shards Ray Train gives this rank; streamed anew at every epoch unless `cache` is set."""
+
+    def __init__(self, cache: bool):
+        super().__init__()
+        self.cache = cache
 
     def fetch(self, split: str) -> Columns:
-        return shards.fetch(self.stream(split))
+        return shards.fetch(ray.train.get_dataset_shard(split))
 
-    def stream(self, split: str):
-        return ray.train.get_dataset_shard(split)
+    def shard(self, split: str, stage: Stage, model: nn.Module, device: torch.device):
+        if self.cache:
+            return super().shard(split, stage, model, device)
+        return shards.StreamedShard(ray.train.get_dataset_shard(split), stage, model)
 
 
 class _StageRun:

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from skyray.analysis.page import THEME, number, text, write_whole
 from skyray.families.outliers import gallery_page
 from skyray.families.outliers.gallery_plots import spark, spectrum
-from skyray.families.outliers.page import THEME, number, text, write_whole
 
 SCORES = {
     "neg_log_p": "−log p galaxy", "neg_log_p_galaxy": "−log p galaxy",

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from skyray.analysis.page import text
 from skyray.families.outliers import svg
-from skyray.families.outliers.page import text
 
 if TYPE_CHECKING:
     from skyray.families.outliers.gallery import GalleryEntry

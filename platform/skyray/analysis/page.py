@@ -1,4 +1,4 @@
-"""What the pages of this family share: colours, escaped text, numbers, and writing them whole."""
+"""What self-contained HTML pages share: colours, escaped text, numbers, and writing them whole."""
 
 from __future__ import annotations
 
