@@ -26,12 +26,12 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 
 from report import Row, finish  # noqa: E402
 
+from skyray.analysis.classification import roc_auc  # noqa: E402
 from skyray.cards import Card, load_card  # noqa: E402
 from skyray.engine.dataset import Dataset, table_to_columns  # noqa: E402
 from skyray.engine.ingest import ingest_source  # noqa: E402
 from skyray.engine.session import ray_session  # noqa: E402
 from skyray.engine.sources import FileSource  # noqa: E402
-from skyray.families.alerts.metrics import roc_auc  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
 from skyray.records import Alert  # noqa: E402
 from skyray.transforms.alerts import triplet_input  # noqa: E402
@@ -113,7 +113,7 @@ def braai_auc(weights: str, real: str) -> float:
 
 def rows_of(found: list[dict[str, Any]]) -> list[Row]:
     """Return the figures: medians over the splits."""
-    auc = np.array([scores["roc_auc"] for scores in found])
+    auc = np.array([scores["auc"] for scores in found])
     braai = [scores["braai"] for scores in found if "braai" in scores]
     reference = float(np.median(braai)) if braai else None
     middle = float(np.median(auc))

@@ -61,3 +61,23 @@ def test_rates_in_bins():
     assert found["rate"][:2] == [1.0, pytest.approx(2 / 3)]
     assert np.isnan(found["rate"][2])
     assert found["error"][0] > 0, "one success of one is not certainty"
+
+
+def test_roc_agrees_with_scikit_learn_with_ties():
+    rng = np.random.default_rng(2)
+    target, score = rng.random(300) < 0.3, rng.integers(0, 12, 300) / 11
+    for values in (score, np.where(score == 1, np.inf, score)):  # infinite scores are ranked
+        false, true = classification.roc_curve(values, target)
+        expected = reference.roc_curve(target, score, drop_intermediate=False)
+        np.testing.assert_allclose(false, expected[0])
+        np.testing.assert_allclose(true, expected[1])
+        area = reference.roc_auc_score(target, score)
+        assert classification.roc_auc(values, target) == pytest.approx(area)
+
+
+def test_roc_auc_needs_both_classes_and_numbers():
+    assert np.isnan(classification.roc_auc(np.ones(3), np.ones(3)))
+    assert np.isnan(classification.roc_auc(np.zeros(0), np.zeros(0)))
+    assert classification.roc_auc(np.ones(4), np.array([0, 1, 0, 1])) == 0.5
+    with pytest.raises(ValueError, match="1 NaN"):
+        classification.roc_auc(np.array([0.1, np.nan]), np.array([0, 1]))

@@ -77,17 +77,6 @@ def test_published_table_from_its_own_counts():
     assert np.mean(truth == called) == pytest.approx(0.9962, abs=5e-5)
 
 
-def test_roc_agrees_with_scikit_learn_with_ties():
-    rng = np.random.default_rng(2)
-    truth, score = rng.random(300) < 0.3, rng.integers(0, 12, 300) / 11
-    false, true = metrics.roc_curve(truth, score)
-    expected = reference.roc_curve(truth, score, drop_intermediate=False)
-    np.testing.assert_allclose(false, expected[0])
-    np.testing.assert_allclose(true, expected[1])
-    assert metrics.roc_auc(truth, score) == pytest.approx(reference.roc_auc_score(truth, score))
-    assert np.isnan(metrics.roc_auc(np.ones(3, bool), np.ones(3)))
-
-
 def test_confidence_curve_ends_at_the_whole_set():
     rows = metrics.labelled(table(), CLASSES)
     curve = metrics.confidence_curve(rows, CLASSES, "spiral")

@@ -62,7 +62,7 @@ def test_dataset_of_packets_is_whole(packets, dataset):
 
 def test_scores_figures_catalogue_and_map(packets, dataset, bundle, tmp_path, monkeypatch):
     metrics = evaluate(bundle, dataset, str(tmp_path / "scores"), split="train")
-    assert 0 <= metrics["roc_auc"] <= 1
+    assert 0 <= metrics["auc"] <= 1
     assert {"bts_p1", "prod_p2"} <= set(metrics["policies"])
     assert set(metrics["by_subset"]) >= {"trues"}
     names = {path.name for path in (tmp_path / "scores" / "figures").glob("*.png")}

@@ -1,4 +1,4 @@
-"""Scores of a classifier from true and predicted class names, shared by all families.
+"""Scores of a classifier, from class names or from the score of one class; for all families.
 
 Pure numpy. A confusion matrix counts rows of the truth against columns of the prediction, in the
 order of `classes`.
@@ -107,3 +107,40 @@ def fraction_in_bins(
         "error": error,
         "rows": rows,
     }
+
+
+def roc_curve(score_N: np.ndarray, target_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return false and true positive rates of falling thresholds, from (0, 0) to (1, 1)."""
+    score, target = checked_scores(score_N, target_N)
+    order = np.argsort(-score, kind="stable")
+    ranked = score[order]
+    last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(score) - 1)  # ties together
+    hits = np.cumsum(target[order])[last]
+    misses = last + 1 - hits
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.append(0, misses / misses[-1]), np.append(0, hits / hits[-1])
+
+
+def roc_auc(score_N: np.ndarray, target_N: np.ndarray) -> float:
+    """Return the area under the ROC curve; ties count half, NaN without both classes."""
+    score, target = checked_scores(score_N, target_N)
+    if target.all() or not target.any():
+        return float("nan")
+    false, true = roc_curve(score, target)
+    return float(np.trapezoid(true, false))
+
+
+def checked_scores(score_N: np.ndarray, target_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return scores float64 [N] and targets int64 [N], 1 for the class that is sought, else 0.
+
+    Raises
+    ------
+    ValueError
+        If their shapes differ, or a score is NaN.
+    """
+    score, target = np.asarray(score_N, np.float64), np.asarray(target_N).astype(np.int64)
+    if score.shape != target.shape or score.ndim != 1:
+        raise ValueError(f"expected [N] and [N], found {score.shape} and {target.shape}")
+    if np.isnan(score).any():
+        raise ValueError(f"score: expected numbers, found {int(np.isnan(score).sum())} NaN")
+    return score, target

@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from skyray.analysis import calibration, plots
-from skyray.families.alerts import metrics as scores
+from skyray.analysis.classification import roc_curve
 
 Columns = Mapping[str, Any]
 _PANELS = ("science", "template", "difference")
@@ -55,14 +55,14 @@ def roc_figure(
     score_N: np.ndarray, target_N: np.ndarray, metrics: Mapping[str, Any], positive: str, path: Path
 ) -> Path:
     """Draw the ROC curve, whole and where few false positives are allowed."""
-    false, true = scores.roc_curve(score_N, target_N)
+    false, true = roc_curve(score_N, target_N)
     with rc_context(plots.STYLE):
         figure, axes = plots.panels(1, 2)
         for axis in axes.flat:
             axis.plot(false, true, color=plots.BLUE, linewidth=1.8)
             axis.plot([0, 1], [0, 1], color=plots.SOFT, linestyle="--", linewidth=1)
             axis.set(xlabel="false positive rate", ylabel="true positive rate", ylim=(0, 1.02))
-        axes[0, 0].set_title(f"{positive}: AUC {metrics['roc_auc']:.4f}")
+        axes[0, 0].set_title(f"{positive}: AUC {metrics['auc']:.4f}")
         axes[0, 1].set(xscale="log", xlim=(max(1e-4, 1 / len(score_N)), 1))
         axes[0, 1].set_title(f"{metrics['positives']:,} of {metrics['rows']:,} alerts")
         return plots.save(figure, path)
@@ -97,7 +97,7 @@ def magnitude_figure(metrics: Mapping[str, Any], path: Path) -> Path | None:
     with rc_context(plots.STYLE):
         figure, axes = plots.panels(width=5.2)
         axis = axes[0, 0]
-        for name, color in (("roc_auc", plots.BLUE), ("accuracy", plots.ORANGE)):
+        for name, color in (("auc", plots.BLUE), ("accuracy", plots.ORANGE)):
             values = [np.nan if one[name] is None else one[name] for one in bins]
             axis.plot(middle, values, "o-", color=color, label=name.replace("_", " "), markersize=4)
         for at, one in zip(middle, bins, strict=True):
@@ -148,7 +148,7 @@ def subset_figure(metrics: Mapping[str, Any], path: Path) -> Path | None:
             one = subsets[name]
             color = plots.RED if 2 * one["positives"] > one["rows"] else plots.SOFT
             axis.bar(at, one["called_positive"], 0.6, color=color)
-            auc = "" if one["roc_auc"] is None else f"AUC {one['roc_auc']:.3f}"
+            auc = "" if one["auc"] is None else f"AUC {one['auc']:.3f}"
             axis.text(at, one["called_positive"] + 0.02, auc, ha="center", fontsize=8)
         lines = [f"{name}\n{subsets[name]['rows']} alerts" for name in names]
         axis.set_xticks(range(len(names)), lines)

@@ -13,41 +13,23 @@ from typing import Any
 import numpy as np
 
 from skyray.analysis import calibration
+from skyray.analysis.classification import checked_scores, roc_auc
 from skyray.families.alerts.recipes import Policy
 from skyray.families.base import Columns, Mode
 
 MAGNITUDE_EDGES = (10.0, 15.0, 16.0, 17.0, 17.5, 18.0, 18.5, 19.0, 19.5, 20.0, 21.5)
 THINNED_PEAK = 18.5
-HEADLINE = ("roc_auc", "average_precision", "accuracy", "f1", "expected_calibration_error")
-
-
-def roc_curve(score_N: np.ndarray, target_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return false and true positive rates of falling thresholds, from (0, 0) to (1, 1)."""
-    score, target = _checked(score_N, target_N)
-    order = np.argsort(-score, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # ties move together
-    hits = np.cumsum(target[order])[last]
-    misses = last + 1 - hits
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.append(0, misses / misses[-1]), np.append(0, hits / hits[-1])
-
-
-def roc_auc(score_N: np.ndarray, target_N: np.ndarray) -> float:
-    """Return the area under the ROC curve; ties count half, NaN without both classes."""
-    score, target = _checked(score_N, target_N)
-    if target.all() or not target.any():
-        return float("nan")
-    false, true = roc_curve(score, target)
-    return float(np.trapezoid(true, false))
+HEADLINE = ("auc", "average_precision", "accuracy", "f1", "expected_calibration_error")
 
 
 def average_precision(score_N: np.ndarray, target_N: np.ndarray) -> float:
     """Return Σ (completeness gained) · purity over falling thresholds; NaN without positives."""
-    score, target = _checked(score_N, target_N)
+    score, target = checked_scores(score_N, target_N)
     if not target.any():
         return float("nan")
     order = np.argsort(-score, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)
+    ranked = score[order]
+    last = np.append(np.flatnonzero(ranked[1:] != ranked[:-1]), len(score) - 1)
     hits = np.cumsum(target[order])[last]
     gained = np.diff(np.append(0, hits)) / hits[-1]
     return float(np.sum(gained * hits / (last + 1)))
@@ -150,7 +132,7 @@ def by_magnitude(
             score, target = score_N[inside], target_N[inside]
             found.append({
                 "low": low, "high": high, "rows": int(inside.sum()),
-                "positives": int(target.sum()), "roc_auc": roc_auc(score, target),
+                "positives": int(target.sum()), "auc": roc_auc(score, target),
                 "accuracy": float(((score >= 0.5) == target).mean()),
             })  # fmt: skip
     return found
@@ -168,7 +150,7 @@ def by_subset(
         found[str(name)] = {
             "rows": int(inside.sum()), "positives": int(target_N[inside].sum()),
             "called_positive": float((score_N[inside] >= 0.5).mean()),
-            "roc_auc": roc_auc(score_N[used], target_N[used]),
+            "auc": roc_auc(score_N[used], target_N[used]),
         }  # fmt: skip
     return found
 
@@ -193,7 +175,7 @@ def evaluate_table(
     found: dict[str, Any] = {
         "rows": int(known.sum()), "unknown_truth": int((~known).sum()), "positive": positive,
         "positives": int(target.sum()),
-        "roc_auc": roc_auc(score, target), "average_precision": average_precision(score, target),
+        "auc": roc_auc(score, target), "average_precision": average_precision(score, target),
         **{k: v for k, v in decision_scores(score >= 0.5, target).items()},
         **calibration_scores(probability, target),
     }  # fmt: skip
@@ -225,15 +207,6 @@ def calibration_scores(probability_N: np.ndarray, target_N: np.ndarray) -> dict[
 def subset_of(extra_N: Sequence[str]) -> np.ndarray:
     """Return the ``subset`` that JSON texts hold, '' where there is none, str [N]."""
     return np.array([str(json.loads(text or "{}").get("subset") or "") for text in extra_N])
-
-
-def _checked(score_N: np.ndarray, target_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    score, target = np.asarray(score_N, np.float64), np.asarray(target_N).astype(np.int64)
-    if score.shape != target.shape or score.ndim != 1:
-        raise ValueError(f"expected [N] and [N], found {score.shape} and {target.shape}")
-    if np.isnan(score).any():
-        raise ValueError(f"score: expected numbers, found {int(np.isnan(score).sum())} NaN")
-    return score, target
 
 
 def _share(part: int, whole: int) -> float:

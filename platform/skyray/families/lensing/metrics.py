@@ -11,26 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.stats import rankdata
 
 from skyray.analysis import calibration, classification
+from skyray.analysis.classification import roc_auc
 
 Columns = Mapping[str, np.ndarray]
 TIMES = ("before", "after")
 _FOLDS = 5
-
-
-def roc_auc(score_N: np.ndarray, positive_N: np.ndarray) -> float:
-    """Return the area under the ROC curve: P(score of a positive > of a negative), ties half.
-
-    NaN unless both kinds occur.
-    """
-    positive = np.asarray(positive_N, bool)
-    hits, misses = int(positive.sum()), int((~positive).sum())
-    if not hits or not misses:
-        return float("nan")
-    ranks = rankdata(score_N)
-    return float((ranks[positive].sum() - hits * (hits + 1) / 2) / (hits * misses))
 
 
 def macro_auc(probability_NC: np.ndarray, target_N: np.ndarray) -> float:

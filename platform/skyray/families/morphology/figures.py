@@ -11,6 +11,7 @@ from matplotlib import rc_context
 
 from skyray.analysis import plots
 from skyray.analysis.calibration import reliability_curve
+from skyray.analysis.classification import roc_auc, roc_curve
 from skyray.analysis.embedding import MIN_ROWS, tsne_3d, umap_2d
 from skyray.families.base import Columns
 from skyray.families.morphology import metrics as scores
@@ -51,8 +52,8 @@ def roc_figure(sets: Mapping[str, Columns], positive: str, path: Path) -> Path:
         inset = axis.inset_axes([0.42, 0.16, 0.54, 0.52])
         for (name, rows), color in zip(sets.items(), plots.CYCLE, strict=False):
             truth = np.asarray(rows["label"], str) == positive
-            false, true = scores.roc_curve(truth, rows[f"p_{positive}"])
-            area = scores.roc_auc(truth, rows[f"p_{positive}"])
+            false, true = roc_curve(rows[f"p_{positive}"], truth)
+            area = roc_auc(rows[f"p_{positive}"], truth)
             label = f"{name + ', ' if name else ''}AUC {area:.4f}"
             axis.step(false, true, where="post", color=color, label=label)
             inset.step(np.maximum(false, 1e-4), true, where="post", color=color)

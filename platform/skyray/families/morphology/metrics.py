@@ -23,6 +23,7 @@ from skyray.analysis.classification import (
     fraction_in_bins,
     index_of,
     per_class,
+    roc_auc,
 )
 from skyray.families.base import Columns
 from skyray.transforms.cutting import ELLIPTICAL_THRESHOLD, SPIRAL_THRESHOLD
@@ -97,30 +98,8 @@ def binary_scores(
         "recall": float(recall),
         "fpr": float(false / (~truth).sum()) if (~truth).any() else np.nan,
         "f1": float(2 * hits / total) if total else np.nan,
-        "auc": roc_auc(truth, score_N),
+        "auc": roc_auc(score_N, truth),
     }
-
-
-def roc_auc(truth_N: np.ndarray, score_N: np.ndarray) -> float:
-    """Return the area under the ROC curve, ties counted half; NaN with one class only."""
-    truth, score = np.asarray(truth_N, bool), np.asarray(score_N, np.float64)
-    positives, negatives = int(truth.sum()), int((~truth).sum())
-    if not positives or not negatives:
-        return float("nan")
-    from scipy.stats import rankdata
-
-    ranks = rankdata(score)
-    return float((ranks[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives))
-
-
-def roc_curve(truth_N: np.ndarray, score_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return false- and true-positive rates at every distinct threshold, from (0, 0) to (1, 1)."""
-    truth, score = np.asarray(truth_N, bool), np.asarray(score_N, np.float64)
-    order = np.argsort(-score, kind="stable")
-    last = np.append(np.flatnonzero(np.diff(score[order])), len(order) - 1)
-    true = np.append(0, np.cumsum(truth[order])[last])
-    false = np.append(0, np.cumsum(~truth[order])[last])
-    return false / max((~truth).sum(), 1), true / max(truth.sum(), 1)
 
 
 def most_confident(probability_N: np.ndarray, share: float) -> np.ndarray:

@@ -15,6 +15,8 @@ import numpy as np
 from scipy import stats
 from scipy.spatial.distance import pdist
 
+from skyray.analysis.classification import roc_auc
+
 # Scores of strangeness; the combined rank is made of those that say different things.
 SCORES = ("neg_log_p", "chi2_reduced", "chi2_whitened", "chi2_window", "isolation", "missing")
 RANKED = ("neg_log_p", "chi2_whitened", "chi2_window", "missing")
@@ -260,22 +262,14 @@ def planted_auc(score_N: np.ndarray, planted_N: np.ndarray) -> dict[str, float |
     """
     score, planted = np.asarray(score_N, np.float64), np.asarray(planted_N).astype(str)
     known = ~np.isnan(score)
-    normal = score[known & (planted == "")]
-    found: dict[str, float | int] = {"all": _auc(normal, score[known & (planted != "")])}
+    normal = known & (planted == "")
+    found: dict[str, float | int] = {"all": roc_auc(score[known], planted[known] != "")}
     for kind in np.unique(planted[planted != ""]):
-        found[str(kind)] = _auc(normal, score[known & (planted == kind)])
+        rows = normal | (known & (planted == kind))
+        found[str(kind)] = roc_auc(score[rows], planted[rows] != "")
     found["unscored"] = int((~known).sum())
-    found["normal"], found["planted"] = len(normal), int((known & (planted != "")).sum())
+    found["normal"], found["planted"] = int(normal.sum()), int((known & ~normal).sum())
     return found
-
-
-def _auc(normal: np.ndarray, strange: np.ndarray) -> float:
-    """Return P(strange > normal) + ½ P(equal), the Mann–Whitney form of the area."""
-    if not len(normal) or not len(strange):
-        return float("nan")
-    ranks = stats.rankdata(np.concatenate([normal, strange]))[len(normal) :]
-    wins = ranks.sum() - len(strange) * (len(strange) + 1) / 2
-    return float(wins / (len(normal) * len(strange)))
 
 
 def evaluate_table(table: Mapping[str, np.ndarray]) -> dict[str, Any]:
@@ -355,7 +349,7 @@ def star_galaxy_roc(
         "false_positive_rate": false_positive,
         "true_positive_rate": true_positive,
         "threshold": threshold,
-        "auc": _auc(ratio[~star], ratio[star]),
+        "auc": roc_auc(ratio, star),
         "accuracy": float(((ratio > 0) == star).mean()),
         "rows": len(star),
     }
