@@ -190,16 +190,19 @@ def sdss_xception_as_published() -> MorphologyRecipe:
 
 
 def gz1_lite0_laptop() -> MorphologyRecipe:
-    """Galaxy Zoo colour cutouts on 2 cores: EfficientNet-lite0 from ImageNet, 128 px, 3 stages."""
-    return _lite0("gz1_lite0_laptop", 128, views=8)
+    """Galaxy Zoo colour cutouts on 2 cores: EfficientNet-lite0 from ImageNet, 96 px, 3 stages."""
+    return _lite0(
+        "gz1_lite0_laptop", 96, train_middle=_adamw(3e-4, 4, None), train=_adamw(1e-4, 8, None),
+        views=8,
+    )  # fmt: skip
 
 
 def gz1_lite0_scratch() -> MorphologyRecipe:
     """The same network and images from random weights, in one stage."""
-    network = VisionConfig(architecture="tf_efficientnet_lite0", input_size=128, dropout=0.3)
+    network = VisionConfig(architecture="tf_efficientnet_lite0", input_size=96, dropout=0.3)
     return _lite0(
-        "gz1_lite0_scratch", 128, network=network, train_head=None, train_middle=None,
-        train_norms=True, train=_adamw(1e-3, 30, None), views=8,
+        "gz1_lite0_scratch", 96, network=network, train_head=None, train_middle=None,
+        train_norms=True, train=_adamw(1e-3, 20, None), views=8,
     )  # fmt: skip
 
 
