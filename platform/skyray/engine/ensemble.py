@@ -15,7 +15,7 @@ import ray
 from tqdm import tqdm
 
 from skyray.config import ConfigError
-from skyray.engine import storage
+from skyray.engine import storage, tracking
 from skyray.engine.bundle import BUNDLE_FILE, read_bundle
 from skyray.engine.dataset import Dataset
 from skyray.engine.evaluate import evaluate
@@ -72,6 +72,8 @@ def train_cells(
         If trainings failed, after all others have finished; it names each with its cause.
     """
     waiting = [cell for cell in cells if not _done(cell)]
+    for family in {cell.recipe.family for cell in waiting}:
+        tracking.open_experiment(family)
     task = ray.remote(num_cpus=threads, num_gpus=1 if use_gpu else 0, max_retries=2)(_train)
     running = {
         task.remote(

@@ -16,6 +16,7 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
@@ -58,6 +59,9 @@ class Source(Protocol):
     def done(self, messages: Sequence[Message]) -> None:
         """Take note that these are safe: they need not be delivered again."""
 
+    def close(self) -> None:
+        """Let go of the stream; what is not safe is delivered to the next who follows."""
+
 
 class FolderSource:
     """New files of a folder, in the order of their names, without those `known` already.
@@ -86,6 +90,9 @@ class FolderSource:
 
     def done(self, messages: Sequence[Message]) -> None:
         """Nothing to note: files of a finished batch are known by what was written."""
+
+    def close(self) -> None:
+        """Nothing is held."""
 
 
 def _read(filesystem, path: str) -> bytes:
@@ -148,6 +155,10 @@ class KafkaSource:
             ends[place] = max(ends.get(place, 0), kept.offset() + 1)
         positions = [TopicPartition(*place, end) for place, end in ends.items()]
         self._consumer.commit(offsets=positions, asynchronous=False)
+
+    def close(self) -> None:
+        """Leave the group: else its next member waits until this one's session has timed out."""
+        self._consumer.close()
 
 
 @ray.remote
@@ -316,7 +327,7 @@ def follow(
     )
     text = chosen.model_dump_json()
     pool = [place.remote(storage.absolute(bundle), text, 1) for _ in range(workers)]
-    with tqdm(desc="follow", unit="object", disable=not progress) as bar:
+    with closing(following), tqdm(desc="follow", unit="object", disable=not progress) as bar:
         pump = _Pump(following, ledger, deque(pool), bar)
         last = time.monotonic()
         while True:

@@ -37,17 +37,25 @@ def client(uri: str):
     return MlflowClient(tracking_uri=uri)
 
 
-def start_run(experiment: str, name: str, params: dict[str, Any], tags: dict[str, str]) -> str:
-    """Create a run and return its id."""
+def open_experiment(name: str) -> str:
+    """Return an experiment's id; make it, and the store around it, where there is none.
+
+    Whoever starts several trainings at once calls this first: a new SQLite store does not bear two
+    that make it at the same time.
+    """
     uri = tracking_uri()
     mlflow = client(uri)
-    found = mlflow.get_experiment_by_name(experiment)
-    if found:
-        experiment_id = found.experiment_id
-    else:
-        root = os.environ.get("SKYRAY_HOME") or str(Path.cwd() / ".skyray")
-        artifacts = None if uri.startswith("http") else storage.join(root, "mlartifacts")
-        experiment_id = mlflow.create_experiment(experiment, artifact_location=artifacts)
+    if found := mlflow.get_experiment_by_name(name):
+        return found.experiment_id
+    root = os.environ.get("SKYRAY_HOME") or str(Path.cwd() / ".skyray")
+    artifacts = None if uri.startswith("http") else storage.join(root, "mlartifacts")
+    return mlflow.create_experiment(name, artifact_location=artifacts)
+
+
+def start_run(experiment: str, name: str, params: dict[str, Any], tags: dict[str, str]) -> str:
+    """Create a run and return its id."""
+    experiment_id = open_experiment(experiment)
+    mlflow = client(tracking_uri())
     run_id = mlflow.create_run(experiment_id, run_name=name, tags=tags).info.run_id
     for key, value in flatten(params).items():
         mlflow.log_param(run_id, key, value)
