@@ -92,16 +92,18 @@ def test_kafka_topic_of_a_mock_broker(files, tiny_bundle, tmp_path):
         producer.produce("spectra", path.read_bytes())
     producer.produce("spectra", None)  # a tombstone: refused, and the stream goes on
     producer.flush(20)
-    uri = f"kafka://{address}/spectra?group=test"
+    uri = f"kafka://{address}/spectra?group=test&session.timeout.ms=6000"  # leaving is not in the mock
     options = {"batch": 4, "wait_s": 5.0, "progress": False}
     first = follow(tiny_bundle, uri, str(tmp_path / "out"), most=4, **options)
-    assert first.scored == 4
+    assert first.scored + first.refused == 4  # a topic's partitions come in any order
     for path in files[6:8]:
         producer.produce("spectra", path.read_bytes())
     producer.flush(20)
     second = follow(tiny_bundle, uri, str(tmp_path / "out"), most=5, **options)
     # goes on at the committed offset
-    assert (second.scored, second.refused, second.repeated) == (4, 1, 0)
+    assert first.scored + second.scored == 8
+    assert first.refused + second.refused == 1
+    assert second.repeated == 0
     assert len(scored(tmp_path / "out")) == 8
 
 

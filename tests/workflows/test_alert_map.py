@@ -13,9 +13,9 @@ from skyray.cards import load_card
 from skyray.engine.dataset import Dataset
 from skyray.engine.evaluate import evaluate
 from skyray.engine.ingest import ingest
+from skyray.engine.lone import train_alone
 from skyray.engine.predict import predict
 from skyray.engine.simulate import simulate
-from skyray.engine.train import train
 from skyray.families.alerts import embedding
 from skyray.families.base import load_recipe
 from skyray.transforms.alerts import FEATURES
@@ -42,8 +42,8 @@ def dataset(packets, tmp_path_factory) -> str:
 @pytest.fixture(scope="module")
 def bundle(dataset, tmp_path_factory) -> str:
     out = str(tmp_path_factory.mktemp("bundle") / "bundle")
-    train(load_recipe("alerts/ztf_laptop_multimodal").override(CHANGES), dataset, out,
-          progress=False)  # fmt: skip
+    recipe = load_recipe("alerts/ztf_laptop_multimodal").override(CHANGES)
+    train_alone(recipe, dataset, f"{out}-run", out=out)
     return out
 
 
