@@ -92,7 +92,8 @@ def test_kafka_topic_of_a_mock_broker(files, tiny_bundle, tmp_path):
         producer.produce("spectra", path.read_bytes())
     producer.produce("spectra", None)  # a tombstone: refused, and the stream goes on
     producer.flush(20)
-    uri = f"kafka://{address}/spectra?group=test&session.timeout.ms=6000"  # leaving is not in the mock
+    # The mock broker does not hear of members that leave: the next one waits for the time-out.
+    uri = f"kafka://{address}/spectra?group=test&session.timeout.ms=6000"
     options = {"batch": 4, "wait_s": 5.0, "progress": False}
     first = follow(tiny_bundle, uri, str(tmp_path / "out"), most=4, **options)
     assert first.scored + first.refused == 4  # a topic's partitions come in any order
