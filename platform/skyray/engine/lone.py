@@ -6,6 +6,7 @@ group of workers is left out, whose start costs more than a small training.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +49,7 @@ def train_alone(
     *,
     out: str | None = None,
     parent: str | None = None,
-    threads: int = 1,
+    threads: int | None = 1,
     use_gpu: bool = False,
     last_stage: str | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
@@ -61,6 +62,8 @@ def train_alone(
         Folder or URI of checkpoints, finished stages and the MLflow run's id.
     out : str, optional
         Bundle to write; a trial of a sweep needs none.
+    threads : int, optional
+        CPU threads; None: all of this machine.
     parent : str, optional
         MLflow run that this one is nested in.
     last_stage : str, optional
@@ -73,7 +76,7 @@ def train_alone(
     ConfigError
         If the recipe streams its rows, or `run_uri` holds another training.
     """
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads or os.cpu_count() or 1)
     if not recipe.train.cache:
         raise ConfigError(
             "train.cache=false: a training in one process holds its rows in memory; "

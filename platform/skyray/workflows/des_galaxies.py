@@ -80,7 +80,7 @@ def reproduce(
     seeds: Sequence[int] = (0, 1, 2, 3, 4),
     seed: int = 11,
     workers: int = 1,
-    threads: int = 1,
+    threads: int | None = None,
     use_gpu: bool = False,
     changes: tuple[str, ...] = (),
     progress: bool = True,

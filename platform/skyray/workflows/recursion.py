@@ -70,10 +70,13 @@ class Settings:
 
 @dataclass(frozen=True)
 class Resources:
-    """What trainings and predictions may use; more than one worker trains in a Ray Train group."""
+    """What trainings may use; more than one worker trains in a Ray Train group.
+
+    `threads` are those of a worker; None: this machine's cores, shared among the workers.
+    """
 
     workers: int = 1
-    threads: int = 1
+    threads: int | None = None
     use_gpu: bool = False
     progress: bool = False
 
