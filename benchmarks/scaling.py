@@ -138,6 +138,33 @@ def all_reduce_seconds(workers: int, elements: int, rounds: int = 5) -> float:
         return float(Path(place, "seconds").read_text())
 
 
+def _step_beside_others(rank: int, workers: int, place: str, recipe, data: str, batch, rounds):
+    dist.init_process_group("gloo", f"file://{place}/meeting", rank=rank, world_size=workers)
+    dataset = Dataset.open(data)
+    family = MorphologyFamily(MorphologyFamily.recipe_type.load(recipe), dataset.info())
+    dist.barrier()
+    compute, _, _ = measure_step(family, dataset, batch, rounds)
+    Path(place, f"{rank}.seconds").write_text(repr(compute))
+    dist.destroy_process_group()
+
+
+def ceiling(workers: int, recipe, data: Path, batch: int, rounds: int) -> float:
+    """Return how often faster N processes that share nothing compute steps than one does.
+
+    No data-parallel training on this machine can gain more.
+    """
+    seconds = {}
+    for count in (1, workers):
+        with tempfile.TemporaryDirectory() as place:
+            torch.multiprocessing.spawn(
+                _step_beside_others,
+                (count, place, recipe.snapshot(), str(data), batch, rounds), nprocs=count,
+            )  # fmt: skip
+            found = [float(path.read_text()) for path in Path(place).glob("*.seconds")]
+        seconds[count] = statistics.mean(found)
+    return workers * seconds[1] / seconds[workers]
+
+
 def cost_model(options, family, data: Dataset, batch: int, other_s: float):
     """Return the model of this machine and the measured all-reduce of every number of workers."""
     compute, fetch, size = measure_step(family, data, batch, options.rounds)
@@ -168,7 +195,7 @@ def prediction(model: scaling.CostModel, options) -> scaling.CostModel:
     )  # fmt: skip
 
 
-def table(found, model, reduce, cluster, options) -> list[Row]:
+def table(found, model, reduce, cluster, most: dict[int, float], options) -> list[Row]:
     """Return measured and modelled figures."""
     cores = len(os.sched_getaffinity(0))
     rate = {n: statistics.median(r["images_s"] for r in runs) for n, runs in found.items()}
@@ -180,6 +207,8 @@ def table(found, model, reduce, cluster, options) -> list[Row]:
         note = f"final loss {statistics.mean(losses):.4f} ({min(losses):.4f} to {max(losses):.4f})"
         if workers > cores and not options.use_gpu:
             note += f"; logical workers on {cores} cores"
+        if workers in most:
+            note += f"; processes that share nothing reach {most[workers]:.2f} × here"
         rows.append(Row(
             _count(workers), rate[workers], "images/s", rate[first],
             rate[workers] / rate[first], _TARGET_TWO if workers == 2 else None, note,
@@ -289,7 +318,13 @@ def main() -> None:
     model, reduce = cost_model(options, family, dataset, max(batch, 2), other)
     cluster = prediction(model, options)
     draw(found, cluster, options.out / "scaling.png")
-    rows = table(found, model, reduce, cluster, options)
+    rounds = 4 * options.rounds
+    most = {
+        n: ceiling(n, recipe, data, batch, rounds)
+        for n in options.workers
+        if n > 1 and not options.use_gpu
+    }
+    rows = table(found, model, reduce, cluster, most, options)
     finish("Data-parallel training of the morphology family", rows, options.json)
 
 
