@@ -79,15 +79,15 @@ def train_all(options: argparse.Namespace) -> Runs:
     """Train and score what is asked for; return all scores that the folder holds."""
     place = str(options.out / TABLE)
     kept = storage.read_json(place) if storage.exists(place) else {}
-    for seed in options.seeds:
-        data = dataset(options.subject, options.images, options.out, seed)
-        cells = [
-            _cell(options, arm, fraction, seed, data)
-            for fraction in options.fractions
-            for arm in options.arms
-        ]
-        kept |= train_cells(cells, threads=options.threads)
-        storage.write_json(place, kept)
+    data = {s: dataset(options.subject, options.images, options.out, s) for s in options.seeds}
+    cells = [
+        _cell(options, arm, fraction, seed, data[seed])
+        for seed in options.seeds
+        for fraction in options.fractions
+        for arm in options.arms
+    ]
+    kept |= train_cells(cells, threads=options.threads)
+    storage.write_json(place, kept)
     found: Runs = {}
     for name, scores in kept.items():
         arm, fraction, seed = name.split("-")
