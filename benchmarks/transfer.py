@@ -150,7 +150,8 @@ def main() -> None:
     parser.add_argument("subject", choices=list(SUBJECTS))
     parser.add_argument("--images", required=True, help="galaxies_69px.parquet or alerts.parquet")
     parser.add_argument("--out", type=Path, help="default: results/transfer-SUBJECT")
-    parser.add_argument("--arms", nargs="*", default=["transfer", "scratch"])
+    parser.add_argument("--arms", nargs="*", default=["transfer", "scratch"],
+                        choices=["transfer", "scratch"])  # fmt: skip
     parser.add_argument("--fractions", nargs="*", type=float, default=list(SHARES))
     parser.add_argument("--seeds", nargs="*", type=int, default=list(range(5)))
     parser.add_argument("--threads", type=int, default=1, help="CPU threads a training")

@@ -1,7 +1,6 @@
 """Lensing family: hidden labels, stages, what each method trains, predictions, switches."""
 
 import copy
-import importlib.util
 
 import numpy as np
 import pytest
@@ -355,10 +354,6 @@ def test_refuses_one_survey_twice():
         load_recipe("lensing/euclid_to_hst").override(["target=euclid"])
 
 
-@pytest.mark.skipif(
-    not importlib.util.find_spec("escnn"),
-    reason="escnn is not installed",
-)
 def test_equivariant_network_through_both_stages():
     made = family("network.encoder=equivariant", "network.equivariant.fields=[2,2,2,3,3,2]")
     model, (source, adapted) = run(made, epochs=2)

@@ -1,7 +1,6 @@
 """The equivariant encoder: symmetry, its plain twin, state that can be saved and copied."""
 
 import copy
-import importlib.util
 import sys
 
 import pytest
@@ -12,11 +11,6 @@ from skyray.models import escnn_import
 from skyray.models.discriminator import Discriminator
 from skyray.models.equivariant import EquivariantConfig, EquivariantEncoder
 
-# Not importorskip: escnn cannot be imported but through `import_escnn`.
-pytestmark = pytest.mark.skipif(
-    not importlib.util.find_spec("escnn"),
-    reason="escnn is not installed",
-)
 TINY = (3, 4, 4, 5, 5, 4)
 
 

