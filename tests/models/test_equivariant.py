@@ -9,7 +9,7 @@ import torch
 from skyray.config import ConfigError
 from skyray.models import escnn_import
 from skyray.models.discriminator import Discriminator
-from skyray.models.equivariant import EquivariantConfig, EquivariantEncoder
+from skyray.models.equivariant import AntialiasedPool, EquivariantConfig, EquivariantEncoder
 
 TINY = (3, 4, 4, 5, 5, 4)
 
@@ -135,6 +135,24 @@ def test_norms_follow_the_mode(image):
     moved = [k for k, v in made.state_dict().items() if not torch.equal(v, before[k])]
     assert moved
     assert all("running" in k or "tracked" in k for k in moved)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("side", "stride", "padded"), [(33, 2, True), (16, 2, True), (9, 1, False)]
+)
+def test_pool_is_that_of_escnn(side, stride, padded, layout):
+    escnn = escnn_import.import_escnn()
+    space = escnn.gspaces.flipRot2dOnR2(N=2)
+    kind = escnn.nn.FieldType(space, 2 * [space.regular_repr])
+    theirs = escnn.nn.PointwiseAvgPoolAntialiased(
+        kind, 0.66, stride=stride, **({} if padded else {"padding": 0})
+    )
+    x = torch.randn(3, kind.size, side, side, dtype=torch.float64).to(memory_format=layout)
+    expected = theirs.double()(escnn.nn.GeometricTensor(x, kind)).tensor
+    found = AntialiasedPool(side, 0.66, stride, padded).double()(x)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert found.is_contiguous(memory_format=layout)
 
 
 def test_published_network_has_the_published_shape():
