@@ -31,13 +31,15 @@ from report import Row, finish  # noqa: E402
 from skyray.cards import load_card  # noqa: E402
 from skyray.families.lensing.networks import LensClassifier  # noqa: E402
 from skyray.families.lensing.recipes import NetworkConfig  # noqa: E402
-from skyray.models.equivariant import EquivariantConfig  # noqa: E402
+from skyray.models.equivariant import AntialiasedPool, EquivariantConfig  # noqa: E402
+from skyray.models.escnn_import import import_escnn  # noqa: E402
 from skyray.models.vision_inference import bf16_support  # noqa: E402
 from skyray.simulate.base import make_simulator  # noqa: E402
 
 CARD = "lenses_two_domains"
 FLOAT32, BFLOAT16, PROBABILITY, WORKERS = 1.1, 5.0, 5e-3, 1.8
 BATCHES = (1, 8)
+TRAINING_BATCH = 32
 
 
 def mock_images(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,18 +71,25 @@ def trained(config: NetworkConfig, image, label, steps: int) -> LensClassifier:
     return model.eval()
 
 
-class Eager(torch.nn.Module):
-    """escnn as it is used: its modules in evaluation mode, filters expanded once."""
+def as_escnn(model: LensClassifier) -> LensClassifier:
+    """Give a D₂ network the pools of escnn in place of ours, which compute the same."""
+    pool_of = import_escnn().nn.PointwiseAvgPoolAntialiased
+    blocks = model.encoder.blocks
+    for number, block in enumerate(blocks):
+        if isinstance(block, AntialiasedPool):
+            edge = {} if block.padded else {"padding": 0}
+            kind = blocks[number - 1].out_type
+            blocks[number] = pool_of(kind, block.sigma, stride=block.stride, **edge)
+    return model
 
-    def __init__(self, model: LensClassifier):
-        super().__init__()
-        self.model = model
-        for module in model.modules():
-            if type(module).__name__ == "R2Conv":
-                module.eval()
 
-    def forward(self, image: torch.Tensor):
-        return self.model(image)
+def eager(model: LensClassifier) -> LensClassifier:
+    """Return escnn as it is used: its modules in evaluation mode, filters expanded once."""
+    model = as_escnn(model).eval()
+    for module in model.modules():
+        if type(module).__name__ == "R2Conv":
+            module.eval()
+    return model
 
 
 def paired(rounds: int, runs: dict[str, Callable[[], object]]) -> dict[str, float]:
@@ -122,6 +131,25 @@ def inference_rows(name: str, reference, model: LensClassifier, image, rounds: i
         note = f"largest of {len(image)} images, ≤ {PROBABILITY} wanted"
         rows.append(Row(f"{name}, {kind}: difference of probabilities", error, "", note=note))
     return rows
+
+
+def training_row(config: NetworkConfig, rounds: int) -> Row:
+    """Compare a training step of a D₂ network with that of escnn's own layers, bf16 if it is."""
+    image, label = torch.randn(TRAINING_BATCH, 1, 64, 64), torch.arange(TRAINING_BATCH) % 3
+
+    def step(model: LensClassifier) -> None:
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bf16_support()[0]):
+            logits = model(image)[1]
+        torch.nn.functional.cross_entropy(logits.float(), label).backward()
+
+    ours = LensClassifier.build(config, 1, 64, 3).train()
+    theirs = as_escnn(LensClassifier.build(config, 1, 64, 3)).train()
+    seconds = paired(rounds, {"ours": lambda: step(ours), "escnn": lambda: step(theirs)})
+    return Row(
+        f"D2 training step, batch {TRAINING_BATCH}, 64 pixels", TRAINING_BATCH / seconds["ours"],
+        "images/s", TRAINING_BATCH / seconds["escnn"], seconds["escnn"] / seconds["ours"],
+        note="forward and backward; a quarter of the fields",
+    )  # fmt: skip
 
 
 def probabilities(model, image: torch.Tensor) -> torch.Tensor:
@@ -173,9 +201,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     image, label = mock_images(options.images)
-    size = EquivariantConfig(input_size=149)
-    if options.small:
-        size = EquivariantConfig(fields=(6, 12, 12, 24, 24, 16))
+    small = EquivariantConfig(fields=(6, 12, 12, 24, 24, 16))
+    size = small if options.small else EquivariantConfig(input_size=149)
     networks = {
         "D2": NetworkConfig(equivariant=size),
         "EfficientNet-B0": NetworkConfig(encoder="vision"),
@@ -183,8 +210,9 @@ def main() -> None:
     rows = []
     for name, config in networks.items():
         model = trained(config, image, label, options.steps)
-        reference = Eager(_twin(config, model)) if name == "D2" else model
+        reference = eager(_twin(config, model)) if name == "D2" else model
         rows += inference_rows(name, reference, model, image, options.rounds)
+    rows.append(training_row(NetworkConfig(equivariant=small), 2 * options.rounds))
     rows += simulation_rows(options.objects, not options.no_ray)
     title = "Lensing: inference against eager escnn and timm (1 thread), simulator"
     finish(title, rows, options.json)
@@ -193,7 +221,7 @@ def main() -> None:
 def _twin(config: NetworkConfig, model: LensClassifier) -> LensClassifier:
     twin = LensClassifier.build(config, 1, 64, 3)
     twin.load_state_dict(model.state_dict())
-    return twin.eval()
+    return twin
 
 
 if __name__ == "__main__":

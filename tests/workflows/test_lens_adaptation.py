@@ -35,9 +35,10 @@ def test_experiment_from_simulation_to_table(ray_cluster, tmp_path):
     assert found["table"][0]["published"].startswith("0.789 → 0.991")
     assert {row["survey"] for row in found["statistics"]} == {"euclid", "hst"}
     assert (out / "figures" / "lenses.png").exists()
+    assert (out / "figures" / "lenses_corrected.png").exists()
     assert (out / "figures" / "auc.png").exists()
     assert reproduce(str(out), **options) == summary  # nothing is done twice
-    bundle = next(Path(out).glob("hst_to_euclid-*"))
+    bundle = next(Path(out).glob("hst_to_euclid-*/bundle"))
     lens = make_simulator(load_card("lenses_hst"), 1).record("CDM", 0)
     table = Predictor.from_bundle(bundle, device="cpu").predict_records([lens])
     assert table["network"][0].as_py() == "source"

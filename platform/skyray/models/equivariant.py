@@ -167,6 +167,7 @@ class AntialiasedPool(nn.Module):
 
     def __init__(self, side: int, sigma: float, stride: int, padded: bool):
         super().__init__()
+        self.sigma, self.stride, self.padded = sigma, stride, padded
         reach = round(3 * sigma)
         edge = 0 if padded else reach
         centre = torch.arange(edge, side - edge, stride)[:, None]

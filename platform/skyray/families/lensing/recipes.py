@@ -147,7 +147,9 @@ def euclid_to_hst_laptop() -> LensingRecipe:
     return LensingRecipe(
         name="euclid_to_hst_laptop",
         train=_one_cycle(14, 32, 4e-3, "bf16"),
-        train_adaptation=_constant(8, 64, 1e-3),
+        train_adaptation=_constant(5, 64, 1e-3),
+        # the published rate of the encoder: at ten times that it drifts and forgets the classes
+        adaptation=AdaptationConfig(encoder_lr_factor=0.01),
         network=NetworkConfig(
             equivariant=EquivariantConfig(fields=(6, 12, 12, 24, 24, 16)), features=64,
             discriminator=(64, 64),

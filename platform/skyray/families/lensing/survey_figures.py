@@ -17,6 +17,7 @@ from skyray.simulate.lens_cameras import CAMERAS, arc_snr
 Columns = Mapping[str, Any]
 _NAMES = {"hst": "HST WFC3 F160W", "euclid": "Euclid VIS"}
 _ARC_SIGMA = 3.0
+_FAINTEST = 80.0  # of the brightest pixel: where the stretch turns linear in images without noise
 
 
 def sample_figure(
@@ -48,7 +49,7 @@ def sample_figure(
 
 
 def _draw_lens(axis, image: np.ndarray, scale: float) -> None:
-    noise = _background(image)
+    noise = max(_background(image), float(image.max()) / _FAINTEST)
     half = 0.5 * len(image) * scale
     shown = np.arcsinh(image / (2.0 * noise))
     axis.imshow(
