@@ -109,7 +109,7 @@ def make_network(name: str, steps: int | None) -> VisionNetwork:
         optimizer.step()
         schedule.step()
     settle(network, stamps(4 * setting.batch, setting.image_size, seed=4)[0], setting.batch)
-    return network.eval()
+    return network.to(memory_format=torch.contiguous_format).eval()  # as timm makes it
 
 
 def settle(network: VisionNetwork, images: torch.Tensor, batch: int) -> None:

@@ -53,6 +53,7 @@ def networks(family: MorphologyFamily) -> tuple[VisionNetwork, VisionNetwork]:
     """Return the same network twice: as timm makes it, and as the family makes it."""
     torch.manual_seed(0)
     plain = VisionNetwork(family.recipe.vision(), 3, 2, family.data.image_size)
+    plain.to(memory_format=torch.contiguous_format)
     ours = family.build_model()
     ours.load_state_dict(plain.state_dict())
     return plain, ours

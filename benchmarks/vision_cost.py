@@ -46,7 +46,8 @@ def make_network(name: str) -> VisionNetwork:
     size, input_size, _ = NETWORKS[name]
     torch.manual_seed(0)
     config = VisionConfig(architecture=name, input_size=input_size)
-    return VisionNetwork(config, bands=3, outputs=1, image_size=size).eval()
+    network = VisionNetwork(config, bands=3, outputs=1, image_size=size).eval()
+    return network.to(memory_format=torch.contiguous_format)  # as timm makes it
 
 
 def peak_bytes(device: str) -> int:

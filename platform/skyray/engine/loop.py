@@ -214,7 +214,9 @@ class _StageRun:
         self.module: nn.Module = StageLoss(self.part, self.stage)
         if self.worker.world_size > 1:
             ids = [self.worker.device] if self.worker.device.type == "cuda" else None
-            self.module = nn.parallel.DistributedDataParallel(self.module, device_ids=ids)
+            self.module = nn.parallel.DistributedDataParallel(
+                self.module, device_ids=ids, gradient_as_bucket_view=True
+            )
 
     def _load(self, saved: dict[str, Any]) -> None:
         self.part.load_state_dict(saved["part"])
