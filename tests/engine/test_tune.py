@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import ray
 
 from skyray.config import ConfigError
 from skyray.engine import storage, tracking
 from skyray.engine.ensemble import Spread, ensemble, spreads
 from skyray.engine.grid import run_grid, summarise
 from skyray.engine.lone import train_alone
+from skyray.engine.session import cores_for
 from skyray.engine.tune import assignments, to_ray, tune_recipe
 from skyray.families.base import Choice, Range, load_recipe
 
@@ -169,3 +171,19 @@ def test_grid_has_a_row_for_every_cell(mock_dataset, tmp_path_factory):
     assert table["accuracy"].between(0, 1).all()
     with pytest.raises(ConfigError, match="one family"):
         run_grid(["redshift/sdss_dr16", "outliers/desi_bgs"], {"mock": mock_dataset}, out)
+
+
+def test_no_more_trainings_at_once_than_the_machine_has_cores(ray_cluster):
+    """The test cluster has four logical CPUs, whatever the machine."""
+    cores = len(os.sched_getaffinity(0))
+    assert cores_for(1) == {"cores": 1}
+    assert cores_for(10_000) == {"cores": cores}
+
+    @ray.remote(num_cpus=0, resources=cores_for(1))
+    def busy() -> tuple[float, float]:
+        started = time.monotonic()
+        time.sleep(0.3)
+        return started, time.monotonic()
+
+    spans = ray.get([busy.remote() for _ in range(2 * cores)])
+    assert max(sum(a <= start < b for a, b in spans) for start, _ in spans) <= cores

@@ -20,6 +20,7 @@ from skyray.engine.bundle import BUNDLE_FILE, read_bundle
 from skyray.engine.dataset import Dataset
 from skyray.engine.evaluate import evaluate
 from skyray.engine.lone import train_alone
+from skyray.engine.session import cores_for
 from skyray.families.base import Recipe, load_family
 
 METRICS_FILE = "metrics.json"
@@ -58,7 +59,8 @@ def train_cells(
     Parameters
     ----------
     threads : int
-        CPU threads, and logical CPUs, of a training; as many run at once as the cluster holds.
+        CPU threads, and logical CPUs, of a training; as many run at once as the cluster (on a
+        private Ray: the machine) has.
     parent : str, optional
         MLflow run that the trainings are nested in.
     figures : bool
@@ -74,7 +76,9 @@ def train_cells(
     waiting = [cell for cell in cells if not _done(cell)]
     for family in {cell.recipe.family for cell in waiting}:
         tracking.open_experiment(family)
-    task = ray.remote(num_cpus=threads, num_gpus=1 if use_gpu else 0, max_retries=2)(_train)
+    task = ray.remote(
+        num_cpus=threads, num_gpus=1 if use_gpu else 0, resources=cores_for(threads), max_retries=2
+    )(_train)
     running = {
         task.remote(
             cell.recipe.family, cell.recipe.snapshot(), cell.data, cell.out, parent, threads,

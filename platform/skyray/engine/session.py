@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 OBJECT_STORE_BYTES = 1_500_000_000
+CORES = "cores"  # of a private Ray's machine, which may have more logical CPUs than these
 
 
 def _prepare_environment() -> None:
@@ -67,9 +68,11 @@ def start_ray(address: str | None = None, num_cpus: int | None = None) -> bool:
             runtime_env=None if submitted else environment,
         )
     else:
+        cores = len(os.sched_getaffinity(0))
         ray.init(
             address="local",
-            num_cpus=num_cpus or max(4, os.cpu_count() or 1),
+            num_cpus=num_cpus or max(4, cores),
+            resources={CORES: cores},
             object_store_memory=int(os.environ.get("SKYRAY_OBJECT_STORE", OBJECT_STORE_BYTES)),
             include_dashboard=False,
             log_to_driver=bool(os.environ.get("SKYRAY_WORKER_LOGS")),
@@ -78,6 +81,17 @@ def start_ray(address: str | None = None, num_cpus: int | None = None) -> bool:
         )
     _quiet_data()
     return True
+
+
+def cores_for(threads: int) -> dict[str, float]:
+    """Return what a task that keeps so many cores busy asks for beside its logical CPUs.
+
+    On a private Ray no more of them run at once than the machine has cores; elsewhere, nothing.
+    """
+    import ray
+
+    cores = ray.cluster_resources().get(CORES)
+    return {CORES: min(float(threads), cores)} if cores else {}
 
 
 def _quiet_data() -> None:

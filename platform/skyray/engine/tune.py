@@ -24,6 +24,7 @@ from skyray.config import ConfigError
 from skyray.engine import storage, tracking
 from skyray.engine.dataset import Dataset
 from skyray.engine.lone import train_alone
+from skyray.engine.session import cores_for
 from skyray.engine.tune_figures import sweep_figures
 from skyray.families.base import Choice, Family, Objective, Range, Recipe, load_family
 
@@ -99,7 +100,7 @@ def tune_recipe(
     out, data = storage.absolute(out), storage.absolute(data)
     run_id, objective = _open_sweep(recipe, family, out, data), family.objective()
     trial = _Trial(recipe.family, recipe.snapshot(), data, out, run_id, objective, threads, use_gpu)
-    resources = {"cpu": threads, "gpu": 1} if use_gpu else {"cpu": threads}
+    resources = {"cpu": threads, **({"gpu": 1} if use_gpu else {}), **cores_for(threads)}
     trainable = tune.with_resources(lambda settings: trial.run(settings), resources)
     epochs = next(s.train.epochs for s in family.stages() if s.name == objective.stage)
     failed = True
