@@ -1,4 +1,4 @@
-"""Shared fixtures and order of tests: test data, one Ray for the session, a mock dataset, a bundle."""
+"""Shared fixtures: test data, one Ray for the session, a mock dataset, a bundle; order of tests."""
 
 from __future__ import annotations
 
