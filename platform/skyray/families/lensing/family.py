@@ -149,7 +149,7 @@ class LensingFamily(Family):
         if recipe.method != "source_only":
             space["train_adaptation.optimizer.lr"] = Range(1e-5, 3e-3, log=True)
         if recipe.method == "adda":
-            space["adaptation.encoder_lr_factor"] = Range(0.01, 1.0, log=True)
+            space["adaptation.encoder_lr_factor"] = Range(0.003, 0.3, log=True)
         return space
 
     def objective(self) -> Objective:
