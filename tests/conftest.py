@@ -28,6 +28,7 @@ TINY = (
 )
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the mark in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Keep all tests on the session's Ray in one process, from the start; the rest runs beside it.
 
