@@ -296,7 +296,9 @@ def test_fits_gzip_bomb_is_413(read):
 
 
 @pytest.mark.parametrize(
-    "body", [b"PK\x03\x04", b"<html>", b"\x1f\x8bxx", gzip.compress(b"x" * 999)[:20], b"SIMPLE  ="]
+    "body",
+    [b"PK\x03\x04", b"<html>", b"\x1f\x8bxx", gzip.compress(b"x" * 999)[:20], b"SIMPLE  ="],
+    ids=["zip", "html", "gzip magic", "cut gzip", "cut header"],
 )
 def test_not_fits_is_400(read, body):
     assert refusal(read, body, FITS).status == 400
