@@ -24,10 +24,10 @@ demo: $(READY)   ## mock survey → model → catalogue → endpoint; FILES=DIR 
 	$(BIN)/python jobs/demo.py --out demo $(if $(FILES),--files "$(FILES)")
 
 test: $(READY)   ## all tests
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest
 
 test-fast: $(READY) ## tests that take seconds
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: $(READY)   ## style and import rules
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Shared fixtures: test data, one Ray for the session, a mock dataset, a bundle; order of tests."""
+"""Shared fixtures: the test data's folder, one Ray for the session, a mock dataset, a bundle."""
 
 from __future__ import annotations
 
@@ -26,22 +26,6 @@ TINY = (
     "train_redshift.epochs=2",
     "train_redshift.batch_size=32",
 )
-
-
-@pytest.hookimpl(tryfirst=True)  # xdist reads the mark in the same hook
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep all tests on the session's Ray in one process, from the start; the rest runs beside it.
-
-    What they wait for is mostly the start of processes, so two test processes halve the suite.
-    """
-
-    def shares_ray(item: pytest.Item) -> bool:
-        return "ray_cluster" in getattr(item, "fixturenames", ())
-
-    for item in items:
-        if shares_ray(item):
-            item.add_marker(pytest.mark.xdist_group("ray"))
-    items.sort(key=lambda item: not shares_ray(item))
 
 
 @pytest.fixture(scope="session")
