@@ -39,6 +39,7 @@ def test_base_is_timms_own_forward(architecture):
     options = {"img_size": size} if architecture.startswith("maxvit") else {}
     reference = timm.create_model(architecture, num_classes=0, in_chans=4, **options).eval()
     reference.load_state_dict(network.backbone.state_dict())
+    reference.to(memory_format=torch.channels_last)
     image = torch.rand(2, 4, size, size)
     with torch.no_grad():
         torch.testing.assert_close(network.base(image), reference(image), rtol=0, atol=0)
