@@ -170,7 +170,8 @@ class AntialiasedPool(nn.Module):
         self.sigma, self.stride, self.padded = sigma, stride, padded
         reach = round(3 * sigma)
         edge = 0 if padded else reach
-        centre = torch.arange(edge, side - edge, stride)[:, None]
+        side = max(side, 0)  # nothing is left: the encoder refuses the image size
+        centre = torch.arange(edge, max(side - edge, edge), stride)[:, None]
         away = torch.arange(side)[None, :] - centre
         kernel = torch.exp(-(away**2) / (2 * sigma**2)) * (away.abs() <= reach)
         whole = torch.exp(-(torch.arange(-reach, reach + 1) ** 2) / (2 * sigma**2)).sum()
