@@ -134,7 +134,7 @@ def inference_rows(name: str, reference, model: LensClassifier, image, rounds: i
 
 
 def training_row(config: NetworkConfig, rounds: int) -> Row:
-    """Compare a training step of a D₂ network with that of escnn's own pools, bf16 where it is fast."""
+    """Compare a D₂ training step with that of escnn's own pools; bf16 where it is fast."""
     image, label = torch.randn(TRAINING_BATCH, 1, 64, 64), torch.arange(TRAINING_BATCH) % 3
 
     def step(model: LensClassifier) -> None:
