@@ -23,8 +23,14 @@ $(READY): requirements.lock pyproject.toml
 demo: $(READY)   ## mock survey → model → catalogue → endpoint; FILES=DIR adds your own spectra
 	$(BIN)/python jobs/demo.py --out demo $(if $(FILES),--files "$(FILES)")
 
+# Two processes: the tests of the shared Ray, and the others, whose report follows.
 test: $(READY)   ## all tests
-	$(BIN)/python -m pytest
+	@mkdir -p results
+	@$(BIN)/python -m pytest -m "not ray" > results/tests.log 2>&1 & others=$$!; \
+	  trap "kill $$others" INT TERM; \
+	  $(BIN)/python -m pytest -m ray; failed=$$?; \
+	  wait $$others || failed=1; \
+	  cat results/tests.log; exit $$failed
 
 test-fast: $(READY) ## tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"

@@ -8,7 +8,8 @@ On one machine workers are logical: beyond its cores they share them.
 Beside the whole, the parts are measured alone: computation of a step, fetching of a batch, an
 all-reduce of the gradients among N processes, and what an epoch costs besides its steps. They make
 a cost model, which is compared with the measured epochs and with Table III of Khan et al. 2019 and
-predicts 64 GPUs.
+predicts 64 GPUs. The same steps in N processes without Ray, sharing nothing and exchanging
+gradients, tell what a smaller batch, the exchange and Ray's own processes take of a speed-up.
 
     python benchmarks/scaling.py --out DIR [--workers 1 2 4] [--seeds 0 1 2] [--objects 1500]
         [--epochs 3] [--image-size 64] [--recipe morphology/mock_sdss_laptop] [--use-gpu]
@@ -34,9 +35,11 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from report import Row, finish  # noqa: E402
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from skyray.analysis import plots, scaling  # noqa: E402
 from skyray.engine.dataset import MANIFEST, Dataset  # noqa: E402
+from skyray.engine.loop import StageLoss  # noqa: E402
 from skyray.engine.optimizers import make_optimizer  # noqa: E402
 from skyray.engine.session import ray_session  # noqa: E402
 from skyray.engine.shards import CachedShard, stage_rows, to_tensors  # noqa: E402
@@ -86,33 +89,48 @@ def run(workers: int, seed: int, data: Path, options: argparse.Namespace) -> dic
     return found
 
 
-def measure_step(family: MorphologyFamily, data: Dataset, batch: int, rounds: int):
-    """Return median seconds of computation and of fetching for one batch, and gradient bytes."""
+def measure_step(
+    family: MorphologyFamily, data: Dataset, batch: int, rounds: int, exchange: bool = False
+):
+    """Return median seconds of computation and of fetching for one batch, and gradient bytes.
+
+    With `exchange` the gradients are averaged over the process group, as the training loop does.
+    """
     torch.set_num_threads(1)
-    rows = transformed_rows(family, data, "train", 4 * batch)
-    tensors = to_tensors(rows)
+    steps = rounds + 1
+    rows = transformed_rows(family, data, "train", steps * batch)
     stage = family.stages()[-1]
-    shard = CachedShard(tensors, stage_rows(stage, rows))
+    shard = CachedShard(to_tensors(rows), stage_rows(stage, rows))
     model = family.build_model()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(stage.trains(name))
     model.train()
     optimizer = make_optimizer(stage.train.optimizer, model)
-    steps = rounds + 1
+    module: torch.nn.Module = StageLoss(model, stage)
+    if exchange:
+        module = DistributedDataParallel(module, gradient_as_bucket_view=True)
     fetching, computing = [], []
-    batches = iter(shard.epoch(0, batch, steps, 0, torch.device("cpu")))
-    for _ in range(steps):
-        started = time.perf_counter()
-        one = next(batches)
+    started = time.perf_counter()
+    for one in _batches(shard, batch, steps):
         fetched = time.perf_counter()
-        loss, _metrics = stage.loss(model, one)
+        loss, _metrics = module(one)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         fetching.append(fetched - started)
         computing.append(time.perf_counter() - fetched)
+        started = time.perf_counter()
     size = sum(4 * p.numel() for p in model.parameters() if p.requires_grad)
     return statistics.median(computing[1:]), statistics.median(fetching[1:]), size
+
+
+def _batches(shard: CachedShard, batch: int, steps: int):
+    """Yield `steps` batches of `batch` rows, over as many epochs as they need."""
+    batch = min(batch, len(shard))
+    per_epoch = len(shard) // batch
+    for step in range(steps):
+        epoch, at = divmod(step, per_epoch)
+        yield next(shard.epoch(epoch, batch, per_epoch, at, torch.device("cpu")))
 
 
 def _all_reduce(rank: int, workers: int, place: str, elements: int, rounds: int) -> None:
@@ -139,35 +157,46 @@ def all_reduce_seconds(workers: int, elements: int, rounds: int = 5) -> float:
         return float(Path(place, "seconds").read_text())
 
 
-def _step_beside_others(rank: int, workers: int, place: str, recipe, data: str, batch, rounds):
+def _step_beside_others(
+    rank: int, workers: int, place: str, recipe, data: str, batch: int, rounds: int, exchange: bool
+) -> None:
     dist.init_process_group("gloo", f"file://{place}/meeting", rank=rank, world_size=workers)
     dataset = Dataset.open(data)
     family = MorphologyFamily(MorphologyFamily.recipe_type.load(recipe), dataset.info())
     dist.barrier()
-    compute, _, _ = measure_step(family, dataset, batch, rounds)
+    compute, _, _ = measure_step(family, dataset, batch, rounds, exchange)
     Path(place, f"{rank}.seconds").write_text(repr(compute))
     dist.destroy_process_group()
 
 
-def ceiling(workers: int, recipe, data: Path, batch: int, rounds: int) -> float:
-    """Return how often faster N processes that share nothing compute steps than one does.
+def speed_ups_without_ray(
+    workers: int, recipe, data: Path, scaled: bool, rounds: int
+) -> dict[str, float]:
+    """Return how many times the images/s of one process N processes reach, Ray apart.
 
-    No data-parallel training on this machine can gain more. One and N take turns; the median of
-    the ratios counts, since a shared machine's speed changes from one minute to the next.
+    First with nothing shared, which no data-parallel training on this machine can beat; then with
+    gradients exchanged. The three take turns and medians of their ratios count, since a shared
+    machine's speed changes from one minute to the next.
     """
+    whole = recipe.train.batch_size
+    each = whole if scaled else max(2, whole // workers)
     ratios = []
     for _ in range(_TURNS):
-        seconds = {}
-        for count in (1, workers):
+        seconds = []
+        for count, size, exchange in (
+            (1, whole, False), (workers, each, False), (workers, each, True)
+        ):  # fmt: skip
             with tempfile.TemporaryDirectory() as place:
                 torch.multiprocessing.spawn(
                     _step_beside_others,
-                    (count, place, recipe.snapshot(), str(data), batch, rounds), nprocs=count,
+                    (count, place, recipe.snapshot(), str(data), size, rounds, exchange),
+                    nprocs=count,
                 )  # fmt: skip
                 found = [float(path.read_text()) for path in Path(place).glob("*.seconds")]
-            seconds[count] = statistics.mean(found)
-        ratios.append(workers * seconds[1] / seconds[workers])
-    return statistics.median(ratios)
+            seconds.append(statistics.mean(found) / (count * size))
+        ratios.append((seconds[0] / seconds[1], seconds[0] / seconds[2]))
+    nothing, gradients = (statistics.median(turns) for turns in zip(*ratios, strict=True))
+    return {"sharing nothing": nothing, "exchanging gradients": gradients}
 
 
 def cost_model(options, family, data: Dataset, batch: int, other_s: float):
@@ -200,7 +229,7 @@ def prediction(model: scaling.CostModel, options) -> scaling.CostModel:
     )  # fmt: skip
 
 
-def table(found, model, reduce, cluster, most: dict[int, float], options) -> list[Row]:
+def table(found, model, reduce, cluster, apart: dict[int, dict[str, float]], options) -> list[Row]:
     """Return measured and modelled figures."""
     cores = len(os.sched_getaffinity(0))
     rate = {n: statistics.median(r["images_s"] for r in runs) for n, runs in found.items()}
@@ -212,12 +241,19 @@ def table(found, model, reduce, cluster, most: dict[int, float], options) -> lis
         note = f"final loss {statistics.mean(losses):.4f} ({min(losses):.4f} to {max(losses):.4f})"
         if workers > cores and not options.use_gpu:
             note += f"; logical workers on {cores} cores"
-        if workers in most:
-            note += f"; processes that share nothing reach {most[workers]:.2f} × here"
         rows.append(Row(
             _count(workers), rate[workers], "images/s", rate[first],
             rate[workers] / rate[first], _TARGET_TWO if workers == 2 else None, note,
         ))  # fmt: skip
+        for name, gain in apart.get(workers, {}).items():
+            rows.append(
+                Row(
+                    f"{workers} processes without Ray, {name}",
+                    gain,
+                    "×",
+                    note="steps alone, against one process with the recipe's batch",
+                )
+            )
         seconds = {"compute": model.compute_s, "input": model.input_s,
                    "communication": reduce[workers]}  # fmt: skip
         whole = step + reduce[workers]
@@ -324,12 +360,12 @@ def main() -> None:
     cluster = prediction(model, options)
     draw(found, cluster, options.out / "scaling.png")
     rounds = 2 * options.rounds
-    most = {
-        n: ceiling(n, recipe, data, batch, rounds)
+    apart = {
+        n: speed_ups_without_ray(n, recipe, data, options.scale_batch, rounds)
         for n in options.workers
         if n > 1 and not options.use_gpu
     }
-    rows = table(found, model, reduce, cluster, most, options)
+    rows = table(found, model, reduce, cluster, apart, options)
     finish("Data-parallel training of the morphology family", rows, options.json)
 
 

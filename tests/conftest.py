@@ -28,6 +28,13 @@ TINY = (
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests of the shared Ray, so that `make test` can run the others beside them."""
+    for item in items:
+        if "ray_cluster" in getattr(item, "fixturenames", ()):
+            item.add_marker("ray")
+
+
 @pytest.fixture(scope="session")
 def survey_data() -> Path:
     """Folder of real survey data; tests that need it skip where it is not given."""

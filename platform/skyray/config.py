@@ -62,6 +62,8 @@ class Config(BaseModel):
 
 
 def _parse_value(text: str) -> Any:
+    if not text.strip():
+        return ""  # YAML reads nothing as null, which is written out
     value = yaml.safe_load(text)
     if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
         try:
