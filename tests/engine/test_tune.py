@@ -76,7 +76,7 @@ def test_summary_of_a_grid():
 
 @pytest.mark.slow
 def test_killed_sweep_goes_on_and_counts_every_trial_once(
-    mock_dataset, tiny_recipe, tmp_path_factory
+    mock_dataset, tiny_recipe, tmp_path_factory, capsys
 ):
     """A process of its own is killed after some trials; the same call then finishes the sweep."""
     folder = tmp_path_factory.mktemp("sweep")
@@ -89,8 +89,7 @@ def test_killed_sweep_goes_on_and_counts_every_trial_once(
         "from skyray.families.redshift.recipes import RedshiftRecipe\n"
         "recipe = RedshiftRecipe.load(json.loads(sys.argv[1]))\n"
         "with ray_session(num_cpus=2):\n"
-        "    tune_recipe(recipe, sys.argv[2], sys.argv[3], trials=int(sys.argv[4]),\n"
-        "                progress=False)\n"
+        "    tune_recipe(recipe, sys.argv[2], sys.argv[3], trials=int(sys.argv[4]))\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform"),
                    "SKYRAY_OBJECT_STORE": "200000000"}  # fmt: skip
@@ -109,7 +108,8 @@ def test_killed_sweep_goes_on_and_counts_every_trial_once(
         os.killpg(process.pid, signal.SIGKILL)  # the driver, and Ray that it started
         process.wait()
     assert 3 <= done < trials
-    found = tune_recipe(recipe, mock_dataset, str(out), trials=trials, progress=False)
+    found = tune_recipe(recipe, mock_dataset, str(out), trials=trials)
+    assert f"{trials}/{trials}" in capsys.readouterr().err
     assert len(found.trials) == trials
     assert found.trials["trial"].is_unique
     assert not found.trials["failed"].any()

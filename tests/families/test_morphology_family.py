@@ -19,7 +19,12 @@ from skyray.transforms.augment import NO_AUGMENTATION, AugmentConfig
 from skyray.transforms.images import ColourMapping, published_mapping, to_colour
 
 SIZE = 64
-TINY = ("network.weights=''", "network.input_size=null", "network.architecture=resnet10t")
+TINY = (
+    "network.weights=''",
+    "train_norms=true",
+    "network.input_size=null",
+    "network.architecture=resnet10t",
+)
 
 
 def info(bands=("g", "r", "i", "z"), **changes) -> DataInfo:
@@ -149,7 +154,7 @@ def test_frozen_norms_keep_their_running_statistics():
 
 
 def test_norms_can_stay_as_pre_trained_in_every_stage():
-    made = family("train_norms=false")
+    made = family("train_norms=false", "network.weights=imagenet")
     model = made.build_model()
     stage = made.stages()[-1]
     for name, parameter in model.named_parameters():
@@ -160,6 +165,11 @@ def test_norms_can_stay_as_pre_trained_in_every_stage():
     assert not any(norm.training for norm in norms.values())
     frozen = {n for n, p in model.named_parameters() if not p.requires_grad}
     assert frozen == {f"{n}.{part}" for n in norms for part in ("weight", "bias")}
+
+
+def test_norms_without_pre_training_are_refused():
+    with pytest.raises(ConfigError, match=r"train_norms.*from scratch"):
+        family("train_norms=false")
 
 
 def test_cached_features_give_the_heads_own_loss():

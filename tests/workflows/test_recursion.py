@@ -26,7 +26,8 @@ from skyray.workflows.recursion import (
 SIZE = 32
 TINY = (
     "network.architecture=resnet10t", "network.weights=''", "network.input_size=null",
-    "train_head=null", "train_middle=null", "train.epochs=2", "train.batch_size=16",
+    "train_norms=true", "train_head=null", "train_middle=null", "train.epochs=2",
+    "train.batch_size=16",
 )  # fmt: skip
 SETTINGS = Settings(per_class=6, unlabelled_split="train", tolerance=1.0)
 

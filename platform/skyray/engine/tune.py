@@ -106,13 +106,15 @@ def tune_recipe(
     failed = True
     try:
         with tqdm(total=trials, desc="tune", unit="trial", disable=not progress) as bar:
+            _bars[out] = bar
             found = _tuner(
                 trainable, space, objective, out, trials, concurrent, recipe.seed, epochs,
-                grace_epochs, bar,
+                grace_epochs,
             ).fit()  # fmt: skip
         table = _table(found, out, objective, list(space))
         failed = False
     finally:
+        _bars.pop(out, None)
         tracking.finish_run(run_id, failed)
     return _conclude(out, run_id, table, objective, list(space))
 
@@ -188,24 +190,43 @@ class _Trial:
         )  # fmt: skip
 
 
-class _Bar(tune.Callback):
-    """Moves a progress bar as trials end."""
+_bars: dict[str, tqdm] = {}  # of the sweeps this process drives, by their folder
 
-    def __init__(self, bar: tqdm, better: str):
-        self._bar, self._better, self._best = bar, better, math.nan
+
+class _Watch(tune.Callback):
+    """Moves the sweep's progress bar as trials end, and closes their runs.
+
+    Ray Tune keeps its callbacks in the sweep's folder for a restored sweep, so this one knows the
+    folder and not the bar.
+    """
+
+    def __init__(self, out: str, better: str):
+        self._out, self._better = out, better
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
+        _close_run(self._out, trial.trial_id, failed=False)  # ASHA's end reaches no code of a trial
         values = [t.last_result.get("best", math.nan) for t in trials if t.last_result]
         values = [value for value in values if not math.isnan(value)]
+        bar = _bars.get(self._out)
+        if bar is None:
+            return
+        ended = {t.trial_id for t in trials if t.is_finished()} | {trial.trial_id}
+        bar.update(len(ended) - bar.n)
         if values:
-            self._best = max(values) if self._better == "max" else min(values)
-        self._bar.update(sum(t.is_finished() for t in trials) - self._bar.n)
-        self._bar.set_postfix(best=f"{self._best:.4g}")
+            bar.set_postfix(best=f"{(max if self._better == 'max' else min)(values):.4g}")
 
 
-def _tuner(
-    trainable, space, objective, out, trials, concurrent, seed, epochs, grace, bar
-) -> tune.Tuner:
+def _close_run(out: str, trial: str, failed: bool) -> str:
+    """End a trial's MLflow run and return its id; nothing for a trial that began none."""
+    place = storage.join(out, _RUNS, trial, "run.json")
+    if not storage.exists(place):
+        return ""
+    run_id = storage.read_json(place)["run_id"]
+    tracking.finish_run(run_id, failed)
+    return run_id
+
+
+def _tuner(trainable, space, objective, out, trials, concurrent, seed, epochs, grace) -> tune.Tuner:
     filesystem, path = storage.resolve(out)
     place = storage.join(path, _RAY)
     if tune.Tuner.can_restore(place, storage_filesystem=filesystem):
@@ -230,7 +251,7 @@ def _tuner(
         ),
         run_config=tune.RunConfig(
             name=_RAY, storage_path=path, storage_filesystem=filesystem, verbose=0,
-            callbacks=[_Bar(bar, objective.better)],
+            callbacks=[_Watch(out, objective.better)],
             failure_config=tune.FailureConfig(max_failures=1),
         ),
     )  # fmt: skip
@@ -242,10 +263,7 @@ def _table(found: tune.ResultGrid, out: str, objective: Objective, keys: list[st
     for result in found:
         metrics = result.metrics or {}
         name = Path(result.path).name.split("_")[1] if result.path else ""
-        run = storage.join(out, _RUNS, metrics.get("trial_id", name), "run.json")
-        run_id = storage.read_json(run)["run_id"] if storage.exists(run) else ""
-        if run_id:
-            tracking.finish_run(run_id, failed=result.error is not None)
+        run_id = _close_run(out, metrics.get("trial_id", name), failed=result.error is not None)
         settings = {key: (result.config or {}).get(key) for key in keys}
         rows.append(
             {

@@ -105,9 +105,14 @@ class MorphologyRecipe(Recipe):
     )
 
     @model_validator(mode="after")
-    def _head_first(self):
+    def _possible(self):
         if self.network.metadata:
             raise ValueError("network.metadata: cutouts carry no metadata; expected 0")
+        if not self.network.weights and not self.train_norms:
+            raise ValueError(
+                "train_norms: false keeps the norms of the pre-training, but network.weights is "
+                "'' (from scratch); expected true"
+            )
         return self
 
     def vision(self) -> VisionConfig:
