@@ -69,7 +69,8 @@ def train_alone(
     last_stage : str, optional
         Stage to stop after; then no bundle can be written.
     on_epoch : callable, optional
-        Gets the row of the history after every epoch; what it raises ends the training.
+        Gets the row of the history after every epoch; what it raises ends the training, and
+        ``SystemExit(0)`` without calling it failed.
 
     Raises
     ------
@@ -100,6 +101,9 @@ def train_alone(
             )  # fmt: skip
             registry.register(out, run_id)
         failed = False
+    except SystemExit as end:  # so a sweep's scheduler ends a trial that falls behind
+        failed = bool(end.code)
+        raise
     finally:
         tracking.finish_run(run_id, failed)
     return LoneResult(run_id, position.history)

@@ -194,7 +194,7 @@ _bars: dict[str, tqdm] = {}  # of the sweeps this process drives, by their folde
 
 
 class _Watch(tune.Callback):
-    """Moves the sweep's progress bar as trials end, and closes their runs.
+    """Moves the sweep's progress bar as trials end.
 
     Ray Tune keeps its callbacks in the sweep's folder for a restored sweep, so this one knows the
     folder and not the bar.
@@ -204,7 +204,6 @@ class _Watch(tune.Callback):
         self._out, self._better = out, better
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        _close_run(self._out, trial.trial_id, failed=False)  # ASHA's end reaches no code of a trial
         values = [t.last_result.get("best", math.nan) for t in trials if t.last_result]
         values = [value for value in values if not math.isnan(value)]
         bar = _bars.get(self._out)
@@ -214,16 +213,6 @@ class _Watch(tune.Callback):
         bar.update(len(ended) - bar.n)
         if values:
             bar.set_postfix(best=f"{(max if self._better == 'max' else min)(values):.4g}")
-
-
-def _close_run(out: str, trial: str, failed: bool) -> str:
-    """End a trial's MLflow run and return its id; nothing for a trial that began none."""
-    place = storage.join(out, _RUNS, trial, "run.json")
-    if not storage.exists(place):
-        return ""
-    run_id = storage.read_json(place)["run_id"]
-    tracking.finish_run(run_id, failed)
-    return run_id
 
 
 def _tuner(trainable, space, objective, out, trials, concurrent, seed, epochs, grace) -> tune.Tuner:
@@ -263,7 +252,10 @@ def _table(found: tune.ResultGrid, out: str, objective: Objective, keys: list[st
     for result in found:
         metrics = result.metrics or {}
         name = Path(result.path).name.split("_")[1] if result.path else ""
-        run_id = _close_run(out, metrics.get("trial_id", name), failed=result.error is not None)
+        run = storage.join(out, _RUNS, metrics.get("trial_id", name), "run.json")
+        run_id = storage.read_json(run)["run_id"] if storage.exists(run) else ""
+        if run_id:
+            tracking.finish_run(run_id, failed=result.error is not None)
         settings = {key: (result.config or {}).get(key) for key in keys}
         rows.append(
             {
