@@ -80,7 +80,7 @@ def test_killed_sweep_goes_on_and_counts_every_trial_once(
 ):
     """A process of its own is killed after some trials; the same call then finishes the sweep."""
     folder = tmp_path_factory.mktemp("sweep")
-    out, trials = folder / "sweep", 6
+    out, trials = folder / "sweep", 14
     recipe = tiny_recipe.override(FAST)
     script = (
         "import json, sys\n"
@@ -102,7 +102,7 @@ def test_killed_sweep_goes_on_and_counts_every_trial_once(
         )
         deadline = time.monotonic() + 240
         while _finished(out) < 3 and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.5)
+            time.sleep(0.1)
         done = _finished(out)
         assert process.poll() is None, (folder / "log").read_text()[-3000:]
         os.killpg(process.pid, signal.SIGKILL)  # the driver, and Ray that it started
