@@ -158,6 +158,22 @@ def test_training_in_one_process_refuses_what_it_cannot_do(tiny_recipe, tmp_path
         train_alone(tiny_recipe.override(["train.cache=false"]), "nowhere", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("end", "status"), [(SystemExit(0), "FINISHED"), (ValueError("no"), "FAILED")]
+)
+def test_training_ended_by_a_scheduler_is_not_called_failed(
+    end, status, mock_dataset, tiny_recipe, tmp_path
+):
+    def stop(row):
+        raise end
+
+    with pytest.raises(type(end)):
+        train_alone(tiny_recipe.override(FAST), mock_dataset, str(tmp_path), on_epoch=stop)
+    run_id = storage.read_json(str(tmp_path / "run.json"))["run_id"]
+    run = tracking.client(tracking.tracking_uri()).get_run(run_id)
+    assert run.info.status == status
+
+
 @pytest.mark.slow
 def test_grid_has_a_row_for_every_cell(mock_dataset, tmp_path_factory):
     out = str(tmp_path_factory.mktemp("grid") / "grid")
