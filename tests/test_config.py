@@ -23,10 +23,11 @@ class Run(Config):
 
 def test_override_reads_types():
     run = Run().override(
-        ["epochs=20", "optimizer.lr=1e-4", "widths=[8,16,32]", "name=", "limit=null"]
+        ["epochs=20", "optimizer.lr=1e-4", "widths=[8,16,32]", "name=second", "limit=null"]
     )
     assert (run.epochs, run.optimizer.lr, run.widths) == (20, 1e-4, (8, 16, 32))
-    assert (run.name, run.limit) == ("", None)
+    assert (run.name, run.limit) == ("second", None)
+    assert run.override(["name="]).name == ""
     assert Run().epochs == 5
 
 
