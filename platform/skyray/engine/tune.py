@@ -204,9 +204,11 @@ class _Watch(tune.Callback):
         self._out, self._better = out, better
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
-        bar = _bars[self._out]
         values = [t.last_result.get("best", math.nan) for t in trials if t.last_result]
         values = [value for value in values if not math.isnan(value)]
+        bar = _bars.get(self._out)
+        if bar is None:
+            return
         ended = {t.trial_id for t in trials if t.is_finished()} | {trial.trial_id}
         bar.update(len(ended) - bar.n)
         if values:
