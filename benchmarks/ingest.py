@@ -27,8 +27,8 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 from report import Row, finish  # noqa: E402
 
 from skyray.cards import load_card  # noqa: E402
-from skyray.engine.ingest import ingest  # noqa: E402
-from skyray.engine.session import ray_session  # noqa: E402
+from skyray.data.ingest import ingest  # noqa: E402
+from skyray.runtime.session import ray_session  # noqa: E402
 
 TARGET = 0.9
 PIXEL_COLUMNS = ("flux", "loglam", "ivar", "and_mask")

@@ -179,8 +179,8 @@ def simulation_rows(objects: int, ray: bool) -> list[Row]:
 
 def ray_rate(card, objects: int, workers: int) -> float:
     """Return images per second of wall time of a simulation on so many workers."""
-    from skyray.engine.session import ray_session
-    from skyray.engine.simulate import simulate
+    from skyray.data.simulate import simulate
+    from skyray.runtime.session import ray_session
 
     with tempfile.TemporaryDirectory() as folder, ray_session(num_cpus=workers):
         simulate(card, 128, 1, f"{folder}/warm", progress=False)

@@ -22,10 +22,10 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 from report import Row, finish  # noqa: E402
 
 from skyray.cards import load_card  # noqa: E402
-from skyray.engine.ingest import ingest  # noqa: E402
-from skyray.engine.session import ray_session  # noqa: E402
-from skyray.engine.simulate import simulate  # noqa: E402
+from skyray.data.ingest import ingest  # noqa: E402
+from skyray.data.simulate import simulate  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
+from skyray.runtime.session import ray_session  # noqa: E402
 
 RECIPE = "redshift/sdss_coarse_laptop"
 MOST_DELTA_Z = 0.01
@@ -35,8 +35,8 @@ def trained_on_mocks(
     templates: str | None, folder: Path, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Simulate, train and score on the real spectra; return the metrics."""
-    from skyray.engine.evaluate import evaluate
-    from skyray.engine.train import train
+    from skyray.inference.evaluate import evaluate
+    from skyray.training.train import train
 
     name = "external" if templates else "built-in"
     mock, bundle = folder / f"mock-{name}", folder / f"bundle-{name}"

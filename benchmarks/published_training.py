@@ -25,10 +25,10 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 from report import Row, finish  # noqa: E402
 
 from skyray.cards import load_card  # noqa: E402
-from skyray.engine.dataset import MANIFEST  # noqa: E402
-from skyray.engine.session import ray_session  # noqa: E402
-from skyray.engine.simulate import simulate  # noqa: E402
+from skyray.data.dataset import MANIFEST  # noqa: E402
+from skyray.data.simulate import simulate  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
+from skyray.runtime.session import ray_session  # noqa: E402
 
 ARMS = {
     "ours": ("redshift/sdss_dr16_laptop", []),
@@ -50,8 +50,8 @@ SCORES = {
 
 def run(arm: str, seed: int, data: Path, options: argparse.Namespace) -> None:
     """Train and score one arm with one seed and keep its metrics."""
-    from skyray.engine.evaluate import evaluate
-    from skyray.engine.train import train
+    from skyray.inference.evaluate import evaluate
+    from skyray.training.train import train
 
     kept = options.out / f"{arm}-{seed}.json"
     if kept.exists():

@@ -28,12 +28,12 @@ from report import Row, finish  # noqa: E402
 
 from skyray.analysis.classification import roc_auc  # noqa: E402
 from skyray.cards import Card, load_card  # noqa: E402
-from skyray.engine.dataset import Dataset, table_to_columns  # noqa: E402
-from skyray.engine.ingest import ingest_source  # noqa: E402
-from skyray.engine.session import ray_session  # noqa: E402
-from skyray.engine.sources import FileSource  # noqa: E402
+from skyray.data.dataset import Dataset, table_to_columns  # noqa: E402
+from skyray.data.ingest import ingest_source  # noqa: E402
+from skyray.data.sources import FileSource  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
 from skyray.records import Alert  # noqa: E402
+from skyray.runtime.session import ray_session  # noqa: E402
 from skyray.transforms.alerts import triplet_input  # noqa: E402
 
 RECIPE = "alerts/real_bogus_laptop"
@@ -62,8 +62,8 @@ class OtherSplit(FileSource):
 
 def trained(options: argparse.Namespace, folder: Path, number: int) -> dict[str, Any]:
     """Split the objects anew, train, and return the metrics of the test objects."""
-    from skyray.engine.evaluate import evaluate
-    from skyray.engine.train import train
+    from skyray.inference.evaluate import evaluate
+    from skyray.training.train import train
 
     card, real = card_of_benchmark(), str(folder / f"real-{number}")
     ingest_source(card, OtherSplit(card, [options.alerts], number), real)
@@ -82,9 +82,9 @@ def trained(options: argparse.Namespace, folder: Path, number: int) -> dict[str,
 
 def _learned_from_mocks(options: argparse.Namespace, folder: Path) -> Path:
     """Return the weights of a network trained on mock alerts alone; made once."""
-    from skyray.engine.bundle import WEIGHTS_FILE
-    from skyray.engine.simulate import simulate
-    from skyray.engine.train import train
+    from skyray.bundles.bundle import WEIGHTS_FILE
+    from skyray.data.simulate import simulate
+    from skyray.training.train import train
 
     weights = folder / "bundle-mock" / WEIGHTS_FILE
     if not weights.exists():

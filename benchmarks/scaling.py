@@ -38,16 +38,16 @@ from report import Row, finish  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from skyray.analysis import plots, scaling  # noqa: E402
-from skyray.engine.dataset import MANIFEST, Dataset  # noqa: E402
-from skyray.engine.loop import StageLoss  # noqa: E402
-from skyray.engine.optimizers import make_optimizer  # noqa: E402
-from skyray.engine.session import ray_session  # noqa: E402
-from skyray.engine.shards import CachedShard, stage_rows, to_tensors  # noqa: E402
-from skyray.engine.simulate import simulate  # noqa: E402
-from skyray.engine.train import train, transformed_rows  # noqa: E402
+from skyray.data.dataset import MANIFEST, Dataset  # noqa: E402
+from skyray.data.simulate import simulate  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
 from skyray.families.morphology.family import MorphologyFamily  # noqa: E402
 from skyray.families.morphology.recipes import scaled_to_workers  # noqa: E402
+from skyray.runtime.session import ray_session  # noqa: E402
+from skyray.training.loop import StageLoss  # noqa: E402
+from skyray.training.optimizers import make_optimizer  # noqa: E402
+from skyray.training.shards import CachedShard, stage_rows, to_tensors  # noqa: E402
+from skyray.training.train import train, transformed_rows  # noqa: E402
 from skyray.workflows.des_galaxies import mock_cards  # noqa: E402
 
 _PREDICTED = 64

@@ -24,8 +24,8 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 import pandas as pd  # noqa: E402
 from report import Row, finish  # noqa: E402
 
-from skyray.engine import tracking  # noqa: E402
-from skyray.engine.tune import SWEEP_FILE, TRIALS_FILE  # noqa: E402
+from skyray.runtime import tracking  # noqa: E402
+from skyray.search.tune import SWEEP_FILE, TRIALS_FILE  # noqa: E402
 
 _PATIENCE_S = 3600
 

@@ -27,14 +27,14 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 from report import Row, finish  # noqa: E402
 
 from skyray.cards import load_card  # noqa: E402
-from skyray.engine.dataset import Dataset, table_to_columns  # noqa: E402
-from skyray.engine.optimizers import make_optimizer  # noqa: E402
-from skyray.engine.session import ray_session  # noqa: E402
-from skyray.engine.simulate import simulate  # noqa: E402
-from skyray.engine.train import train  # noqa: E402
+from skyray.data.dataset import Dataset, table_to_columns  # noqa: E402
+from skyray.data.simulate import simulate  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
 from skyray.families.redshift.family import RedshiftFamily  # noqa: E402
 from skyray.families.redshift.networks import ClassifierLoss  # noqa: E402
+from skyray.runtime.session import ray_session  # noqa: E402
+from skyray.training.optimizers import make_optimizer  # noqa: E402
+from skyray.training.train import train  # noqa: E402
 
 THREADS = 1
 TARGET = 0.9

@@ -30,12 +30,12 @@ from report import Row, finish  # noqa: E402
 
 from skyray.analysis import plots  # noqa: E402
 from skyray.cards import load_card  # noqa: E402
-from skyray.engine import storage  # noqa: E402
-from skyray.engine.dataset import MANIFEST  # noqa: E402
-from skyray.engine.ensemble import Cell, train_cells  # noqa: E402
-from skyray.engine.ingest import ingest, ingest_source  # noqa: E402
-from skyray.engine.session import ray_session  # noqa: E402
+from skyray.data.dataset import MANIFEST  # noqa: E402
+from skyray.data.ingest import ingest, ingest_source  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
+from skyray.runtime import storage  # noqa: E402
+from skyray.runtime.session import ray_session  # noqa: E402
+from skyray.search.ensemble import Cell, train_cells  # noqa: E402
 
 Runs = dict[tuple[str, float], dict[int, dict[str, Any]]]  # (arm, share) → seed → scores
 SHARES = (0.05, 0.1, 0.5, 1.0)

@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
 
 def ask_endpoint(bundle: Path, survey_file: Path, port: int) -> tuple[int, dict[str, Any]]:
     """Start the service, send it one survey file and return status and answer."""
-    from skyray.engine.serving import load_service, running_service
+    from skyray.inference.serving import load_service, running_service
 
     config = load_service(ROOT / "serve" / "config.yaml", {"bundle": str(bundle)}, port=port)
     with running_service(config) as url:
@@ -68,18 +68,18 @@ def ask_endpoint(bundle: Path, survey_file: Path, port: int) -> tuple[int, dict[
 
 def run(options: argparse.Namespace, steps: Steps) -> None:
     from skyray.cards import load_card
-    from skyray.engine.evaluate import evaluate
-    from skyray.engine.ingest import ingest
-    from skyray.engine.predict import predict
-    from skyray.engine.session import ray_session
-    from skyray.engine.simulate import simulate
+    from skyray.data.ingest import ingest
+    from skyray.data.simulate import simulate
     from skyray.families.base import load_recipe
+    from skyray.inference.evaluate import evaluate
+    from skyray.inference.predict import predict
+    from skyray.runtime.session import ray_session
 
     out = options.out
     card = load_card(CARD)
     survey, dataset, bundle = out / "survey", out / "dataset", out / "bundle"
     with ray_session():
-        from skyray.engine.train import train
+        from skyray.training.train import train
 
         steps(
             f"simulate {options.objects} objects as {card.name} spec files",

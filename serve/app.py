@@ -38,10 +38,10 @@ from serve.settings import ServiceSettings, load_settings
 from starlette.exceptions import HTTPException
 
 import skyray
+from skyray.bundles.bundle import read_bundle
 from skyray.cards import load_card
-from skyray.engine.bundle import read_bundle
-from skyray.engine.serving import TOKEN_VARIABLE
 from skyray.families.base import DataInfo
+from skyray.inference.serving import TOKEN_VARIABLE
 from skyray.records import InvalidRecord, Record
 
 _READY_TIMEOUT_S = 5

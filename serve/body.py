@@ -8,7 +8,7 @@ import hmac
 from serve.refusal import Refusal
 from starlette.requests import ClientDisconnect, Request
 
-from skyray.engine.serving import LOOPBACK
+from skyray.inference.serving import LOOPBACK
 
 
 async def read_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:

@@ -15,7 +15,7 @@ from serve.refusal import Refusal
 from serve.uploads import Decoded, too_many
 
 from skyray.cards import Card
-from skyray.engine.rows import check_record
+from skyray.data.rows import check_record
 from skyray.families.base import DataInfo
 from skyray.records import InvalidRecord, Record
 

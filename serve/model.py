@@ -26,7 +26,7 @@ class RecordModel:
     def __init__(self, settings: ServiceSettings):
         import torch
 
-        from skyray.engine.bundle import Predictor
+        from skyray.bundles.bundle import Predictor
 
         torch.set_num_threads(settings.threads)
         device = "cuda" if settings.gpus_per_replica else "cpu"

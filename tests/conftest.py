@@ -48,7 +48,7 @@ def survey_data() -> Path:
 def ray_cluster(tmp_path_factory) -> Iterator[None]:
     """One private Ray with 4 logical CPUs, shared by all tests that need it."""
     os.environ["SKYRAY_HOME"] = str(tmp_path_factory.mktemp("home"))
-    from skyray.engine.session import ray_session
+    from skyray.runtime.session import ray_session
 
     with ray_session(num_cpus=4):
         yield
@@ -66,7 +66,7 @@ def tiny_recipe():
 def mock_dataset(ray_cluster, tmp_path_factory) -> str:
     """A dataset of 300 mock SDSS spectra: stars, galaxies, quasars."""
     from skyray.cards import load_card
-    from skyray.engine.simulate import simulate
+    from skyray.data.simulate import simulate
 
     out = str(tmp_path_factory.mktemp("mock") / "dataset")
     simulate(load_card("sdss_coarse"), 300, 5, out)
@@ -76,7 +76,7 @@ def mock_dataset(ray_cluster, tmp_path_factory) -> str:
 @pytest.fixture(scope="session")
 def tiny_bundle(mock_dataset, tiny_recipe, tmp_path_factory) -> str:
     """A bundle trained on `mock_dataset` for two epochs: real, and bad at its job."""
-    from skyray.engine.train import train
+    from skyray.training.train import train
 
     out = str(tmp_path_factory.mktemp("bundle") / "bundle")
     train(tiny_recipe, mock_dataset, out, progress=False)

@@ -7,7 +7,7 @@ import yaml
 
 from skyray.cards import Card, Condition, card_directory, load_card
 from skyray.config import ConfigError
-from skyray.engine.rows import row_of
+from skyray.data.rows import row_of
 from skyray.readers.base import make_reader
 from skyray.records import InvalidRecord
 from skyray.simulate.base import make_simulator

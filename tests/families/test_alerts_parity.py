@@ -9,7 +9,7 @@ import pytest
 from pyarrow import fs
 
 from skyray.cards import load_card
-from skyray.engine.rows import columns_of, row_of
+from skyray.data.rows import columns_of, row_of
 from skyray.families.alerts.family import AlertsFamily
 from skyray.families.base import DataInfo, load_recipe
 from skyray.readers.base import SurveyFile, make_reader

@@ -32,8 +32,8 @@ def bundle(tmp_path_factory) -> Path:
     """A bundle as training leaves it, of a small network that was calibrated but hardly trained."""
     import torch
 
+    from skyray.bundles.bundle import write_bundle
     from skyray.cards import load_card
-    from skyray.engine.bundle import write_bundle
     from skyray.families.base import DataInfo, load_recipe
     from skyray.families.redshift.family import RedshiftFamily
 
@@ -66,7 +66,7 @@ def _training_rows(card, pixels: int, rows: int = 90) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")  # no longer: Serve cannot change its address while it runs
 def service(ray_cluster, bundle) -> Iterator[str]:
     """The service over HTTP with small limits: 2 MiB bodies, 3 s for a body, short queues."""
-    from skyray.engine.serving import load_service, running_service
+    from skyray.inference.serving import load_service, running_service
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -16,7 +16,7 @@ from conftest import make_spectrum
 from ray_head import ROOT, free_port, program, ray_head
 
 from skyray.config import ConfigError
-from skyray.engine.serving import TOKEN_VARIABLE, load_service
+from skyray.inference.serving import TOKEN_VARIABLE, load_service
 
 CONFIG = ROOT / "serve" / "config.yaml"
 TOKEN = "a-long-random-token"

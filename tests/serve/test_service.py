@@ -44,7 +44,7 @@ def expected(bundle) -> pa.Table:
     """What the predictor itself says of five spectra."""
     from serve.decode_json import decode_json
 
-    from skyray.engine.bundle import Predictor
+    from skyray.bundles.bundle import Predictor
 
     spectra = decode_json(json.dumps({"spectra": [make_spectrum(i) for i in range(5)]}).encode())
     return Predictor.from_bundle(bundle, "cpu").predict_records(spectra)

@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 import pytest
 
 from skyray.cards import load_card
-from skyray.engine.dataset import Dataset
-from skyray.engine.evaluate import evaluate
-from skyray.engine.ingest import ingest
-from skyray.engine.lone import train_alone
-from skyray.engine.predict import predict
-from skyray.engine.simulate import simulate
+from skyray.data.dataset import Dataset
+from skyray.data.ingest import ingest
+from skyray.data.simulate import simulate
 from skyray.families.alerts import embedding
 from skyray.families.base import load_recipe
+from skyray.inference.evaluate import evaluate
+from skyray.inference.predict import predict
+from skyray.training.lone import train_alone
 from skyray.transforms.alerts import FEATURES
 from skyray.workflows.alerts import map_alerts
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from skyray.bundles.bundle import Predictor
 from skyray.cards import load_card
-from skyray.engine.bundle import Predictor
 from skyray.families.lensing.survey_figures import measure
 from skyray.simulate.base import make_simulator
 from skyray.simulate.lens_cameras import CAMERAS
@@ -20,7 +20,7 @@ TINY = (
 
 @pytest.mark.slow
 def test_experiment_from_simulation_to_table(ray_cluster, tmp_path):
-    from skyray.engine.simulate import simulate
+    from skyray.data.simulate import simulate
     from skyray.workflows.lens_adaptation import reproduce
 
     data = str(tmp_path / "lenses")

@@ -12,10 +12,10 @@ import requests
 import torch
 from astropy.table import Table
 
+from skyray.bundles.bundle import Predictor, write_bundle
 from skyray.cards import load_card
-from skyray.engine.bundle import Predictor, write_bundle
-from skyray.engine.dataset import Dataset, table_to_columns
-from skyray.engine.rows import columns_of
+from skyray.data.dataset import Dataset, table_to_columns
+from skyray.data.rows import columns_of
 from skyray.families.base import DataInfo, load_recipe
 from skyray.families.outliers.family import OutliersFamily
 from skyray.simulate.spectra import MockSurvey
@@ -49,8 +49,8 @@ def untrained_stars(folder) -> None:
 @pytest.fixture(scope="module")
 def searched(ray_cluster, tmp_path_factory):
     """A mock survey, galaxies trained on two workers, stars not trained, and a finished search."""
-    from skyray.engine.simulate import simulate
-    from skyray.engine.train import train
+    from skyray.data.simulate import simulate
+    from skyray.training.train import train
     from skyray.workflows.outliers import find_outliers
 
     folder = tmp_path_factory.mktemp("outliers")
@@ -116,7 +116,7 @@ def test_gallery_page_and_nearest(searched):
 
 @pytest.mark.slow
 def test_evaluate_reports_invariance_and_planted_outliers(searched):
-    from skyray.engine.evaluate import evaluate
+    from skyray.inference.evaluate import evaluate
 
     folder, _ = searched
     scores = evaluate(str(folder / "galaxies"), str(folder / "bgs"), str(folder / "scores"),
@@ -128,7 +128,7 @@ def test_evaluate_reports_invariance_and_planted_outliers(searched):
 
 @pytest.mark.slow
 def test_service_scores_a_spectrum_with_redshift_and_refuses_one_without(searched):
-    from skyray.engine.serving import load_service, running_service
+    from skyray.inference.serving import load_service, running_service
 
     folder, _ = searched
     rows = Dataset.open(folder / "bgs").to_table(["object_id", "flux", "ivar", "redshift"])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from skyray.config import ConfigError
-from skyray.engine.dataset import Dataset
+from skyray.data.dataset import Dataset
 from skyray.families.base import load_recipe
 from skyray.workflows import recursion
 from skyray.workflows.des_galaxies import mock_cards
@@ -34,7 +34,7 @@ SETTINGS = Settings(per_class=6, unlabelled_split="train", tolerance=1.0)
 
 @pytest.fixture(scope="module")
 def surveys(ray_cluster, tmp_path_factory) -> dict[str, str]:
-    from skyray.engine.simulate import simulate
+    from skyray.data.simulate import simulate
 
     folder = tmp_path_factory.mktemp("galaxies")
     cards = mock_cards(SIZE)

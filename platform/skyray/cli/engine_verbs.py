@@ -55,7 +55,7 @@ def download(
     Example: skyray download sdss_dr16 --list plates.csv --out spectra/
     """
     from skyray.cards import load_card
-    from skyray.engine.download import download as run
+    from skyray.data.download import download as run
 
     return run(
         load_card(card),
@@ -93,12 +93,12 @@ def simulate(
     """
     from skyray.cards import load_card
     from skyray.config import ConfigError
-    from skyray.engine.session import ray_session
+    from skyray.runtime.session import ray_session
 
     if out is None and as_files is None:
         raise ConfigError("simulate: expected --out DATASET or --as-files FOLDER, found neither")
     with ray_session(address):
-        from skyray.engine.simulate import simulate as run
+        from skyray.data.simulate import simulate as run
 
         return run(
             load_card(card), objects, seed, out,
@@ -121,10 +121,10 @@ def ingest(
     Example: skyray ingest sdss_dr16 spectra/ --out dataset
     """
     from skyray.cards import load_card
-    from skyray.engine.session import ray_session
+    from skyray.runtime.session import ray_session
 
     with ray_session(address):
-        from skyray.engine.ingest import ingest as run
+        from skyray.data.ingest import ingest as run
 
         made = run(load_card(card), sources, out, apply_cuts=cuts, progress=progress)
         return _dataset_result(made)
@@ -139,7 +139,7 @@ def inspect(
 
     Example: skyray inspect dataset
     """
-    from skyray.engine.inspect import inspect as run
+    from skyray.inference.inspect import inspect as run
 
     return run(uri)
 
@@ -166,12 +166,12 @@ def train(
     """
     from dataclasses import asdict
 
-    from skyray.engine.session import ray_session
     from skyray.families.base import load_recipe
+    from skyray.runtime.session import ray_session
 
     chosen = load_recipe(recipe).override(set_ or [])
     with ray_session(address):
-        from skyray.engine.train import train as run
+        from skyray.training.train import train as run
 
         done = run(
             chosen,
@@ -203,10 +203,10 @@ def evaluate(
 
     Example: skyray evaluate bundle --data mock --out scores
     """
-    from skyray.engine.session import ray_session
+    from skyray.runtime.session import ray_session
 
     with ray_session(address):
-        from skyray.engine.evaluate import evaluate as run
+        from skyray.inference.evaluate import evaluate as run
 
         scores = run(bundle, data, out, split=None if split == "all" else split)
     short = {name: value for name, value in scores.items() if isinstance(value, int | float)}
@@ -234,10 +234,10 @@ def predict(
     """
     from dataclasses import asdict
 
-    from skyray.engine.session import ray_session
+    from skyray.runtime.session import ray_session
 
     with ray_session(address):
-        from skyray.engine.predict import predict as run
+        from skyray.inference.predict import predict as run
 
         done = run(
             bundle,
@@ -278,10 +278,10 @@ def follow(
     """
     from dataclasses import asdict
 
-    from skyray.engine.session import ray_session
+    from skyray.runtime.session import ray_session
 
     with ray_session(address):
-        from skyray.engine.follow import follow as run
+        from skyray.inference.follow import follow as run
 
         done = run(
             bundle, source, out, card=card, workers=workers, batch=batch, idle_s=idle,
@@ -309,8 +309,8 @@ def serve(
 
     Example: skyray serve --bundle bundle --port 8000
     """
-    from skyray.engine.serving import load_service, running_service, wait_for_signal
-    from skyray.engine.session import ray_session
+    from skyray.inference.serving import load_service, running_service, wait_for_signal
+    from skyray.runtime.session import ray_session
 
     place = config or Path(__file__).resolve().parents[3] / "serve" / "config.yaml"
     args = {"bundle": bundle} if bundle else {}

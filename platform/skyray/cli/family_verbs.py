@@ -50,7 +50,7 @@ def outliers(
 
     Example: skyray outliers galaxies survey/ --stars stars --out strange
     """
-    from skyray.engine.session import ray_session
+    from skyray.runtime.session import ray_session
 
     with ray_session(address):
         from skyray.workflows.outliers import find_outliers
@@ -81,7 +81,7 @@ def reproduce(
     import importlib
 
     from skyray.config import ConfigError
-    from skyray.engine.session import ray_session
+    from skyray.runtime.session import ray_session
 
     if paper not in PAPERS:
         raise ConfigError(f"paper {paper!r}: expected one of {sorted(PAPERS)}")
@@ -134,8 +134,8 @@ def recurse(
     --test des=des --out recursion
     """
     from skyray.config import ConfigError
-    from skyray.engine.session import ray_session
     from skyray.families.base import load_recipe
+    from skyray.runtime.session import ray_session
 
     tests = dict(item.split("=", 1) for item in test if "=" in item)
     if len(tests) < len(test):

@@ -36,13 +36,13 @@ def tune(
 
     Example: skyray tune redshift/sdss_coarse_laptop --data mock --trials 20 --out sweep --seeds 5
     """
-    from skyray.engine.session import ray_session
     from skyray.families.base import load_recipe
+    from skyray.runtime.session import ray_session
 
     chosen = load_recipe(recipe).override(set_ or [])
     with ray_session(address):
-        from skyray.engine.ensemble import ensemble as run_ensemble
-        from skyray.engine.tune import tune_recipe
+        from skyray.search.ensemble import ensemble as run_ensemble
+        from skyray.search.tune import tune_recipe
 
         done = tune_recipe(
             chosen, data, out, trials=trials, concurrent=concurrent, threads=threads, use_gpu=gpu,
@@ -82,12 +82,12 @@ def ensemble(
 
     Example: skyray ensemble redshift/sdss_coarse_laptop --data mock --members 5 --out ensemble
     """
-    from skyray.engine.session import ray_session
     from skyray.families.base import load_recipe
+    from skyray.runtime.session import ray_session
 
     chosen = load_recipe(recipe).override(set_ or [])
     with ray_session(address):
-        from skyray.engine.ensemble import ensemble as run
+        from skyray.search.ensemble import ensemble as run
 
         scores = run(
             chosen, data, out, members=members, threads=threads, use_gpu=gpu, progress=progress
@@ -117,7 +117,7 @@ def grid(
     Example: skyray grid alerts/ztf_cnn alerts/ztf_convnext --data mock
     --vary "fraction=[0.05, 0.1, 0.5, 1.0]" --out grid
     """
-    from skyray.engine.session import ray_session
+    from skyray.runtime.session import ray_session
 
     named = {}
     for item in data:
@@ -125,7 +125,7 @@ def grid(
         named[name if equals else Path(item).name] = place if equals else item
     varied = _varied(vary or [])
     with ray_session(address):
-        from skyray.engine.grid import grid_figure, run_grid, summarise
+        from skyray.search.grid import grid_figure, run_grid, summarise
 
         table = run_grid(
             recipes, named, out, vary=varied, seeds=seeds, changes=set_ or [], threads=threads,

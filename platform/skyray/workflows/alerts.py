@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from skyray.bundles.bundle import Predictor
 from skyray.config import ConfigError
-from skyray.engine import storage
-from skyray.engine.bundle import Predictor
-from skyray.engine.dataset import Dataset, table_to_columns
+from skyray.data.dataset import Dataset, table_to_columns
 from skyray.families.alerts.embedding import Embedding, agreed_table, embed, embedding_figure
 from skyray.families.alerts.family import thumbnails
 from skyray.families.alerts.map_page import MAX_POINTS, write_map_page
+from skyray.runtime import storage
 
 FIGURE, PAGE, OUTLIERS = "embedding.png", "map.html", "outliers.json"
 

@@ -16,12 +16,12 @@ from typing import Any
 
 from skyray.cards import Card, load_card
 from skyray.config import ConfigError
-from skyray.engine import storage
-from skyray.engine.dataset import MANIFEST
-from skyray.engine.evaluate import evaluate
-from skyray.engine.report import write_report
-from skyray.engine.simulate import simulate
+from skyray.data.dataset import MANIFEST
+from skyray.data.simulate import simulate
 from skyray.families.base import load_recipe
+from skyray.inference.evaluate import evaluate
+from skyray.inference.report import write_report
+from skyray.runtime import storage
 from skyray.workflows.recursion import (
     Resources,
     Settings,

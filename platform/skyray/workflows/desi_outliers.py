@@ -18,17 +18,17 @@ from typing import Any
 import numpy as np
 
 from skyray.analysis.anomaly import IsolationScore, PcaBaseline
+from skyray.bundles.bundle import BUNDLE_FILE, Predictor, history_rows
 from skyray.cards import load_card
 from skyray.config import ConfigError
-from skyray.engine import storage
-from skyray.engine.bundle import BUNDLE_FILE, Predictor, history_rows
-from skyray.engine.dataset import MANIFEST, Dataset, table_to_columns
-from skyray.engine.evaluate import evaluate
-from skyray.engine.report import write_report
-from skyray.engine.simulate import simulate
-from skyray.engine.train import train
+from skyray.data.dataset import MANIFEST, Dataset, table_to_columns
+from skyray.data.simulate import simulate
 from skyray.families.base import Columns, load_recipe
 from skyray.families.outliers import figures, metrics
+from skyray.inference.evaluate import evaluate
+from skyray.inference.report import write_report
+from skyray.runtime import storage
+from skyray.training.train import train
 from skyray.transforms.rest_frame import to_rest_frame
 from skyray.workflows.outliers import find_outliers, score
 

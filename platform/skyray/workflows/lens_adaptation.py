@@ -23,18 +23,18 @@ import numpy as np
 from matplotlib import rc_context
 
 from skyray.analysis import plots
+from skyray.bundles.bundle import BUNDLE_FILE, history_rows
 from skyray.cards import Card, load_card
 from skyray.config import ConfigError
-from skyray.engine import storage
-from skyray.engine.bundle import BUNDLE_FILE, history_rows
-from skyray.engine.dataset import MANIFEST, Dataset, table_to_columns
-from skyray.engine.ensemble import Cell, train_cells
-from skyray.engine.report import write_report
-from skyray.engine.simulate import simulate
-from skyray.engine.train import train
+from skyray.data.dataset import MANIFEST, Dataset, table_to_columns
+from skyray.data.simulate import simulate
 from skyray.families.base import load_recipe
 from skyray.families.lensing.survey_figures import sample_figure, statistics
+from skyray.inference.report import write_report
+from skyray.runtime import storage
+from skyray.search.ensemble import Cell, train_cells
 from skyray.simulate.base import make_simulator
+from skyray.training.train import train
 
 Key = tuple[str, str]  # direction, network
 Trainings = Mapping[Key, Sequence[Mapping[str, Any]]]

@@ -21,12 +21,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from skyray.analysis.similarity import NearestLatents
-from skyray.catalogue import CatalogueWriter
+from skyray.bundles.bundle import Predictor, history_rows, read_bundle
 from skyray.config import ConfigError
-from skyray.engine import storage
-from skyray.engine.bundle import Predictor, history_rows, read_bundle
-from skyray.engine.dataset import Dataset
-from skyray.engine.predict import (
+from skyray.data.dataset import Dataset
+from skyray.families.base import Columns, OutputColumn
+from skyray.families.outliers import figures
+from skyray.families.outliers.explorer import write_explorer
+from skyray.families.outliers.family import with_notes
+from skyray.families.outliers.gallery import GalleryEntry, Neighbour, write_gallery
+from skyray.families.outliers.metrics import SCORES, stacked
+from skyray.inference.catalogue import CatalogueWriter
+from skyray.inference.predict import (
     IDENTITY,
     SOURCE,
     VERSION,
@@ -35,13 +40,8 @@ from skyray.engine.predict import (
     predict_dataset,
     table_to_columns,
 )
-from skyray.engine.report import write_report
-from skyray.families.base import Columns, OutputColumn
-from skyray.families.outliers import figures
-from skyray.families.outliers.explorer import write_explorer
-from skyray.families.outliers.family import with_notes
-from skyray.families.outliers.gallery import GalleryEntry, Neighbour, write_gallery
-from skyray.families.outliers.metrics import SCORES, stacked
+from skyray.inference.report import write_report
+from skyray.runtime import storage
 
 FAMILY = "outliers"
 REDSHIFT = OutputColumn("redshift", "float64", "", "redshift the survey lists")

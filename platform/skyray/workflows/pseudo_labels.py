@@ -17,13 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 
+from skyray.bundles.bundle import Predictor
 from skyray.config import ConfigError
-from skyray.engine import storage
-from skyray.engine.bundle import Predictor
-from skyray.engine.dataset import MANIFEST, Dataset, Manifest, Part
-from skyray.engine.parts import PartWriter, add_digests
-from skyray.engine.predict import collect, predict_dataset, table_to_columns
+from skyray.data.dataset import MANIFEST, Dataset, Manifest, Part
+from skyray.data.parts import PartWriter, add_digests
 from skyray.families.base import Columns
+from skyray.inference.predict import collect, predict_dataset, table_to_columns
+from skyray.runtime import storage
 from skyray.transforms.augment import augment
 
 _ADDED = "parts/pseudo_labels.parquet"

@@ -22,15 +22,15 @@ import numpy as np
 from matplotlib import rc_context
 
 from skyray.analysis import plots
+from skyray.bundles.bundle import BUNDLE_FILE, read_bundle
 from skyray.config import ConfigError
-from skyray.engine import storage
-from skyray.engine.bundle import BUNDLE_FILE, read_bundle
-from skyray.engine.dataset import Dataset
-from skyray.engine.evaluate import evaluate
-from skyray.engine.lone import train_alone
-from skyray.engine.report import write_report
-from skyray.engine.train import train
+from skyray.data.dataset import Dataset
 from skyray.families.base import Recipe
+from skyray.inference.evaluate import evaluate
+from skyray.inference.report import write_report
+from skyray.runtime import storage
+from skyray.training.lone import train_alone
+from skyray.training.train import train
 from skyray.workflows.pseudo_labels import join_pseudo_labels, predict_unlabelled, surest
 
 FAMILY = "morphology"

@@ -1,0 +1,229 @@
+"""Bundles: what a training leaves for use, and the one predictor that uses them.
+
+Layout::
+
+    BUNDLE/weights.safetensors     model weights
+    BUNDLE/calibration.safetensors tensors of the calibration (in-domain gate …)
+    BUNDLE/bundle.json             recipe, data, calibration, provenance, metrics
+    BUNDLE/MODEL_CARD.md           the same for people
+    BUNDLE/history.jsonl           one line an epoch
+
+Batch jobs and HTTP replicas call the same `Predictor`, so that preprocessing cannot differ.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+from skyray.data.rows import columns_of
+from skyray.families.base import Columns, DataInfo, Family, Tensors, load_family
+from skyray.records import Record
+from skyray.runtime import storage
+
+BUNDLE_VERSION = 1
+BUNDLE_FILE = "bundle.json"
+WEIGHTS_FILE = "weights.safetensors"
+CALIBRATION_FILE = "calibration.safetensors"
+HISTORY_FILE = "history.jsonl"
+CARD_FILE = "MODEL_CARD.md"
+
+
+class NotABundle(ValueError):
+    """There is no bundle at a place, or one this version cannot read."""
+
+
+def write_bundle(
+    uri: str,
+    family: Family,
+    model: torch.nn.Module,
+    calibration: dict[str, Any],
+    tensors: Tensors,
+    provenance: dict[str, Any],
+    history: bytes = b"",
+) -> None:
+    """Write a bundle; ``bundle.json`` comes last, so that a half-written one is none."""
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    storage.write_bytes(storage.join(uri, WEIGHTS_FILE), save_tensors(weights))
+    kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    storage.write_bytes(storage.join(uri, CALIBRATION_FILE), save_tensors(kept))
+    storage.write_bytes(storage.join(uri, HISTORY_FILE), history)
+    content = {
+        "bundle_version": BUNDLE_VERSION,
+        "family": family.name,
+        "recipe": family.recipe.snapshot(),
+        "data": family.data.to_dict(),
+        "input_columns": family.columns(training=False),
+        "output": [vars(column) for column in family.output_columns()],
+        "calibration": calibration,
+        "metrics": {},
+        **provenance,
+    }
+    storage.write_bytes(storage.join(uri, CARD_FILE), model_card(content).encode())
+    storage.write_json(storage.join(uri, BUNDLE_FILE), content)
+
+
+def read_bundle(uri: str | os.PathLike) -> dict[str, Any]:
+    """Return the content of ``bundle.json``.
+
+    Raises
+    ------
+    NotABundle
+        If there is none, or its version is not this version's.
+    """
+    place = storage.join(uri, BUNDLE_FILE)
+    if not storage.exists(place):
+        raise NotABundle(f"{os.fspath(uri)}: not a bundle: no {BUNDLE_FILE}")
+    content = storage.read_json(place)
+    if content.get("bundle_version") != BUNDLE_VERSION:
+        raise NotABundle(
+            f"{place}: bundle_version: expected {BUNDLE_VERSION}, "
+            f"found {content.get('bundle_version')!r}"
+        )
+    return content
+
+
+def add_metrics(uri: str, split: str, metrics: dict[str, Any]) -> None:
+    """Record the metrics of one split in a bundle and renew its model card."""
+    content = read_bundle(uri)
+    content["metrics"][split] = metrics
+    storage.write_bytes(storage.join(uri, CARD_FILE), model_card(content).encode())
+    storage.write_json(storage.join(uri, BUNDLE_FILE), content)
+
+
+def model_card(content: dict[str, Any]) -> str:
+    """Return a bundle's model card (Markdown)."""
+    data, recipe = content["data"], content["recipe"]
+    lines = [
+        f"# {content['family']}: {recipe['name']}",
+        "",
+        f"- version: `{content.get('version', '')}`",
+        f"- trained on card `{data['card']}`, dataset fingerprint `{data['fingerprint']}`",
+        f"- classes: {', '.join(data['classes'])}",
+        f"- mode: {recipe['mode']}, seed {recipe['seed']}",
+        f"- commit: `{content.get('git_commit', '')}`",
+        "",
+        "## Output",
+        "",
+        "| column | unit | meaning |",
+        "| --- | --- | --- |",
+        *(f"| {c['name']} | {c['unit']} | {c['description']} |" for c in content["output"]),
+        "",
+        "## Training rows",
+        "",
+        "| split | class | rows |",
+        "| --- | --- | --- |",
+        *(
+            f"| {split} | {label or '(none)'} | {count} |"
+            for split, counts in sorted(data["counts"].items())
+            for label, count in sorted(counts.items())
+        ),
+        "",
+    ]
+    for split, metrics in content["metrics"].items():
+        numbers = {k: v for k, v in metrics.items() if isinstance(v, int | float)}
+        lines += [f"## Scores on {split}", "", "| score | value |", "| --- | --- |"]
+        lines += [f"| {name} | {value:.5g} |" for name, value in numbers.items()] + [""]
+    return "\n".join(lines)
+
+
+class Predictor:
+    """A bundle ready to answer.
+
+    Use `Predictor.from_bundle`. `predict` takes record columns on the dataset's grid,
+    `predict_records` records as readers yield them; both run the same transform and model.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        model: torch.nn.Module,
+        calibration: dict[str, Any],
+        tensors: Tensors,
+        content: dict[str, Any],
+    ):
+        self.family, self.model = family, model
+        self.calibration, self.tensors, self.content = calibration, tensors, content
+
+    @classmethod
+    def from_bundle(cls, uri: str | os.PathLike, device: str | None = None) -> Predictor:
+        """Load a bundle by path or URI onto a device (default: CUDA where there is one).
+
+        Raises
+        ------
+        NotABundle
+            If nothing usable is there.
+        """
+        uri = os.fspath(uri)
+        content = read_bundle(uri)
+        family_type = load_family(content["family"])
+        recipe = family_type.recipe_type.load(content["recipe"])
+        family = family_type(recipe, DataInfo.from_dict(content["data"]))
+        model = family.build_model()
+        model.load_state_dict(load_tensors(storage.read_bytes(storage.join(uri, WEIGHTS_FILE))))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        model = family.optimise_for_inference(model.eval().to(device)).to(device)
+        tensors = load_tensors(storage.read_bytes(storage.join(uri, CALIBRATION_FILE)))
+        return cls(family, model, content["calibration"], tensors, content)
+
+    @property
+    def info(self) -> DataInfo:
+        return self.family.data
+
+    @property
+    def version(self) -> str:
+        """What predictions carry as ``model_version``."""
+        return str(self.content.get("version", ""))
+
+    def describe(self) -> dict[str, Any]:
+        """Return what a user of the model wants to know, as JSON types."""
+        names = ("family", "version", "output", "metrics", "git_commit", "versions", "created")
+        shown = {name: self.content[name] for name in names if name in self.content}
+        return {**shown, "recipe": self.content["recipe"], "data": self.content["data"]}
+
+    def predict(self, columns: Columns, training: bool = False, detail: bool = False) -> Columns:
+        """Return the output columns for record columns (see `Family.columns`), row by row.
+
+        With `training`, truth columns are expected too and families add what scoring needs; with
+        `detail`, the arrays of `Family.detail_columns` come too.
+        """
+        inputs = self.family.transform(columns, training=training)
+        output = self.family.predict(self.model, inputs, self.calibration, self.tensors)
+        if not detail:
+            for name in self.family.detail_columns():
+                output.pop(name, None)
+        rows = len(next(iter(output.values())))
+        output["model_version"] = np.full(rows, self.version, dtype=object)
+        return output
+
+    def predict_records(self, records: Sequence[Record], detail: bool = False) -> pa.Table:
+        """Return a table of predictions with ``object_id`` first; `detail` as in `predict`.
+
+        Raises
+        ------
+        InvalidRecord
+            For a record that cannot be used.
+        """
+        output = self.predict(columns_of(records, self.info), detail=detail)
+        table = {"object_id": [record.object_id for record in records]}
+        lists = {name: list(output[name]) for name in self.family.detail_columns() if detail}
+        return pa.table({**table, **output, **lists})
+
+
+def bundle_version(recipe_digest: str, fingerprint: str, run_id: str) -> str:
+    """Return a version that names recipe, data and run."""
+    return f"{recipe_digest[:8]}-{fingerprint[:8]}-{run_id[:8]}"
+
+
+def history_rows(uri: str) -> list[dict[str, Any]]:
+    """Return a bundle's training history, one dict an epoch."""
+    text = storage.read_bytes(storage.join(uri, HISTORY_FILE)).decode()
+    return [json.loads(line) for line in text.splitlines()]

@@ -1,0 +1,1 @@
+"""Survey files → datasets: sources, rows, ingest, download, simulation."""

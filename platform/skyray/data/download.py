@@ -1,0 +1,298 @@
+"""Fetch a card's survey files by its URL template: slowly enough, completely, and again if needed.
+
+A file is written to ``NAME.part`` and renamed when its length and checksum are right. What is
+there already is not fetched again; what was begun goes on where the server allows.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+import posixpath
+import random
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow.csv
+import pyarrow.parquet as pq
+import requests
+from tqdm import tqdm
+
+from skyray.cards import Card
+from skyray.config import ConfigError
+from skyray.runtime import storage
+
+CHECKSUMS = ("sha256", "sha1", "md5")
+FAILURES = "download-failures.csv"
+_BLOCK = 1 << 18
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.5, 60.0
+_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+class DownloadError(OSError):
+    """A file could not be fetched; `wait_s` says when to try again, None that it is of no use."""
+
+    def __init__(self, message: str, wait_s: float | None = 0.0):
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    url: str
+    path: Path
+    size: int | None
+    checksum: tuple[str, str] | None
+
+
+class _Pace:
+    """Lets at most `rate` requests a second start, over all threads."""
+
+    def __init__(self, rate: float | None):
+        self._interval = 1.0 / rate if rate else 0.0
+        self._next = 0.0
+        self._lock = threading.Lock()
+
+    def wait(self) -> None:
+        with self._lock:
+            now = time.monotonic()
+            start = max(self._next, now)
+            self._next = start + self._interval
+        time.sleep(start - now)
+
+
+def download(
+    card: Card,
+    listing: str | os.PathLike | Sequence[Mapping[str, Any]],
+    out: str | os.PathLike,
+    *,
+    rate_limit: float | None = 5.0,
+    retries: int = 5,
+    timeout: float = 30.0,
+    workers: int = 4,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Fetch the files of a list.
+
+    Parameters
+    ----------
+    card : Card
+        Its ``files.url`` is a template over the list's columns.
+    listing : path or rows
+        Table (CSV, FITS or Parquet) with the template's columns, one file a row; optional columns
+        ``sha256``, ``sha1`` or ``md5`` (hexadecimal) and ``size`` (bytes) are checked.
+    out : str
+        Local folder for the files.
+    rate_limit : float, optional
+        Requests a second at most, over all workers; None for no limit.
+    retries : int
+        Attempts after the first, with growing waits; a server's Retry-After is honoured.
+    timeout : float
+        Seconds without a byte after which a connection has stalled.
+    workers : int
+        Files fetched at once.
+
+    Returns
+    -------
+    dict
+        ``files``, ``fetched``, ``already there``, ``failed``, ``bytes`` and, where some failed,
+        ``report``: a table of url and error in `out`.
+
+    Raises
+    ------
+    ConfigError
+        If the card has no URL, or the list lacks one of its columns.
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = _wanted(card, listing, folder)
+    pace, sessions = _Pace(rate_limit), threading.local()
+
+    def fetch(item: _Wanted) -> int:
+        if not hasattr(sessions, "http"):
+            sessions.http = requests.Session()
+        return fetch_file(sessions.http, item, retries=retries, timeout=timeout, pace=pace)
+
+    failures: list[tuple[str, str]] = []
+    fetched = received = 0
+    with (
+        ThreadPoolExecutor(max(1, workers)) as pool,
+        tqdm(total=len(wanted), unit="file", desc="download", disable=not progress) as bar,
+    ):
+        jobs = {pool.submit(fetch, item): item for item in wanted}
+        for job in as_completed(jobs):
+            try:
+                size = job.result()
+                received += size
+                fetched += size > 0
+            except (DownloadError, OSError) as error:
+                failures.append((jobs[job].url, str(error)))
+            bar.update()
+            bar.set_postfix(failed=len(failures))
+    summary = {
+        "files": len(wanted),
+        "fetched": fetched,
+        "already there": len(wanted) - fetched - len(failures),
+        "failed": len(failures),
+        "bytes": received,
+    }
+    return summary | _report(folder, failures)
+
+
+def _report(folder: Path, failures: list[tuple[str, str]]) -> dict[str, str]:
+    report = folder / FAILURES
+    report.unlink(missing_ok=True)
+    if not failures:
+        return {}
+    with report.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["url", "error"])
+        writer.writerows(sorted(failures))
+    return {"report": str(report)}
+
+
+# the list ------------------------------------------------------------------------------------
+
+
+def _wanted(card: Card, listing: Any, folder: Path) -> list[_Wanted]:
+    if card.files is None:
+        raise ConfigError(f"card {card.name}: files: the card does not say where its files are")
+    wanted: dict[Path, _Wanted] = {}
+    for number, row in enumerate(_rows(listing), start=1):
+        try:
+            url = card.files.url.format(**row)
+        except (KeyError, ValueError) as error:
+            raise ConfigError(
+                f"list of files, row {number}: expected columns {card.files.columns} for "
+                f"{card.files.url!r}, found {dict(row)}: {error}"
+            ) from None
+        name = posixpath.basename(urlsplit(url).path)
+        if name in ("", ".", ".."):
+            raise ConfigError(f"list of files, row {number}: no file name in {url!r}")
+        checksum = next(((k, str(row[k]).lower()) for k in CHECKSUMS if row.get(k)), None)
+        size = int(row["size"]) if row.get("size") else None
+        item = _Wanted(url, folder / name, size, checksum)
+        other = wanted.setdefault(item.path, item)
+        if other.url != url:
+            raise ConfigError(f"list of files: {other.url} and {url} have one name: {name}")
+    return list(wanted.values())
+
+
+def _rows(listing: Any) -> Iterable[Mapping[str, Any]]:
+    if not isinstance(listing, str | os.PathLike):
+        return listing
+    filesystem, path = storage.resolve(listing)
+    if path.endswith((".fits", ".fit", ".fits.gz")):
+        from astropy.table import Table
+
+        table = Table.read(path)
+        table.convert_bytestring_to_unicode()
+        names = [name for name in table.colnames if table[name].ndim == 1]
+        return [{n: v for n, v in zip(names, row, strict=True)} for row in table[names].iterrows()]
+    if path.endswith((".parquet", ".pq")):
+        return pq.read_table(path, filesystem=filesystem).to_pylist()
+    with filesystem.open_input_stream(path) as stream:
+        return pyarrow.csv.read_csv(stream).to_pylist()
+
+
+# one file ------------------------------------------------------------------------------------
+
+
+def fetch_file(
+    http: requests.Session, item: _Wanted, *, retries: int, timeout: float, pace: _Pace
+) -> int:
+    """Fetch one file with retries and return its size; 0 where it was already there.
+
+    Raises
+    ------
+    DownloadError
+        If it could not be had; the message says why the last attempt failed.
+    """
+    if item.path.exists() and _is_right(item, item.path):
+        return 0
+    for attempt in range(retries + 1):
+        pace.wait()
+        try:
+            return _attempt(http, item, timeout)
+        except requests.RequestException as error:
+            last = DownloadError(f"{item.url}: {type(error).__name__}: {error}")
+        except DownloadError as error:
+            last = error
+        if last.wait_s is None:
+            raise last
+        if attempt < retries:
+            time.sleep(max(last.wait_s, _backoff(attempt)))
+    raise DownloadError(f"{last} (after {retries + 1} attempts)")
+
+
+def _backoff(attempt: int) -> float:
+    """Return a random wait whose bound doubles with every attempt ("full jitter"), seconds."""
+    return random.uniform(0.5, 1.0) * min(_LONGEST_WAIT_S, _FIRST_WAIT_S * 2.0**attempt)
+
+
+def _attempt(http: requests.Session, item: _Wanted, timeout: float) -> int:
+    part = item.path.with_name(f"{item.path.name}.part")
+    begun = part.stat().st_size if part.exists() else 0
+    headers = {"Accept-Encoding": "identity"}  # lengths and ranges of the file itself
+    if begun:
+        headers["Range"] = f"bytes={begun}-"
+    with http.get(item.url, headers=headers, stream=True, timeout=timeout) as answer:
+        if answer.status_code == 416:  # the part is as long as the file, or longer: start again
+            part.unlink(missing_ok=True)
+            raise DownloadError(f"{item.url}: 416: {begun} bytes were begun, too many")
+        if answer.status_code not in (200, 206):
+            raise _refusal(item, answer)
+        resumed = answer.status_code == 206 and begun > 0
+        length = answer.headers.get("Content-Length")
+        expected = int(length) + (begun if resumed else 0) if length is not None else None
+        with part.open("ab" if resumed else "wb") as stream:
+            for block in answer.iter_content(_BLOCK):
+                stream.write(block)
+    return _finish(item, part, expected)
+
+
+def _finish(item: _Wanted, part: Path, expected: int | None) -> int:
+    found = part.stat().st_size
+    if expected is not None and found < expected:  # what came stays, to be gone on with
+        raise DownloadError(f"{item.url}: expected {expected} bytes, found {found}")
+    if not _is_right(item, part):
+        part.unlink()
+        stated = item.checksum[0] if item.checksum else f"size {item.size}"
+        raise DownloadError(f"{item.url}: {found} bytes do not have the list's {stated}")
+    os.replace(part, item.path)
+    return found
+
+
+def _refusal(item: _Wanted, answer: requests.Response) -> DownloadError:
+    text = f"{item.url}: {answer.status_code} {answer.reason}"
+    if answer.status_code not in _AGAIN:
+        return DownloadError(text, wait_s=None)
+    return DownloadError(text, wait_s=_retry_after(answer.headers.get("Retry-After", "")))
+
+
+def _retry_after(value: str) -> float:
+    """Return the seconds a server asks to wait: a number, or a date."""
+    if value.strip().isdigit():
+        return float(value)
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except ValueError:
+        return 0.0
+
+
+def _is_right(item: _Wanted, path: Path) -> bool:
+    if item.size is not None and path.stat().st_size != item.size:
+        return False
+    if item.checksum is None:
+        return True
+    kind, expected = item.checksum
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, kind).hexdigest() == expected

@@ -1,0 +1,239 @@
+"""From records to the rows of a dataset and to the columns a model gets; one place a record type.
+
+Everything that turns a record into numbers passes through here: ingest on its way to Parquet,
+prediction over HTTP on its way to the transform. So both see the same pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from skyray.cards import Card
+from skyray.data.parts import plain_json
+from skyray.records import (
+    SPLITS,
+    Alert,
+    Cutout,
+    Grid,
+    InvalidRecord,
+    Record,
+    Spectrum,
+    alert_schema,
+    check_alert,
+    check_cutout,
+    check_spectrum,
+    cutout_schema,
+    spectrum_schema,
+)
+from skyray.transforms.alerts import FEATURES, alert_features
+from skyray.transforms.images import fit_image, fitted_scale
+from skyray.transforms.spectra import place_on_grid
+
+if TYPE_CHECKING:  # brings torch, which ingest workers do not need
+    from skyray.families.base import Columns, DataInfo
+
+
+class RowKind(Protocol):
+    """How one record type is stored. `about` is a card or a `DataInfo`: both know the layout."""
+
+    copied: ClassVar[tuple[str, ...]]  # attributes that become columns of the same name
+    told: ClassVar[tuple[str, ...]]  # those that a model gets too
+
+    def schema(self, card: Card) -> pa.Schema:
+        """Return the dataset's schema."""
+
+    def check(self, record: Record, about: Card | DataInfo) -> None:
+        """Raise `InvalidRecord` unless the record can be used."""
+
+    def arrays(self, record: Record, about: Card | DataInfo) -> dict[str, Any]:
+        """Return the pixels of a checked record, as they are stored and as a model gets them.
+
+        Raises
+        ------
+        InvalidRecord
+            If they do not fit.
+        """
+
+
+_OBJECT = ("object_id", "ra", "dec", "survey", "source")
+
+
+class SpectrumRows:
+    """flux, ivar, mask on the card's grid."""
+
+    copied = (*_OBJECT, "spectype", "subtype", "redshift", "redshift_err", "zwarning", "snr")
+    told = ("redshift",)
+
+    def schema(self, card: Card) -> pa.Schema:
+        return spectrum_schema(card.grid.grid())
+
+    def check(self, record: Spectrum, about: Card | DataInfo) -> None:
+        check_spectrum(record, about.min_good_pixels)
+
+    def arrays(self, record: Spectrum, about: Card | DataInfo) -> dict[str, Any]:
+        grid = about.grid if isinstance(about.grid, Grid) else about.grid.grid()
+        flux, ivar, mask = place_on_grid(record, grid)
+        good = int((mask == 0).sum())
+        if good < about.min_good_pixels:
+            raise InvalidRecord(
+                "off_grid",
+                f"expected ≥ {about.min_good_pixels} good pixels on the card's grid, found {good}",
+                record.source,
+                record.object_id,
+            )
+        return {"flux": flux, "ivar": ivar, "mask": mask}
+
+
+class CutoutRows:
+    """image [bands, size, size], and what a pixel of it then measures."""
+
+    copied = (*_OBJECT, "redshift", "pixel_scale_arcsec")
+    told = ("redshift", "pixel_scale_arcsec", "survey")
+
+    def schema(self, card: Card) -> pa.Schema:
+        return cutout_schema(card.bands, card.image_size, card.image_size)
+
+    def check(self, record: Cutout, about: Card | DataInfo) -> None:
+        check_cutout(record, about.bands)
+
+    def arrays(self, record: Cutout, about: Card | DataInfo) -> dict[str, Any]:
+        image, size = np.asarray(record.image, dtype=np.float32), about.image_size
+        if about.image_fit == "exact" and image.shape[1:] != (size, size):
+            raise InvalidRecord(
+                "image_size",
+                f"expected {size} × {size} pixels, found {image.shape[1]} × {image.shape[2]}",
+                record.source,
+                record.object_id,
+            )
+        scale = record.pixel_scale_arcsec
+        return {
+            "image": fit_image(image, size, about.image_fit),
+            "pixel_scale_arcsec": fitted_scale(scale, image.shape[1:], size, about.image_fit),
+        }
+
+
+class AlertRows:
+    """triplet [3, size, size] with the stamps' own shape, the ordered metadata and the history."""
+
+    copied = (*_OBJECT, "candid", "jd", "fid")
+    told = ("ra", "dec", "candid", "jd", "fid")
+
+    def schema(self, card: Card) -> pa.Schema:
+        return alert_schema(card.image_size, FEATURES)
+
+    def check(self, record: Alert, about: Card | DataInfo) -> None:
+        check_alert(record, about.image_size)
+
+    def arrays(self, record: Alert, about: Card | DataInfo) -> dict[str, Any]:
+        size = about.image_size
+        triplet = np.full((3, size, size), np.nan, dtype=np.float32)
+        height, width = record.science.shape
+        for plane, stamp in zip(triplet, record.stamps(), strict=True):
+            plane[:height, :width] = stamp
+        return {
+            "triplet": triplet,
+            "stamp_shape": np.array([height, width], dtype=np.int32),
+            "metadata": alert_features(record),
+            "history": [{name: row.get(name) for name in _HISTORY} for row in record.history],
+        }
+
+
+_HISTORY = ("jd", "fid", "magpsf", "sigmapsf", "diffmaglim")
+_KINDS: dict[str, RowKind] = {
+    "spectrum": SpectrumRows(),
+    "cutout": CutoutRows(),
+    "alert": AlertRows(),
+}
+_TYPES: dict[str, type] = {"spectrum": Spectrum, "cutout": Cutout, "alert": Alert}
+
+
+def schema_of(card: Card) -> pa.Schema:
+    """Return the Arrow schema of the card's dataset."""
+    return _KINDS[card.record].schema(card)
+
+
+def row_of(card: Card, record: Record, apply_cuts: bool = True) -> dict[str, Any]:
+    """Turn a record into a row of the card's dataset.
+
+    Raises
+    ------
+    InvalidRecord
+        If the record is not usable, outside the card's selection, or of another type.
+    """
+    kind = _kind_of(record, card)
+    fields = record.fields()
+    if apply_cuts:
+        card.check_cuts(fields, record.source)
+    key = card.key_of(fields)
+    extra = {**record.candidate, **record.extra} if isinstance(record, Alert) else record.extra
+    return {
+        **{name: getattr(record, name) for name in kind.copied},
+        "object_key": key,
+        "split": split_of(key, card.split),
+        "label": card.label_of(fields),
+        "extra": plain_json(extra),
+        **kind.arrays(record, card),
+    }
+
+
+def columns_of(records: Sequence[Record], info: DataInfo) -> Columns:
+    """Return records as the columns a family's transform takes, [B, ...] each.
+
+    Raises
+    ------
+    InvalidRecord
+        If one cannot be used.
+    """
+    rows = []
+    for record in records:
+        kind = _kind_of(record, info)
+        told = {name: getattr(record, name) for name in kind.told}
+        rows.append(told | kind.arrays(record, info))
+    return {name: _column([row[name] for row in rows]) for name in rows[0]}
+
+
+def check_record(record: Record, info: DataInfo) -> None:
+    """Raise `InvalidRecord` unless a model trained on `info` can use the record."""
+    _kind_of(record, info).arrays(record, info)
+
+
+def _kind_of(record: Record, about: Card | DataInfo) -> RowKind:
+    """Return how a record is stored, after checking it."""
+    if not isinstance(record, _TYPES[about.record]):
+        raise InvalidRecord(
+            "record_type",
+            f"expected a record of type {about.record}, found {type(record).__name__}",
+            record.source,
+            record.object_id,
+        )
+    kind = _KINDS[about.record]
+    kind.check(record, about)
+    return kind
+
+
+def _column(values: list[Any]) -> np.ndarray:
+    if isinstance(values[0], str | list):
+        column = np.empty(len(values), dtype=object)
+        column[:] = values
+        return column
+    return np.stack([np.asarray(value) for value in values])
+
+
+def split_of(key: str, fractions: Mapping[str, float]) -> str:
+    """Return the split of an object: sha256 of its key as a uniform number in [0, 1).
+
+    Depends on nothing else, so that an object keeps its split when data are added.
+    """
+    digest = hashlib.sha256(key.encode()).digest()
+    uniform = int.from_bytes(digest[:8], "big") / 2.0**64
+    edge = 0.0
+    for split in SPLITS[:-1]:
+        edge += fractions[split]
+        if uniform < edge:
+            return split
+    return SPLITS[-1]

@@ -1,0 +1,186 @@
+"""Mock surveys on Ray: straight into a dataset, or as files in the survey's own format.
+
+A simulation is ingest from another source; every object is a pure function of seed, class and
+index, so that any worker can make any slice and the result does not depend on how it was dealt out.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from skyray.cards import Card
+from skyray.config import ConfigError
+from skyray.data.ingest import ingest_source
+from skyray.data.sources import Unit
+from skyray.records import Record
+from skyray.simulate.base import Simulator, make_simulator
+from skyray.simulate.planted import KINDS, PlantedSurvey
+from skyray.simulate.survey_files import write_survey_files
+
+_PLANTED = "planted"
+_OBJECTS_PER_UNIT = 64
+_OBJECTS_PER_FILE_TASK = 200  # and so many targets in a DESI coadd
+_UNIT_WEIGHT = 1 << 20  # two units make a task of the smallest size: the work is in computing
+
+
+class MockSource:
+    """The records of a mock survey as a source of records (see `skyray.data.sources`)."""
+
+    unclaimed = 0
+
+    def __init__(
+        self,
+        card: Card,
+        objects: int,
+        seed: int,
+        templates: str | None = None,
+        planted: float = 0.0,
+    ):
+        self.card, self.seed, self.templates = card, seed, templates
+        count = round(objects * planted)
+        self.counts = objects_per_class(card, objects - count)
+        self.planted = {kind: count // len(KINDS) + (i < count % len(KINDS))
+                        for i, kind in enumerate(KINDS)} if count else {}  # fmt: skip
+
+    def units(self) -> list[Unit]:
+        return [
+            Unit(self._uri(label), start // _OBJECTS_PER_UNIT, f"{start}-{stop}", _UNIT_WEIGHT)
+            for label, count in (*self.counts.items(), *self._planted_counts())
+            for start in range(0, count, _OBJECTS_PER_UNIT)
+            for stop in [min(start + _OBJECTS_PER_UNIT, count)]
+        ]
+
+    def read(self, unit: Unit) -> Iterator[Record]:
+        folder, _, label = unit.uri.rpartition("/")
+        survey = _survey(self.card, self.seed, self.templates)
+        if folder.endswith(_PLANTED):
+            survey = PlantedSurvey(self.card, self.seed, _path(self.templates))
+        start, stop = map(int, unit.identity.split("-"))
+        for index in range(start, stop):
+            yield survey.record(label, index)
+
+    def _planted_counts(self) -> list[tuple[str, int]]:
+        return [(f"{_PLANTED}/{kind}", count) for kind, count in self.planted.items()]
+
+    def _uri(self, label: str) -> str:
+        kind = Path(self.templates).name if self.templates else "built-in"
+        return f"mock://{self.card.name}/seed-{self.seed}/{kind}/{label}"
+
+
+def objects_per_class(card: Card, objects: int) -> dict[str, int]:
+    """Share objects among a card's classes as evenly as they go."""
+    share, rest = divmod(objects, len(card.classes))
+    return {label: share + (i < rest) for i, label in enumerate(card.classes)}
+
+
+def simulate(
+    card: Card,
+    objects: int,
+    seed: int,
+    out: str | os.PathLike | None = None,
+    *,
+    as_files: str | os.PathLike | None = None,
+    templates: str | os.PathLike | None = None,
+    planted: float = 0.0,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Make a mock survey; Ray must have been started.
+
+    Parameters
+    ----------
+    card : Card
+        Its classes are made, on its instrument's own wavelengths.
+    objects : int
+        Number of objects, shared evenly among the classes.
+    out : str, optional
+        Dataset to write (as `ingest` would).
+    as_files : str, optional
+        Folder (on a filesystem all workers see) for files in the survey's own format.
+    templates : str, optional
+        Folder of external templates.
+    planted : float
+        Share of the objects that are outliers of known kind (see `skyray.simulate.planted`), for
+        the test of an outlier search; only in a dataset.
+
+    Returns
+    -------
+    dict
+        ``card``, ``seed``, ``objects`` by class and where they went: ``dataset`` and its
+        ``fingerprint``, ``folder`` and number of ``files``.
+
+    Raises
+    ------
+    ConfigError
+        If neither `out` nor `as_files` is given, the card has no mock, or its reader's
+        format cannot be written.
+    """
+    if out is None and as_files is None:
+        raise ConfigError(
+            "simulate: expected a dataset (out) or a folder (as_files): found neither"
+        )
+    if objects < 1:
+        raise ConfigError(f"simulate: objects: expected at least 1, found {objects}")
+    folder = os.path.abspath(templates) if templates else None
+    _survey(card, seed, folder)  # refuses what no worker could make
+    if not 0 <= planted < 1:
+        raise ConfigError(f"simulate: planted: expected a share in [0, 1), found {planted}")
+    source = MockSource(card, objects, seed, folder, planted)
+    counts = source.counts | source.planted
+    result: dict[str, Any] = {"card": card.name, "seed": seed, "objects": counts}
+    if as_files is not None:
+        if planted:
+            raise ConfigError("simulate: planted outliers go into a dataset (out), not into files")
+        files = _write_files(source, Path(as_files).absolute(), progress)
+        result |= {"folder": str(as_files), "files": files}
+    if out is not None:
+        made = ingest_source(card, source, out, progress=progress)
+        if "unreadable" in made.manifest.quarantine_reasons:
+            raise RuntimeError(f"simulate: {made.quarantine().slice(0, 3).to_pylist()}")
+        result |= {"dataset": made.uri, "fingerprint": made.manifest.fingerprint}
+    return result
+
+
+def _write_files(source: MockSource, folder: Path, progress: bool) -> int:
+    import ray.data
+
+    wanted = [(label, i) for label, count in source.counts.items() for i in range(count)]
+    wanted.sort(key=lambda item: item[1])  # every file of many targets holds all classes
+    tasks = [
+        {"wanted": json.dumps(wanted[start : start + _OBJECTS_PER_FILE_TASK])}
+        for start in range(0, len(wanted), _OBJECTS_PER_FILE_TASK)
+    ]
+
+    def write(row: dict[str, Any]) -> dict[str, Any]:
+        survey = _survey(source.card, source.seed, source.templates)
+        chosen = json.loads(row["wanted"])
+        records = [survey.record(label, index) for label, index in chosen]
+        files = write_survey_files(source.card, records, folder)
+        return {"files": len(files), "objects": len(records)}
+
+    files = 0
+    listing = ray.data.from_items(tasks, override_num_blocks=len(tasks))
+    with tqdm(total=len(wanted), unit="object", desc="simulate", disable=not progress) as bar:
+        for row in listing.map(write).iter_rows():
+            files += row["files"]
+            bar.update(row["objects"])
+    return files
+
+
+def _survey(card: Card, seed: int, templates: str | None) -> Simulator:
+    return _cached_survey(card.model_dump_json(), seed, templates)
+
+
+@functools.lru_cache(maxsize=2)
+def _cached_survey(card: str, seed: int, templates: str | None) -> Simulator:
+    return make_simulator(Card.model_validate_json(card), seed, _path(templates))
+
+
+def _path(templates: str | None) -> Path | None:
+    return Path(templates) if templates else None

@@ -1,1 +1,0 @@
-"""Ingest, train, evaluate, predict on Ray, tracked in MLflow. Knows no particular family."""

@@ -1,0 +1,1 @@
+"""Bundles at work: predict, evaluate, follow, serve; catalogues and reports."""

@@ -1,0 +1,200 @@
+"""What a dataset, bundle or catalogue holds, in a form for people and for JSON."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from skyray.data.dataset import MANIFEST, Dataset
+from skyray.runtime import storage
+
+_EXAMPLES = 2
+_RANGES = ("redshift", "snr", "pixel_scale_arcsec", "jd")
+_BUNDLE_FILE = "bundle.json"
+
+
+def inspect(uri: str | os.PathLike) -> dict[str, Any]:
+    """Describe what lies at `uri` with plain JSON types.
+
+    Raises
+    ------
+    ValueError
+        If it is neither a dataset, nor a bundle, nor a catalogue (Parquet or FITS).
+    FileNotFoundError
+        If nothing is there.
+    """
+    uri = os.fspath(uri)
+    if not storage.exists(uri):
+        raise FileNotFoundError(f"{uri}: no such file or folder")
+    if storage.exists(storage.join(uri, MANIFEST)):
+        return inspect_dataset(Dataset.open(uri))
+    if storage.exists(storage.join(uri, _BUNDLE_FILE)):
+        return _inspect_bundle(uri)
+    if uri.endswith((".parquet", ".pq")):
+        return _inspect_parquet(uri)
+    if uri.endswith((".fits", ".fits.gz")):
+        return _inspect_fits(uri)
+    raise ValueError(
+        f"{uri}: expected a dataset (with {MANIFEST}), a bundle (with {_BUNDLE_FILE}) or a "
+        "catalogue (.parquet or .fits)"
+    )
+
+
+def inspect_dataset(dataset: Dataset) -> dict[str, Any]:
+    """Describe a dataset: card, grid, rows, classes by split, ranges, quarantine, size."""
+    manifest = dataset.manifest
+    labels = sorted({label for counts in manifest.counts.values() for label in counts})
+    return {
+        "kind": "dataset",
+        "card": f"{dataset.card.name}: {dataset.card.title}",
+        "record": manifest.record,
+        "pixels": _pixels(dataset),
+        "fingerprint": manifest.fingerprint,
+        "written by": f"skyray {manifest.skyray_version} ({manifest.git_commit}), "
+        f"{manifest.created}",
+        "files read": manifest.files_read,
+        "files of other kinds": manifest.files_unclaimed,
+        "rows": f"{manifest.rows_read} read = {manifest.rows_written} written + "
+        f"{manifest.rows_quarantined} quarantined",
+        "objects by split": {s: sum(counts.values()) for s, counts in manifest.counts.items()},
+        "classes (by split)": {
+            label or "(no label)": ", ".join(
+                f"{split} {counts.get(label, 0)}" for split, counts in manifest.counts.items()
+            )
+            for label in labels
+        },
+        "ranges": _ranges(dataset),
+        "quarantine": _quarantine(dataset),
+        "parts": len(manifest.parts),
+        "size": _size(dataset.size_bytes()),
+    }
+
+
+def _pixels(dataset: Dataset) -> str:
+    grid, card = dataset.grid, dataset.card
+    if grid is None:
+        scale = f", {card.pixel_scale_arcsec} arcsec a pixel" if card.pixel_scale_arcsec else ""
+        return f"{card.image_size} × {card.image_size} in {', '.join(card.bands)}{scale}"
+    wavelength = grid.wavelength()
+    unit = "Å" if grid.kind == "linear" else "dex"
+    return (
+        f"{grid.size} pixels, {grid.kind}, {wavelength[0]:.1f} to {wavelength[-1]:.1f} Å, "
+        f"step {grid.step:g} {unit}"
+    )
+
+
+def _ranges(dataset: Dataset) -> dict[str, str]:
+    if not dataset.manifest.parts:
+        return {}
+    names = [name for name in _RANGES if name in dataset.schema.names]
+    values: dict[str, list[np.ndarray]] = {name: [] for name in names}
+    for table in dataset.iter_tables(names):
+        for name in names:
+            values[name].append(table[name].to_numpy())
+    return {name: describe_numbers(np.concatenate(parts)) for name, parts in values.items()
+            if parts}  # fmt: skip
+
+
+def describe_numbers(values: np.ndarray) -> str:
+    """Return minimum, median, maximum of the finite values and the number of the others."""
+    finite = values[np.isfinite(values)]
+    unknown = f", {len(values) - len(finite)} unknown" if len(finite) < len(values) else ""
+    if not len(finite):
+        return f"none known{unknown}"
+    low, middle, high = np.quantile(finite, (0.0, 0.5, 1.0))
+    return f"{low:.4g} to {high:.4g}, median {middle:.4g}{unknown}"
+
+
+def _quarantine(dataset: Dataset) -> dict[str, str]:
+    """Return for every reason how many rows it holds and some examples."""
+    table = dataset.quarantine()
+    found: dict[str, str] = {}
+    for reason, count in sorted(dataset.manifest.quarantine_reasons.items()):
+        rows = table.filter(pc.equal(table["reason"], reason)).slice(0, _EXAMPLES)
+        examples = [
+            f"{os.path.basename(row['source'])}: {row['detail'][:120]}" for row in rows.to_pylist()
+        ]
+        found[reason] = "\n  ".join([str(count), *examples])
+    return found
+
+
+def _inspect_bundle(uri: str) -> dict[str, Any]:
+    from skyray.bundles.bundle import read_bundle
+
+    content = read_bundle(uri)
+    files = storage.list_files(uri)
+    data = content["data"]
+    return {
+        "kind": "bundle",
+        "family": content["family"],
+        "recipe": content["recipe"].get("name", ""),
+        "mode": content["recipe"].get("mode", ""),
+        "card": data["card"],
+        "classes": data["classes"],
+        "dataset fingerprint": data["fingerprint"],
+        "written by": f"skyray {content.get('skyray_version', '')} "
+        f"({content.get('git_commit', '')})",
+        "outputs": {c["name"]: f"{c['description']} [{c['unit'] or '-'}]"
+                    for c in content.get("output", [])},
+        "metrics": content.get("metrics", {}),
+        "size": _size(sum(size for _, size in files)),
+    }  # fmt: skip
+
+
+def _inspect_parquet(uri: str) -> dict[str, Any]:
+    filesystem, path = storage.resolve(uri)
+    with pq.ParquetFile(path, filesystem=filesystem) as file:
+        schema = file.schema_arrow
+        numbers = [f.name for f in schema if pa.types.is_floating(f.type)]
+        table = file.read(columns=numbers)
+        rows = file.metadata.num_rows
+    columns = {}
+    for field in schema:
+        metadata = {k.decode(): v.decode() for k, v in (field.metadata or {}).items()}
+        values = table[field.name].to_numpy() if field.name in numbers else None
+        columns[field.name] = _column(
+            str(field.type), metadata.get("unit", ""), metadata.get("description", ""), values
+        )
+    size = filesystem.get_file_info(path).size or 0
+    return {"kind": "catalogue", "rows": rows, "columns": columns, "size": _size(size)}
+
+
+def _inspect_fits(uri: str) -> dict[str, Any]:
+    import io
+
+    from astropy.io import fits
+
+    content = storage.read_bytes(uri)
+    with fits.open(io.BytesIO(content)) as hdus:
+        tables = [hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU)]
+        if not tables:
+            raise ValueError(f"{uri}: expected a FITS table, found none")
+        table = tables[0]
+        columns = {}
+        for number, column in enumerate(table.columns, start=1):
+            values = table.data[column.name]
+            numbers = values if values.dtype.kind == "f" and values.ndim == 1 else None
+            columns[column.name] = _column(
+                column.format, column.unit or "", table.header.get(f"TCOMM{number}", ""), numbers
+            )
+        rows = len(table.data)
+    return {"kind": "catalogue", "rows": rows, "columns": columns, "size": _size(len(content))}
+
+
+def _column(kind: str, unit: str, description: str, values: np.ndarray | None) -> str:
+    head = f"{kind} [{unit}]" if unit else kind
+    spread = describe_numbers(values) if values is not None else ""
+    return "; ".join(part for part in (head, description, spread) if part)
+
+
+def _size(count: int) -> str:
+    if count < 1000:
+        return f"{count} bytes"
+    power = min(int(math.log10(count) // 3), 4)
+    return f"{count / 1000**power:.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"

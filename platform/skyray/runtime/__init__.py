@@ -1,0 +1,1 @@
+"""Ray sessions, places, MLflow, progress and provenance."""

@@ -1,0 +1,125 @@
+"""Train in this process, without a Ray Train group: trials of a sweep, members of an ensemble.
+
+The loop, the checkpoints, the tracking and the bundle are those of `skyray.training.train`; only
+the group of workers is left out, whose start costs more than a small training.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from skyray.bundles import registry
+from skyray.config import ConfigError
+from skyray.data.dataset import Dataset
+from skyray.families.base import Columns, Family, Recipe, load_family
+from skyray.runtime import storage, tracking
+from skyray.training import loop
+from skyray.training.train import assemble_bundle, run_provenance, start_run, transformed_rows
+from skyray.training.worker import LoneWorker
+
+_RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class LoneResult:
+    """What a training in one process left: its MLflow run and the rows of its epochs."""
+
+    run_id: str
+    history: list[dict[str, Any]]
+
+
+class _AllRows(loop.TrainingRows):
+    """The whole dataset, read and transformed in this process."""
+
+    def __init__(self, family: Family, dataset: Dataset):
+        super().__init__()
+        self._family, self._dataset = family, dataset
+
+    def fetch(self, split: str) -> Columns:
+        return transformed_rows(self._family, self._dataset, split)
+
+
+def train_alone(
+    recipe: Recipe,
+    data: str,
+    run_uri: str,
+    *,
+    out: str | None = None,
+    parent: str | None = None,
+    threads: int | None = 1,
+    use_gpu: bool = False,
+    last_stage: str | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> LoneResult:
+    """Train all stages of `recipe` in this process; called again, it goes on where it stopped.
+
+    Parameters
+    ----------
+    run_uri : str
+        Folder or URI of checkpoints, finished stages and the MLflow run's id.
+    out : str, optional
+        Bundle to write; a trial of a sweep needs none.
+    threads : int, optional
+        CPU threads; None: all of this machine.
+    parent : str, optional
+        MLflow run that this one is nested in.
+    last_stage : str, optional
+        Stage to stop after; then no bundle can be written.
+    on_epoch : callable, optional
+        Gets the row of the history after every epoch; what it raises ends the training, and
+        ``SystemExit(0)`` without calling it failed.
+
+    Raises
+    ------
+    ConfigError
+        If the recipe streams its rows, or `run_uri` holds another training.
+    """
+    torch.set_num_threads(threads or os.cpu_count() or 1)
+    if not recipe.train.cache:
+        raise ConfigError(
+            "train.cache=false: a training in one process holds its rows in memory; "
+            "use `skyray train`, which can stream"
+        )
+    dataset = Dataset.open(data)
+    family = load_family(recipe.family)(recipe, dataset.info())
+    run_id = _run(run_uri, recipe, family, parent)
+    worker = LoneWorker(
+        rank=0, world_size=1, device=torch.device("cuda" if use_gpu else "cpu"), seed=recipe.seed,
+        run_uri=run_uri, run_id=run_id, tracking_uri=tracking.tracking_uri(), streamed_rows=0,
+        on_epoch=on_epoch,
+    )  # fmt: skip
+    failed = True
+    try:
+        position = loop.run_stages(worker, family, _AllRows(family, dataset), last_stage)
+        if out:
+            assemble_bundle(
+                recipe.family, recipe.snapshot(), family.data.to_dict(), data, run_uri, out,
+                run_provenance(family, run_id), position.history,
+            )  # fmt: skip
+            registry.register(out, run_id)
+        failed = False
+    except SystemExit as end:  # so a sweep's scheduler ends a trial that falls behind
+        failed = bool(end.code)
+        raise
+    finally:
+        tracking.finish_run(run_id, failed)
+    return LoneResult(run_id, position.history)
+
+
+def _run(run_uri: str, recipe: Recipe, family: Family, parent: str | None) -> str:
+    """Return the MLflow run of this folder, opened the first time; refuse another training's."""
+    place = storage.join(run_uri, _RUN_FILE)
+    about = {"recipe": recipe.snapshot(), "fingerprint": family.data.fingerprint}
+    if storage.exists(place):
+        found = storage.read_json(place)
+        if {name: found.get(name) for name in about} != about:
+            raise ConfigError(f"{run_uri}: holds an unfinished training of another recipe or data")
+        return found["run_id"]
+    run_id = start_run(recipe, family, parent=parent)
+    storage.write_json(place, {"run_id": run_id, **about})
+    return run_id

@@ -1,0 +1,251 @@
+"""Train a recipe on a dataset with Ray Train, on any number of workers, and leave a bundle."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+from safetensors.torch import load as load_tensors
+
+from skyray.bundles import registry
+from skyray.bundles.bundle import bundle_version, write_bundle
+from skyray.data.dataset import Dataset, table_to_columns
+from skyray.families.base import Columns, DataInfo, Family, Recipe, load_family
+from skyray.runtime import provenance, storage, tracking
+from skyray.runtime.progress import ProgressBars
+from skyray.training import loop
+from skyray.training.shards import DeterministicShards
+from skyray.training.worker import final_position
+
+CALIBRATION_ROWS = 20_000
+# Ray retries a training group that cannot start for ever; say no after some attempts.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
+
+
+class TrainingFailed(RuntimeError):
+    """Training ended with an error that retries did not cure."""
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training left: the bundle's place, the MLflow run, versions and the history."""
+
+    bundle: str
+    run_id: str
+    version: str
+    history: list[dict[str, Any]]
+    restarts: int
+
+
+def train(
+    recipe: Recipe,
+    data: str,
+    out: str,
+    *,
+    workers: int = 1,
+    use_gpu: bool = False,
+    max_failures: int = 2,
+    resume: str | None = None,
+    progress: bool = True,
+    threads: int | None = None,
+) -> TrainResult:
+    """Train all stages of `recipe` on the dataset at `data` and write the bundle to `out`.
+
+    Ray must have been started (`skyray.runtime.session`).
+
+    Parameters
+    ----------
+    workers : int
+        Data-parallel workers; the global batch size is the recipe's whatever their number.
+    use_gpu : bool
+        One GPU a worker (NCCL); else CPU (gloo).
+    max_failures : int
+        Restarts from the last checkpoint after a lost worker or node.
+    resume : str, optional
+        MLflow run id of an interrupted training to go on with.
+    threads : int, optional
+        CPU threads a worker; default: this machine's cores shared among the workers.
+
+    Raises
+    ------
+    TrainingFailed
+        When a stage fails for good; the message holds its cause.
+    """
+    dataset = Dataset.open(data)
+    family = load_family(recipe.family)(recipe, dataset.info())
+    run_id = resume or start_run(recipe, family, workers)
+    run_uri = storage.join(storage.home(), "runs", run_id)
+    threads = threads or max(1, (os.cpu_count() or 1) // workers)
+    failed = True
+    try:
+        with ProgressBars(disable=not progress) as bars:
+            config = _worker_config(recipe, family, run_id, run_uri, threads, bars.board)
+            config["train_rows"] = dataset.count("train")
+            result = _fit(config, dataset, family, run_uri, workers, use_gpu, max_failures)
+        history, restarts = _history(result)
+        _finish(family, dataset, run_uri, run_id, out, history)
+        registry.register(out, run_id)
+        failed = False
+    finally:
+        tracking.finish_run(run_id, failed)
+    version = bundle_version(recipe.digest(), family.data.fingerprint, run_id)
+    return TrainResult(out, run_id, version, history, restarts)
+
+
+def start_run(recipe: Recipe, family: Family, workers: int = 1, parent: str | None = None) -> str:
+    """Open the MLflow run of a training, nested in the run `parent` if one is given."""
+    tags = {
+        "skyray.fingerprint": family.data.fingerprint,
+        "skyray.card": family.data.card,
+        "skyray.workers": str(workers),
+        "skyray.git_commit": provenance.git_commit(),
+        **{f"version.{k}": v for k, v in provenance.versions().items()},
+    }
+    if parent:
+        tags["mlflow.parentRunId"] = parent
+    name = f"{recipe.name}-{uuid.uuid4().hex[:6]}"
+    return tracking.start_run(recipe.family, name, recipe.snapshot(), tags)
+
+
+def _worker_config(recipe, family: Family, run_id, run_uri, threads: int, board) -> dict[str, Any]:
+    return {
+        "family": recipe.family,
+        "recipe": recipe.snapshot(),
+        "data": family.data.to_dict(),
+        "seed": recipe.seed,
+        "run_uri": run_uri,
+        "run_id": run_id,
+        "tracking_uri": tracking.tracking_uri(),
+        "threads": threads,
+        "board": board,
+    }
+
+
+class TrainingTransform:
+    """The family's transform as a Ray Data map; built on the worker from plain types."""
+
+    def __init__(self, family: Family):
+        self.family = family
+
+    def __call__(self, batch: Mapping[str, np.ndarray]) -> Columns:
+        return self.family.transform(dict(batch), training=True)
+
+
+def training_data(dataset: Dataset, family: Family, split: str) -> ray.data.Dataset:
+    """Return a split's transformed rows as a lazy Ray dataset."""
+    rows = dataset.to_ray(family.columns(training=True), split)
+    return rows.map_batches(TrainingTransform(family), batch_format="numpy", batch_size=512)
+
+
+def _fit(config, dataset, family, run_uri, workers, use_gpu, max_failures):
+    scaling = ray.train.ScalingConfig(
+        num_workers=workers, use_gpu=use_gpu, resources_per_worker=None if use_gpu else {"CPU": 1}
+    )
+    filesystem, storage_path = storage.resolve(storage.join(run_uri, "train"))
+    run_config = ray.train.RunConfig(
+        name="checkpoints",
+        storage_path=storage_path,
+        storage_filesystem=filesystem,
+        failure_config=ray.train.FailureConfig(
+            max_failures=max_failures, controller_failure_limit=3
+        ),
+        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+    )
+    trainer = TorchTrainer(
+        loop.train_worker,
+        train_loop_config=config,
+        scaling_config=scaling,
+        run_config=run_config,
+        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        datasets={
+            split: training_data(dataset, family, split) for split in ("train", "validation")
+        },
+        dataset_config=DeterministicShards() if family.recipe.train.cache else None,
+    )
+    try:
+        return trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise TrainingFailed(str(error)) from error
+
+
+def _history(result) -> tuple[list[dict[str, Any]], int]:
+    position = final_position(result.checkpoint)
+    return position.history, position.resumed
+
+
+def run_provenance(family: Family, run_id: str) -> dict[str, Any]:
+    """Return what a bundle says about where it came from."""
+    return {
+        "version": bundle_version(family.recipe.digest(), family.data.fingerprint, run_id),
+        "run_id": run_id,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "git_commit": provenance.git_commit(),
+        "versions": provenance.versions(),
+    }
+
+
+def _finish(family: Family, dataset, run_uri, run_id, out, history) -> None:
+    """Assemble the best parts, calibrate on validation and write the bundle, as one Ray task."""
+    recipe = family.recipe
+    finish = ray.remote(num_cpus=1)(assemble_bundle)
+    ray.get(
+        finish.remote(
+            recipe.family, recipe.snapshot(), family.data.to_dict(), dataset.uri, run_uri, out,
+            run_provenance(family, run_id), history,
+        )
+    )  # fmt: skip
+
+
+def assemble_bundle(
+    family_name: str,
+    recipe: dict[str, Any],
+    data: dict[str, Any],
+    dataset_uri: str,
+    run_uri: str,
+    out: str,
+    provenance_of_run: dict[str, Any],
+    history: list[dict[str, Any]],
+) -> None:
+    """Build the model from the finished stages, calibrate it and write the bundle."""
+    family_type = load_family(family_name)
+    family = family_type(family_type.recipe_type.load(recipe), DataInfo.from_dict(data))
+    model = family.build_model()
+    family.initialise(model)  # parts that no stage trains
+    for stage in family.stages():
+        part = load_tensors(storage.read_bytes(loop.stage_file(run_uri, stage)))
+        stage.part(model).load_state_dict(part)
+    ready = family.optimise_for_inference(model.eval())
+    inputs = calibration_inputs(family, Dataset.open(dataset_uri))
+    calibration, tensors = family.calibrate(ready, inputs)
+    content = loop.history_json(history)
+    write_bundle(out, family, model, calibration, tensors, provenance_of_run, content)
+
+
+def calibration_inputs(family: Family, dataset: Dataset) -> Columns:
+    """Return up to CALIBRATION_ROWS transformed rows of validation (of train if that is empty)."""
+    split = "validation" if dataset.count("validation") else "train"
+    return transformed_rows(family, dataset, split, CALIBRATION_ROWS)
+
+
+def transformed_rows(
+    family: Family, dataset: Dataset, split: str, limit: int | None = None
+) -> Columns:
+    """Return a split's rows as `Family.transform` gives them for training, read without Ray."""
+    batches: list[Columns] = []
+    rows = 0
+    for table in dataset.iter_tables(family.columns(training=True), split):
+        batches.append(family.transform(table_to_columns(table), training=True))
+        rows += table.num_rows
+        if limit and rows >= limit:
+            break
+    if not batches:
+        return {}
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}

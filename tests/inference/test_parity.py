@@ -1,0 +1,110 @@
+"""Training, batch prediction and HTTP must give the same numbers for the same spectra."""
+
+import json
+import socket
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from skyray.bundles.bundle import Predictor
+from skyray.cards import load_card
+from skyray.data.dataset import Dataset
+from skyray.data.ingest import ingest
+from skyray.data.simulate import simulate
+from skyray.inference.predict import collect, predict_dataset
+from skyray.inference.serving import load_service, running_service
+from skyray.training.shards import fetch
+from skyray.training.train import training_data
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).resolve().parents[2]
+OBJECTS = 100
+NUMBERS = ("p_STAR", "p_GALAXY", "p_QSO", "redshift", "redshift_err", "coverage")
+
+
+@pytest.fixture(scope="module")
+def files(ray_cluster, tmp_path_factory) -> list[Path]:
+    folder = tmp_path_factory.mktemp("parity") / "survey"
+    simulate(load_card("sdss_coarse"), OBJECTS, 11, None, as_files=str(folder))
+    found = sorted(folder.rglob("spec-*.fits"))
+    assert len(found) >= OBJECTS
+    return found[:OBJECTS]
+
+
+@pytest.fixture(scope="module")
+def dataset(files, tmp_path_factory) -> Dataset:
+    out = str(tmp_path_factory.mktemp("parity-data") / "dataset")
+    return ingest(load_card("sdss_coarse"), [str(f) for f in files], out, progress=False)
+
+
+@pytest.fixture(scope="module")
+def batch(tiny_bundle, dataset) -> dict[str, np.ndarray]:
+    """Predictions of the batch job, in the order of object_id."""
+    table = collect(predict_dataset(tiny_bundle, dataset, keep=["object_id"]))
+    order = np.argsort(table["object_id"])
+    return {name: values[order] for name, values in table.items()}
+
+
+def test_batch_equals_the_training_transform(tiny_bundle, dataset, batch):
+    predictor = Predictor.from_bundle(tiny_bundle)
+    ids, inputs = [], []
+    for split in ("train", "validation", "test"):
+        rows = dataset.to_table(["object_id"], split)
+        ids += rows["object_id"].to_pylist()
+        if rows.num_rows:
+            inputs.append(fetch(training_data(dataset, predictor.family, split).iterator()))
+    columns = {name: np.concatenate([part[name] for part in inputs]) for name in inputs[0]}
+    output = predictor.family.predict(
+        predictor.model, columns, predictor.calibration, predictor.tensors
+    )
+    order = np.argsort(ids)
+    assert len(ids) == OBJECTS
+    assert output["label"][order].tolist() == batch["label"].tolist()
+    for name in NUMBERS:
+        np.testing.assert_allclose(output[name][order], batch[name], atol=1e-6, err_msg=name)
+
+
+def test_http_equals_batch(tiny_bundle, files, batch):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    config = load_service(ROOT / "serve" / "config.yaml", {"bundle": tiny_bundle}, port=port)
+    answers = {}
+    with running_service(config) as url:
+        for file in files:
+            request = urllib.request.Request(
+                f"{url}/predict?name={file.name}",
+                data=file.read_bytes(),
+                headers={"Content-Type": "application/fits"},
+            )
+            with urllib.request.urlopen(request, timeout=60) as response:
+                answer = json.load(response)["predictions"][0]
+            answers[answer["object_id"]] = answer
+    assert sorted(answers) == batch["object_id"].tolist()
+    ordered = [answers[name] for name in batch["object_id"]]
+    assert [answer["label"] for answer in ordered] == batch["label"].tolist()
+    assert {answer["model_version"] for answer in ordered} == set(batch["model_version"])
+    np.testing.assert_allclose(
+        [answer["redshift"] for answer in ordered], batch["redshift"], atol=1e-6
+    )
+    np.testing.assert_allclose(
+        [answer["redshift_err"] for answer in ordered], batch["redshift_err"], atol=1e-6
+    )
+    for index, answer in enumerate(ordered):
+        for name, value in answer["probabilities"].items():
+            assert value == pytest.approx(batch[f"p_{name}"][index], abs=1e-6)
+
+
+def test_bundle_from_elsewhere_is_scored_without_its_run(
+    tiny_bundle, dataset, tmp_path, monkeypatch
+):
+    """A bundle that somebody sends comes without the tracking store its run is in."""
+    from skyray.inference.evaluate import evaluate
+
+    monkeypatch.setenv("SKYRAY_HOME", str(tmp_path / "home"))
+    scores = evaluate(tiny_bundle, dataset.uri, str(tmp_path / "scores"), split=None, figures=False)
+    assert 0 <= scores["accuracy"] <= 1
+    assert (tmp_path / "scores" / "metrics.json").exists()

@@ -1,0 +1,205 @@
+"""Sweeps, ensembles and grids on real Ray Tune, Optuna and MLflow."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import ray
+
+from skyray.config import ConfigError
+from skyray.families.base import Choice, Range, load_recipe
+from skyray.runtime import storage, tracking
+from skyray.runtime.session import cores_for
+from skyray.search.ensemble import Spread, ensemble, spreads
+from skyray.search.grid import run_grid, summarise
+from skyray.search.tune import assignments, to_ray, tune_recipe
+from skyray.training.lone import train_alone
+
+ROOT = Path(__file__).resolve().parents[2]
+FAST = ("redshift_classes=[]", "train.epochs=2")
+
+
+def test_search_space_becomes_ray_tunes_words():
+    space = {
+        "a": Choice((1, 2)),
+        "b": Range(1e-4, 1e-2, log=True),
+        "c": Range(0.0, 1.0),
+        "d": Range(2, 8, step=2),
+    }
+    words = to_ray(space)
+    assert words["a"].sample() in (1, 2)
+    drawn = np.array([words["b"].sample() for _ in range(400)])
+    assert drawn.min() >= 1e-4
+    assert drawn.max() <= 1e-2
+    assert 7e-4 < np.median(drawn) < 1.5e-3  # uniform in the logarithm
+    assert 0 <= words["c"].sample() <= 1
+    assert words["d"].sample() % 2 == 0
+
+
+def test_every_search_space_names_keys_of_its_recipes():
+    for name in ("redshift/sdss_dr16", "outliers/desi_bgs"):
+        from skyray.families.base import load_family
+
+        recipe = load_recipe(name)
+        space = load_family(recipe.family).search_space(recipe)
+        assert space
+        settings = {key: domain.sample() for key, domain in to_ray(space).items()}
+        changed = recipe.override(assignments(settings))
+        assert changed.digest() != recipe.digest()
+
+
+def test_spread_is_median_and_sample_deviation():
+    spread = Spread.of([1.0, 2.0, 6.0])
+    assert spread.median == 2.0
+    assert spread.std == pytest.approx(np.std([1, 2, 6], ddof=1))
+    found = spreads([{"a": 1.0, "b": "x", "c": True}, {"a": 3.0, "d": 2}])
+    assert list(found) == ["a"]
+
+
+def test_summary_of_a_grid():
+    table = pd.DataFrame(
+        {"recipe": ["r"] * 4, "fraction": [0.1, 0.1, 1.0, 1.0], "auc": [0.6, 0.8, 0.9, 0.9]}
+    )
+    found = summarise(table, ["recipe", "fraction"], "auc")
+    assert found["median"].tolist() == pytest.approx([0.7, 0.9])
+    assert found["std"].tolist() == pytest.approx([np.std([0.6, 0.8], ddof=1), 0.0])
+
+
+@pytest.mark.slow
+def test_killed_sweep_goes_on_and_counts_every_trial_once(
+    mock_dataset, tiny_recipe, tmp_path_factory, capsys
+):
+    """A process of its own is killed after some trials; the same call then finishes the sweep."""
+    folder = tmp_path_factory.mktemp("sweep")
+    out, trials = folder / "sweep", 14
+    recipe = tiny_recipe.override(FAST)
+    script = (
+        "import json, sys\n"
+        "from skyray.runtime.session import ray_session\n"
+        "from skyray.search.tune import tune_recipe\n"
+        "from skyray.families.redshift.recipes import RedshiftRecipe\n"
+        "recipe = RedshiftRecipe.load(json.loads(sys.argv[1]))\n"
+        "with ray_session(num_cpus=2):\n"
+        "    tune_recipe(recipe, sys.argv[2], sys.argv[3], trials=int(sys.argv[4]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform"),
+                   "SKYRAY_OBJECT_STORE": "200000000"}  # fmt: skip
+    environment.pop("RAY_AUTH_TOKEN_PATH", None)
+    command = [sys.executable, "-c", script, json.dumps(recipe.snapshot()), mock_dataset, str(out),
+               str(trials)]  # fmt: skip
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        deadline = time.monotonic() + 240
+        while _finished(out) < 3 and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.1)
+        done = _finished(out)
+        assert process.poll() is None, (folder / "log").read_text()[-3000:]
+        os.killpg(process.pid, signal.SIGKILL)  # the driver, and Ray that it started
+        process.wait()
+    assert 3 <= done < trials
+    found = tune_recipe(recipe, mock_dataset, str(out), trials=trials)
+    assert f"{trials}/{trials}" in capsys.readouterr().err
+    assert len(found.trials) == trials
+    assert found.trials["trial"].is_unique
+    assert not found.trials["failed"].any()
+    assert found.trials["accuracy"].notna().all()
+    assert found.value == found.trials["accuracy"].max()
+    runs = _children(found.run_id)
+    assert sorted(runs) == sorted(found.trials["run_id"])
+    assert set(runs.values()) == {"FINISHED"}
+    assert (out / "figures" / "sweep.png").stat().st_size > 10_000
+    assert storage.read_json(out / "best.json")["changes"] == found.best
+    recipe.override(found.best)
+    with pytest.raises(ConfigError, match="another recipe"):
+        tune_recipe(recipe.override(["seed=9"]), mock_dataset, str(out), trials=trials)
+
+
+def _finished(out: Path) -> int:
+    """Return how many trials of a sweep have reported their last epoch."""
+    return sum('"epoch": 2' in path.read_text() for path in out.glob("ray/*/result.json"))
+
+
+def _children(parent: str) -> dict[str, str]:
+    client = tracking.client(tracking.tracking_uri())
+    experiment = client.get_run(parent).info.experiment_id
+    found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+    return {run.info.run_id: run.info.status for run in found}
+
+
+@pytest.mark.slow
+def test_ensemble_is_repeatable_and_resumes(mock_dataset, tiny_recipe, tmp_path_factory):
+    out = str(tmp_path_factory.mktemp("ensemble") / "ensemble")
+    recipe = tiny_recipe.override(FAST)
+    scores = ensemble(recipe, mock_dataset, out, members=2, progress=False)
+    assert len(scores["accuracy"].values) == 2
+    written = storage.read_json(storage.join(out, "ensemble.json"))
+    assert written["scores"]["accuracy"]["values"] == scores["accuracy"].values
+    stamp = os.stat(f"{out}/seed-0/bundle/bundle.json").st_mtime_ns
+    again = ensemble(recipe, mock_dataset, out, members=2, progress=False)
+    assert again == scores
+    assert os.stat(f"{out}/seed-0/bundle/bundle.json").st_mtime_ns == stamp
+    with pytest.raises(ConfigError, match="another recipe"):  # never the old numbers for it
+        ensemble(recipe.override(["network.dropout=0.1"]), mock_dataset, out, members=2)
+
+
+def test_training_in_one_process_refuses_what_it_cannot_do(tiny_recipe, tmp_path):
+    with pytest.raises(ConfigError, match="use `skyray train`"):
+        train_alone(tiny_recipe.override(["train.cache=false"]), "nowhere", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("end", "status"), [(SystemExit(0), "FINISHED"), (ValueError("no"), "FAILED")]
+)
+def test_training_ended_by_a_scheduler_is_not_called_failed(
+    end, status, mock_dataset, tiny_recipe, tmp_path
+):
+    def stop(row):
+        raise end
+
+    with pytest.raises(type(end)):
+        train_alone(tiny_recipe.override(FAST), mock_dataset, str(tmp_path), on_epoch=stop)
+    run_id = storage.read_json(str(tmp_path / "run.json"))["run_id"]
+    run = tracking.client(tracking.tracking_uri()).get_run(run_id)
+    assert run.info.status == status
+
+
+@pytest.mark.slow
+def test_grid_has_a_row_for_every_cell(mock_dataset, tmp_path_factory):
+    out = str(tmp_path_factory.mktemp("grid") / "grid")
+    small = ["network.widths=[4,8,8,16,16]", "network.dense=16", "input.step=5.0",
+             "input.pixels=1001", *FAST]  # fmt: skip
+    table = run_grid(
+        ["redshift/sdss_coarse_laptop"], {"mock": mock_dataset}, out, seeds=1, changes=small,
+        vary={"network.dropout": [0.0, 0.3]}, progress=False,
+    )  # fmt: skip
+    assert table["network.dropout"].tolist() == [0.0, 0.3]
+    assert table["accuracy"].between(0, 1).all()
+    with pytest.raises(ConfigError, match="one family"):
+        run_grid(["redshift/sdss_dr16", "outliers/desi_bgs"], {"mock": mock_dataset}, out)
+
+
+def test_no_more_trainings_at_once_than_the_machine_has_cores(ray_cluster):
+    """The test cluster has four logical CPUs, whatever the machine."""
+    cores = len(os.sched_getaffinity(0))
+    assert cores_for(1) == {"cores": 1}
+    assert cores_for(10_000) == {"cores": cores}
+
+    @ray.remote(num_cpus=0, resources=cores_for(1))
+    def busy() -> tuple[float, float]:
+        started = time.monotonic()
+        time.sleep(0.3)
+        return started, time.monotonic()
+
+    spans = ray.get([busy.remote() for _ in range(2 * cores)])
+    assert max(sum(a <= start < b for a, b in spans) for start, _ in spans) <= cores
