@@ -33,7 +33,7 @@ from skyray.cards import load_card  # noqa: E402
 from skyray.data.dataset import MANIFEST  # noqa: E402
 from skyray.data.ingest import ingest, ingest_source  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
-from skyray.runtime import storage  # noqa: E402
+from skyray.runtime import places  # noqa: E402
 from skyray.runtime.session import ray_session  # noqa: E402
 from skyray.search.ensemble import Cell, train_cells  # noqa: E402
 
@@ -66,7 +66,7 @@ SUBJECTS = {
 def dataset(subject: str, images: str, out: Path, seed: int) -> str:
     """Ingest the images once, or for alerts once a seed; return where they are."""
     data = str(out / ("dataset" if subject == "galaxies" else f"dataset-{seed}"))
-    if not storage.exists(storage.join(data, MANIFEST)):
+    if not places.exists(places.join(data, MANIFEST)):
         if subject == "galaxies":
             ingest(load_card("galaxies_gz1"), [images], data)
         else:
@@ -78,7 +78,7 @@ def dataset(subject: str, images: str, out: Path, seed: int) -> str:
 def train_all(options: argparse.Namespace) -> Runs:
     """Train and score what is asked for; return all scores that the folder holds."""
     place = str(options.out / TABLE)
-    kept = storage.read_json(place) if storage.exists(place) else {}
+    kept = places.read_json(place) if places.exists(place) else {}
     data = {s: dataset(options.subject, options.images, options.out, s) for s in options.seeds}
     cells = [
         _cell(options, arm, fraction, seed, data[seed])
@@ -87,7 +87,7 @@ def train_all(options: argparse.Namespace) -> Runs:
         for arm in options.arms
     ]
     kept |= train_cells(cells, threads=options.threads)
-    storage.write_json(place, kept)
+    places.write_json(place, kept)
     found: Runs = {}
     for name, scores in kept.items():
         arm, fraction, seed = name.split("-")

@@ -12,7 +12,7 @@ import pytest
 from skyray.cards import Card
 from skyray.data.dataset import Dataset, Manifest, NotADataset, Part
 from skyray.records import SPLITS, Grid, spectrum_schema, tensor_array, tensor_values
-from skyray.runtime import storage
+from skyray.runtime import places
 
 GRID = Grid("linear", 4000.0, 2.0, 50)
 PER_SPLIT = {"train": 7, "validation": 3, "test": 2}
@@ -67,7 +67,7 @@ def tiny(tmp_path_factory) -> Path:
         rows_read=written, rows_written=written, rows_quarantined=0, quarantine_reasons={},
         files_read=3, files_unclaimed=0, fingerprint="abc", parts=parts,
     )  # fmt: skip
-    storage.write_json(folder / "manifest.json", manifest.snapshot())
+    places.write_json(folder / "manifest.json", manifest.snapshot())
     return folder
 
 
@@ -140,14 +140,14 @@ def test_a_folder_without_manifest_is_refused(tmp_path):
 
 
 def test_another_schema_version_is_refused(tmp_path):
-    storage.write_json(tmp_path / "manifest.json", {"schema_version": 99})
+    places.write_json(tmp_path / "manifest.json", {"schema_version": 99})
     with pytest.raises(NotADataset, match="expected 1, found 99"):
         Dataset.open(tmp_path)
 
 
 def test_a_broken_manifest_names_the_field(tiny, tmp_path):
-    content = storage.read_json(tiny / "manifest.json")
+    content = places.read_json(tiny / "manifest.json")
     content["rows_read"] = "many"
-    storage.write_json(tmp_path / "manifest.json", content)
+    places.write_json(tmp_path / "manifest.json", content)
     with pytest.raises(NotADataset, match="rows_read"):
         Dataset.open(tmp_path)

@@ -13,7 +13,7 @@ from skyray.families.base import OutputColumn
 from skyray.inference.catalogue import write_catalogue
 from skyray.inference.inspect import describe_numbers, inspect
 from skyray.records import InvalidRecord, Spectrum, spectrum_schema
-from skyray.runtime.storage import write_json
+from skyray.runtime.places import write_json
 
 
 @pytest.fixture(scope="module")

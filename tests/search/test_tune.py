@@ -17,7 +17,7 @@ import ray
 
 from skyray.config import ConfigError
 from skyray.families.base import Choice, Range, load_recipe
-from skyray.runtime import storage, tracking
+from skyray.runtime import places, tracking
 from skyray.runtime.session import cores_for
 from skyray.search.ensemble import Spread, ensemble, spreads
 from skyray.search.grid import run_grid, summarise
@@ -119,7 +119,7 @@ def test_killed_sweep_goes_on_and_counts_every_trial_once(
     assert sorted(runs) == sorted(found.trials["run_id"])
     assert set(runs.values()) == {"FINISHED"}
     assert (out / "figures" / "sweep.png").stat().st_size > 10_000
-    assert storage.read_json(out / "best.json")["changes"] == found.best
+    assert places.read_json(out / "best.json")["changes"] == found.best
     recipe.override(found.best)
     with pytest.raises(ConfigError, match="another recipe"):
         tune_recipe(recipe.override(["seed=9"]), mock_dataset, str(out), trials=trials)
@@ -143,7 +143,7 @@ def test_ensemble_is_repeatable_and_resumes(mock_dataset, tiny_recipe, tmp_path_
     recipe = tiny_recipe.override(FAST)
     scores = ensemble(recipe, mock_dataset, out, members=2, progress=False)
     assert len(scores["accuracy"].values) == 2
-    written = storage.read_json(storage.join(out, "ensemble.json"))
+    written = places.read_json(places.join(out, "ensemble.json"))
     assert written["scores"]["accuracy"]["values"] == scores["accuracy"].values
     stamp = os.stat(f"{out}/seed-0/bundle/bundle.json").st_mtime_ns
     again = ensemble(recipe, mock_dataset, out, members=2, progress=False)
@@ -169,7 +169,7 @@ def test_training_ended_by_a_scheduler_is_not_called_failed(
 
     with pytest.raises(type(end)):
         train_alone(tiny_recipe.override(FAST), mock_dataset, str(tmp_path), on_epoch=stop)
-    run_id = storage.read_json(str(tmp_path / "run.json"))["run_id"]
+    run_id = places.read_json(str(tmp_path / "run.json"))["run_id"]
     run = tracking.client(tracking.tracking_uri()).get_run(run_id)
     assert run.info.status == status
 

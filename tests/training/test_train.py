@@ -12,7 +12,7 @@ import pytest
 from skyray.bundles.bundle import Predictor, history_rows, read_bundle
 from skyray.data.dataset import Dataset, table_to_columns
 from skyray.families.base import DataInfo
-from skyray.runtime import storage, tracking
+from skyray.runtime import places, tracking
 from skyray.training.lone import train_alone
 from skyray.training.train import TrainingFailed, train
 
@@ -44,11 +44,11 @@ class Assassin(threading.Thread):
 
     @staticmethod
     def _runs():
-        root = Path(storage.home()) / "runs"
+        root = Path(places.home()) / "runs"
         return {path.name for path in root.iterdir()} if root.exists() else set()
 
     def run(self):
-        root = Path(storage.home()) / "runs"
+        root = Path(places.home()) / "runs"
         seen: set[Path] = set()
         for _ in range(6000):
             for name in self._runs() - self.before:
@@ -79,7 +79,7 @@ def test_bundle_holds_what_made_it(tiny_bundle, mock_dataset, tiny_recipe):
     assert stages == {
         "classifier", "redshift/GALAXY/0", "redshift/GALAXY/1", "redshift/QSO/0", "redshift/QSO/1"
     }  # fmt: skip
-    card = storage.read_bytes(storage.join(tiny_bundle, "MODEL_CARD.md")).decode()
+    card = places.read_bytes(places.join(tiny_bundle, "MODEL_CARD.md")).decode()
     assert content["version"] in card
 
 

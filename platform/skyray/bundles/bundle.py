@@ -27,7 +27,7 @@ from safetensors.torch import save as save_tensors
 from skyray.data.rows import columns_of
 from skyray.families.base import Columns, DataInfo, Family, Tensors, load_family
 from skyray.records import Record
-from skyray.runtime import storage
+from skyray.runtime import places
 
 BUNDLE_VERSION = 1
 BUNDLE_FILE = "bundle.json"
@@ -52,10 +52,10 @@ def write_bundle(
 ) -> None:
     """Write a bundle; ``bundle.json`` comes last, so that a half-written one is none."""
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
-    storage.write_bytes(storage.join(uri, WEIGHTS_FILE), save_tensors(weights))
+    places.write_bytes(places.join(uri, WEIGHTS_FILE), save_tensors(weights))
     kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
-    storage.write_bytes(storage.join(uri, CALIBRATION_FILE), save_tensors(kept))
-    storage.write_bytes(storage.join(uri, HISTORY_FILE), history)
+    places.write_bytes(places.join(uri, CALIBRATION_FILE), save_tensors(kept))
+    places.write_bytes(places.join(uri, HISTORY_FILE), history)
     content = {
         "bundle_version": BUNDLE_VERSION,
         "family": family.name,
@@ -67,8 +67,8 @@ def write_bundle(
         "metrics": {},
         **provenance,
     }
-    storage.write_bytes(storage.join(uri, CARD_FILE), model_card(content).encode())
-    storage.write_json(storage.join(uri, BUNDLE_FILE), content)
+    places.write_bytes(places.join(uri, CARD_FILE), model_card(content).encode())
+    places.write_json(places.join(uri, BUNDLE_FILE), content)
 
 
 def read_bundle(uri: str | os.PathLike) -> dict[str, Any]:
@@ -79,10 +79,10 @@ def read_bundle(uri: str | os.PathLike) -> dict[str, Any]:
     NotABundle
         If there is none, or its version is not this version's.
     """
-    place = storage.join(uri, BUNDLE_FILE)
-    if not storage.exists(place):
+    place = places.join(uri, BUNDLE_FILE)
+    if not places.exists(place):
         raise NotABundle(f"{os.fspath(uri)}: not a bundle: no {BUNDLE_FILE}")
-    content = storage.read_json(place)
+    content = places.read_json(place)
     if content.get("bundle_version") != BUNDLE_VERSION:
         raise NotABundle(
             f"{place}: bundle_version: expected {BUNDLE_VERSION}, "
@@ -95,8 +95,8 @@ def add_metrics(uri: str, split: str, metrics: dict[str, Any]) -> None:
     """Record the metrics of one split in a bundle and renew its model card."""
     content = read_bundle(uri)
     content["metrics"][split] = metrics
-    storage.write_bytes(storage.join(uri, CARD_FILE), model_card(content).encode())
-    storage.write_json(storage.join(uri, BUNDLE_FILE), content)
+    places.write_bytes(places.join(uri, CARD_FILE), model_card(content).encode())
+    places.write_json(places.join(uri, BUNDLE_FILE), content)
 
 
 def model_card(content: dict[str, Any]) -> str:
@@ -168,10 +168,10 @@ class Predictor:
         recipe = family_type.recipe_type.load(content["recipe"])
         family = family_type(recipe, DataInfo.from_dict(content["data"]))
         model = family.build_model()
-        model.load_state_dict(load_tensors(storage.read_bytes(storage.join(uri, WEIGHTS_FILE))))
+        model.load_state_dict(load_tensors(places.read_bytes(places.join(uri, WEIGHTS_FILE))))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         model = family.optimise_for_inference(model.eval().to(device)).to(device)
-        tensors = load_tensors(storage.read_bytes(storage.join(uri, CALIBRATION_FILE)))
+        tensors = load_tensors(places.read_bytes(places.join(uri, CALIBRATION_FILE)))
         return cls(family, model, content["calibration"], tensors, content)
 
     @property
@@ -225,5 +225,5 @@ def bundle_version(recipe_digest: str, fingerprint: str, run_id: str) -> str:
 
 def history_rows(uri: str) -> list[dict[str, Any]]:
     """Return a bundle's training history, one dict an epoch."""
-    text = storage.read_bytes(storage.join(uri, HISTORY_FILE)).decode()
+    text = places.read_bytes(places.join(uri, HISTORY_FILE)).decode()
     return [json.loads(line) for line in text.splitlines()]

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from skyray.bundles.bundle import read_bundle
-from skyray.runtime import storage, tracking
+from skyray.runtime import places, tracking
 
 CHAMPION = "champion"
 
@@ -33,10 +33,10 @@ def register(bundle: str, run_id: str, alias: str = CHAMPION) -> str:
     mlflow.set_tracking_uri(uri)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "bundle"
-        for path, _ in storage.list_files(bundle):
+        for path, _ in places.list_files(bundle):
             target = copy / Path(path).name
             target.parent.mkdir(exist_ok=True)
-            target.write_bytes(storage.read_bytes(storage.join(bundle, target.name)))
+            target.write_bytes(places.read_bytes(places.join(bundle, target.name)))
         with mlflow.start_run(run_id=run_id, log_system_metrics=False):
             mlflow.pyfunc.log_model(
                 name="bundle",

@@ -23,7 +23,7 @@ from pyarrow import fs
 from skyray.cards import Card
 from skyray.config import Config, ConfigError
 from skyray.records import SCHEMA_VERSION, SPLITS, Grid, describe_schema, tensor_values
-from skyray.runtime import storage
+from skyray.runtime import places
 
 if TYPE_CHECKING:
     import ray.data
@@ -100,10 +100,10 @@ class Dataset:
             If no manifest is there, or its schema version is not this version's.
         """
         uri = os.fspath(uri)
-        place = storage.join(uri, MANIFEST)
-        if not storage.exists(place):
+        place = places.join(uri, MANIFEST)
+        if not places.exists(place):
             raise NotADataset(f"{uri}: not a dataset: no {MANIFEST} (was its ingest finished?)")
-        content = storage.read_json(place)
+        content = places.read_json(place)
         found = content.get("schema_version") if isinstance(content, dict) else None
         if found != SCHEMA_VERSION:
             raise NotADataset(
@@ -156,7 +156,7 @@ class Dataset:
         """The Arrow schema of the rows (read from the first part)."""
         if not self.manifest.parts:
             raise NotADataset(f"{self.uri}: the dataset holds no rows")
-        filesystem, path = storage.resolve(storage.join(self.uri, self.manifest.parts[0].path))
+        filesystem, path = places.resolve(places.join(self.uri, self.manifest.parts[0].path))
         return pq.read_schema(path, filesystem=filesystem)
 
     def iter_tables(
@@ -173,7 +173,7 @@ class Dataset:
         """
         names = self._columns(columns)
         for part in self._parts(split):
-            for table in read_part(storage.join(self.uri, part.path), names, split):
+            for table in read_part(places.join(self.uri, part.path), names, split):
                 for start in range(0, table.num_rows, rows):
                     yield table.slice(start, rows)
 
@@ -196,7 +196,7 @@ class Dataset:
         import ray.data
 
         names = self._columns(columns)
-        parts = [{"uri": storage.join(self.uri, part.path)} for part in self._parts(split)]
+        parts = [{"uri": places.join(self.uri, part.path)} for part in self._parts(split)]
         if not parts:
             return ray.data.from_arrow(self.to_table(names, split))
 
@@ -209,16 +209,16 @@ class Dataset:
 
     def quarantine(self) -> pa.Table:
         """Return what could not be used: source, object_id, reason, detail."""
-        place = storage.join(self.uri, QUARANTINE)
-        if not storage.exists(place):
+        place = places.join(self.uri, QUARANTINE)
+        if not places.exists(place):
             return QUARANTINE_SCHEMA.empty_table()
-        filesystem, path = storage.resolve(place)
+        filesystem, path = places.resolve(place)
         return pq.read_table(path, filesystem=filesystem)
 
     def size_bytes(self) -> int:
         """Return the size of all parts, bytes."""
-        filesystem, root = storage.resolve(self.uri)
-        paths = [storage.join(root, part.path) for part in self.manifest.parts]
+        filesystem, root = places.resolve(self.uri)
+        paths = [places.join(root, part.path) for part in self.manifest.parts]
         return sum(info.size or 0 for info in filesystem.get_file_info(paths)) if paths else 0
 
     def _columns(self, columns: Sequence[str] | None) -> list[str]:
@@ -244,7 +244,7 @@ def read_part(uri: str, columns: Sequence[str], split: str | None = None) -> Ite
 
     A row group holds one split only, so that a split is read without touching the others' pixels.
     """
-    filesystem, path = storage.resolve(uri)
+    filesystem, path = places.resolve(uri)
     buffered = not isinstance(filesystem, fs.LocalFileSystem)
     with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=buffered) as part:
         position = part.schema_arrow.names.index("split")

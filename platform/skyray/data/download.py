@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from skyray.cards import Card
 from skyray.config import ConfigError
-from skyray.runtime import storage
+from skyray.runtime import places
 
 CHECKSUMS = ("sha256", "sha1", "md5")
 FAILURES = "download-failures.csv"
@@ -189,7 +189,7 @@ def _wanted(card: Card, listing: Any, folder: Path) -> list[_Wanted]:
 def _rows(listing: Any) -> Iterable[Mapping[str, Any]]:
     if not isinstance(listing, str | os.PathLike):
         return listing
-    filesystem, path = storage.resolve(listing)
+    filesystem, path = places.resolve(listing)
     if path.endswith((".fits", ".fit", ".fits.gz")):
         from astropy.table import Table
 

@@ -19,7 +19,7 @@ from skyray.data.dataset import MANIFEST, Dataset
 from skyray.data.publish import load_sidecars, publish
 from skyray.data.sources import FileSource, RecordSource, Unit
 from skyray.data.tasks import Job, Sidecar, Task, run_task
-from skyray.runtime import storage
+from skyray.runtime import places
 
 ROWS_PER_PART = 1024
 # A task takes about a quarter of a CPU's share, so that all are busy to the end, but neither so
@@ -78,7 +78,7 @@ def ingest_source(
     rows_per_part: int = ROWS_PER_PART,
 ) -> Dataset:
     """Read any `RecordSource` into a dataset: see `ingest`."""
-    job = Job(card, source, storage.absolute(out), apply_cuts)
+    job = Job(card, source, places.absolute(out), apply_cuts)
     before = _published(job)
     units = source.units()
     if not units:
@@ -97,7 +97,7 @@ def ingest_source(
 
 
 def _published(job: Job) -> Dataset | None:
-    if not storage.exists(storage.join(job.out, MANIFEST)):
+    if not places.exists(places.join(job.out, MANIFEST)):
         return None
     before = Dataset.open(job.out)
     found = Job(before.card, job.source, job.out, before.manifest.apply_cuts)

@@ -22,7 +22,7 @@ from pyarrow import fs
 
 from skyray.data.dataset import Part
 from skyray.records import SPLITS, tensor_array, tensor_values
-from skyray.runtime import storage
+from skyray.runtime import places
 
 MODULUS = 1 << 256
 ROWS_PER_GROUP = 256
@@ -70,7 +70,7 @@ def write_table(uri: str, table: pa.Table) -> None:
     """Write a small table as Parquet, whole or not at all."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd")
-    storage.write_bytes(uri, sink.getvalue())
+    places.write_bytes(uri, sink.getvalue())
 
 
 class PartWriter:
@@ -85,7 +85,7 @@ class PartWriter:
     """
 
     def __init__(self, uri: str, schema: pa.Schema):
-        self._filesystem, self._path = storage.resolve(uri)
+        self._filesystem, self._path = places.resolve(uri)
         self._schema = schema
         self._tensors = {
             f.name: f.type for f in schema if isinstance(f.type, pa.FixedShapeTensorType)

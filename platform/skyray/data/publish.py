@@ -30,7 +30,7 @@ from skyray.data.dataset import (
 from skyray.data.parts import PartWriter, add_digests, write_table
 from skyray.data.tasks import Job, Sidecar, write_sidecar
 from skyray.records import SCHEMA_VERSION, SPLITS
-from skyray.runtime import storage
+from skyray.runtime import places
 from skyray.runtime.provenance import git_commit
 
 _READING_THREADS = 8
@@ -42,13 +42,13 @@ class RowsLost(RuntimeError):
 
 def load_sidecars(out: str) -> list[Sidecar]:
     """Return what finished tasks left in a folder, in the order of their names."""
-    folder = storage.join(out, "tasks")
-    if not storage.exists(folder):
+    folder = places.join(out, "tasks")
+    if not places.exists(folder):
         return []
-    names = [path.rpartition("/")[2] for path, _ in storage.list_files(folder)]
-    uris = [storage.join(folder, name) for name in names if name.endswith(".json")]
+    names = [path.rpartition("/")[2] for path, _ in places.list_files(folder)]
+    uris = [places.join(folder, name) for name in names if name.endswith(".json")]
     with ThreadPoolExecutor(_READING_THREADS) as pool:
-        return [Sidecar.load(content) for content in pool.map(storage.read_json, uris)]
+        return [Sidecar.load(content) for content in pool.map(places.read_json, uris)]
 
 
 def publish(job: Job, sidecars: Sequence[Sidecar], before: Dataset | None) -> Dataset:
@@ -63,7 +63,7 @@ def publish(job: Job, sidecars: Sequence[Sidecar], before: Dataset | None) -> Da
     current = settle_duplicates(job, sidecars, known)
     _write_quarantine(job.out, current)
     manifest = _manifest(job, current)
-    storage.write_json(storage.join(job.out, MANIFEST), manifest.snapshot())
+    places.write_json(places.join(job.out, MANIFEST), manifest.snapshot())
     _remove_leftovers(job.out, current)
     return Dataset(job.out, manifest)
 
@@ -131,7 +131,7 @@ def _hashes(out: str, sidecar: Sidecar) -> np.ndarray:
 
 
 def _read(out: str, path: str, columns: list[str]) -> pa.Table:
-    filesystem, place = storage.resolve(storage.join(out, path))
+    filesystem, place = places.resolve(places.join(out, path))
     return pq.read_table(place, columns=columns, filesystem=filesystem, use_threads=False)
 
 
@@ -140,11 +140,11 @@ def _without(
 ) -> Sidecar:
     """Write a task's part again without the dropped rows, and its sidecar with their refusals."""
     out, name = job.out, _variant(sidecar.task, dropped)
-    filesystem, place = storage.resolve(storage.join(out, sidecar.part.path))
+    filesystem, place = places.resolve(places.join(out, sidecar.part.path))
     schema = pq.read_schema(place, filesystem=filesystem)
-    writer = PartWriter(storage.join(out, f"parts/{name}.parquet"), schema)
+    writer = PartWriter(places.join(out, f"parts/{name}.parquet"), schema)
     start = 0
-    for table in read_part(storage.join(out, sidecar.part.path), schema.names):
+    for table in read_part(places.join(out, sidecar.part.path), schema.names):
         keep = np.array([start + i not in dropped for i in range(table.num_rows)])
         writer.add_table(table.filter(pa.array(keep)))
         start += table.num_rows
@@ -161,7 +161,7 @@ def _without(
     tables = [pa.Table.from_pylist(refused, schema=QUARANTINE_SCHEMA)]
     if sidecar.quarantine:
         tables.insert(0, _read(out, sidecar.quarantine, QUARANTINE_SCHEMA.names))
-    write_table(storage.join(out, f"refused/{name}.parquet"), pa.concat_tables(tables))
+    write_table(places.join(out, f"refused/{name}.parquet"), pa.concat_tables(tables))
     changed = sidecar.model_copy(
         update={
             "part": writer.part(f"parts/{name}.parquet") if written else None,
@@ -187,7 +187,7 @@ def _write_quarantine(out: str, sidecars: Sequence[Sidecar]) -> None:
     tables = [_read(out, path, QUARANTINE_SCHEMA.names) for path in paths]
     table = pa.concat_tables(tables) if tables else QUARANTINE_SCHEMA.empty_table()
     order = pc.sort_indices(table, [(name, "ascending") for name in ("source", "object_id")])
-    write_table(storage.join(out, QUARANTINE), table.take(order))
+    write_table(places.join(out, QUARANTINE), table.take(order))
 
 
 def _manifest(job: Job, sidecars: Sequence[Sidecar]) -> Manifest:
@@ -226,7 +226,7 @@ def _manifest(job: Job, sidecars: Sequence[Sidecar]) -> Manifest:
 
 
 def _rows(out: str, name: str) -> int:
-    filesystem, path = storage.resolve(storage.join(out, name))
+    filesystem, path = places.resolve(places.join(out, name))
     return pq.read_metadata(path, filesystem=filesystem).num_rows
 
 
@@ -243,9 +243,9 @@ def _remove_leftovers(out: str, sidecars: Sequence[Sidecar]) -> None:
     kept = {f"tasks/{sidecar.task}.json" for sidecar in sidecars}
     kept |= {sidecar.part.path for sidecar in sidecars if sidecar.part}
     kept |= {sidecar.quarantine for sidecar in sidecars if sidecar.quarantine}
-    filesystem, _ = storage.resolve(out)
+    filesystem, _ = places.resolve(out)
     for folder in ("parts", "refused", "tasks"):
-        if storage.exists(storage.join(out, folder)):
-            for path, _ in storage.list_files(storage.join(out, folder)):
+        if places.exists(places.join(out, folder)):
+            for path, _ in places.list_files(places.join(out, folder)):
                 if f"{folder}/{path.rpartition('/')[2]}" not in kept:
                     filesystem.delete_file(path)

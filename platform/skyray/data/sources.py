@@ -13,7 +13,7 @@ from pyarrow import fs
 from skyray.cards import Card
 from skyray.readers.base import Reader, SurveyFile, make_reader
 from skyray.records import InvalidRecord, Record
-from skyray.runtime import storage
+from skyray.runtime import places
 
 _LISTING_THREADS = 8
 
@@ -109,12 +109,12 @@ class FileSource:
         prefix, _, path = uri.partition("://")
         if prefix in self._roots:
             return SurveyFile(self._roots[prefix], path)
-        return SurveyFile(*storage.resolve(uri))
+        return SurveyFile(*places.resolve(uri))
 
     def _list(self, sources: Sequence[str | os.PathLike]) -> dict[str, tuple[int, str]]:
         files: dict[str, tuple[int, str]] = {}
         for source in sources:
-            filesystem, path = storage.resolve(source)
+            filesystem, path = places.resolve(source)
             prefix = ""
             if not isinstance(filesystem, fs.LocalFileSystem):
                 scheme = os.fspath(source).partition("://")[0]

@@ -22,7 +22,7 @@ from skyray.data.parts import PartWriter, write_table
 from skyray.data.rows import row_of, schema_of
 from skyray.data.sources import RecordSource, Unit
 from skyray.records import InvalidRecord, Record
-from skyray.runtime import storage
+from skyray.runtime import places
 
 
 class Sidecar(Config):
@@ -129,7 +129,7 @@ def _row_or_refusal(job: Job, record: Record | InvalidRecord) -> dict[str, Any] 
 def run_task(job: Job, task: Task) -> Sidecar:
     """Read the units of a task and write its part, refusals and sidecar."""
     name = task.name(job.key)
-    writer = PartWriter(storage.join(job.out, f"parts/{name}.parquet"),
+    writer = PartWriter(places.join(job.out, f"parts/{name}.parquet"),
                         schema_of(job.card))  # fmt: skip
     refusals = Refusals()
     rows_read = 0
@@ -144,7 +144,7 @@ def run_task(job: Job, task: Task) -> Sidecar:
     written = writer.close()
     quarantine = f"refused/{name}.parquet" if refusals.rows else None
     if quarantine:
-        write_table(storage.join(job.out, quarantine), refusals.table())
+        write_table(places.join(job.out, quarantine), refusals.table())
     sidecar = Sidecar(
         task=name,
         job=job.key,
@@ -159,8 +159,8 @@ def run_task(job: Job, task: Task) -> Sidecar:
 
 
 def sidecar_uri(out: str, task: str) -> str:
-    return storage.join(out, "tasks", f"{task}.json")
+    return places.join(out, "tasks", f"{task}.json")
 
 
 def write_sidecar(out: str, sidecar: Sidecar) -> None:
-    storage.write_json(sidecar_uri(out, sidecar.task), sidecar.snapshot())
+    places.write_json(sidecar_uri(out, sidecar.task), sidecar.snapshot())

@@ -24,7 +24,7 @@ from pyarrow import fs
 
 from skyray.families.base import Columns, OutputColumn
 from skyray.records import tensor_values
-from skyray.runtime import storage
+from skyray.runtime import places
 
 _ROWS_PER_GROUP = 65_536
 
@@ -61,7 +61,7 @@ class CatalogueWriter:
         self.files: list[str] = []
 
     def __enter__(self) -> CatalogueWriter:
-        filesystem, path = storage.resolve(self._base)
+        filesystem, path = places.resolve(self._base)
         folder = os.path.dirname(path)
         filesystem.create_dir(folder, recursive=True)
         local = isinstance(filesystem, fs.LocalFileSystem)
@@ -287,7 +287,7 @@ def _records(table: pa.Table, record: np.dtype, columns: Sequence[OutputColumn])
 
 
 def _publish(made: Path, uri: str) -> str:
-    filesystem, path = storage.resolve(uri)
+    filesystem, path = places.resolve(uri)
     if isinstance(filesystem, fs.LocalFileSystem):
         os.replace(made, path)
     else:

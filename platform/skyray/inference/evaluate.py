@@ -9,7 +9,7 @@ from skyray.bundles.bundle import Predictor, add_metrics, history_rows, read_bun
 from skyray.data.dataset import Dataset
 from skyray.inference.predict import collect, predict_dataset
 from skyray.inference.report import write_report
-from skyray.runtime import storage, tracking
+from skyray.runtime import places, tracking
 
 
 def evaluate(
@@ -39,7 +39,7 @@ def evaluate(
     metrics = family.evaluate(table, predictor.calibration)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    storage.write_json(storage.join(out, "metrics.json"), metrics)
+    places.write_json(places.join(out, "metrics.json"), metrics)
     name = split or "all"
     content = read_bundle(bundle)
     if dataset.manifest.fingerprint == content["data"]["fingerprint"]:

@@ -36,7 +36,7 @@ from skyray.inference.predict import IDENTITY
 from skyray.readers.base import make_reader
 from skyray.readers.memory import memory_file
 from skyray.records import InvalidRecord, Record
-from skyray.runtime import storage
+from skyray.runtime import places
 
 SCORED, REFUSED = "scored", "refused"
 _RESTARTS = 3  # of a scorer whose node is lost
@@ -71,16 +71,16 @@ class FolderSource:
 
     def __init__(self, card: Card, folder: str, known: Iterable[str] = ()):
         self._reader = make_reader(card.reader, card.reader_options)
-        self._folder = storage.absolute(folder)
+        self._folder = places.absolute(folder)
         self._seen = set(known)
 
     def poll(self, most: int, wait_s: float) -> list[Message]:
         deadline = time.monotonic() + wait_s
         while True:
-            filesystem, _ = storage.resolve(self._folder)
+            filesystem, _ = places.resolve(self._folder)
             new = [
                 path
-                for path, _ in storage.list_files(self._folder)
+                for path, _ in places.list_files(self._folder)
                 if path not in self._seen and self._reader.claims(path)
             ][:most]
             if new or time.monotonic() >= deadline:
@@ -239,9 +239,9 @@ class _Ledger:
 
     def __init__(self, out: str):
         self.out = out
-        self.objects = set(_column(storage.join(out, SCORED), "object_id"))
-        self.refused = set(_column(storage.join(out, REFUSED), "source"))
-        self.sources = set(_column(storage.join(out, SCORED), "source"))
+        self.objects = set(_column(places.join(out, SCORED), "object_id"))
+        self.refused = set(_column(places.join(out, REFUSED), "source"))
+        self.sources = set(_column(places.join(out, SCORED), "source"))
 
     def write(self, table: pa.Table | None, refused: list[dict[str, str]]) -> FollowResult:
         """Write what is new of a batch; the file's name follows from its rows."""
@@ -268,13 +268,13 @@ class _Ledger:
 
     def _place(self, folder: str, names: Sequence[str]) -> str:
         digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:20]
-        return storage.join(self.out, folder, f"{digest}.parquet")
+        return places.join(self.out, folder, f"{digest}.parquet")
 
 
 def _column(folder: str, name: str) -> Iterator[str]:
-    if storage.exists(folder):
-        filesystem, _ = storage.resolve(folder)
-        for path, _ in storage.list_files(folder):
+    if places.exists(folder):
+        filesystem, _ = places.resolve(folder)
+        for path, _ in places.list_files(folder):
             if path.endswith(".parquet"):
                 yield from pq.read_table(path, columns=[name], filesystem=filesystem)[
                     name
@@ -320,13 +320,13 @@ def follow(
         Stop after so many deliveries.
     """
     chosen = load_card(card or read_bundle(bundle)["data"]["card"])
-    ledger = _Ledger(storage.absolute(out))
+    ledger = _Ledger(places.absolute(out))
     following = open_source(source, chosen, ledger.sources)
     place = Scorer.options(
         num_cpus=1, num_gpus=1 if use_gpu else 0, max_restarts=_RESTARTS, max_task_retries=_RESTARTS
     )
     text = chosen.model_dump_json()
-    pool = [place.remote(storage.absolute(bundle), text, 1) for _ in range(workers)]
+    pool = [place.remote(places.absolute(bundle), text, 1) for _ in range(workers)]
     with closing(following), tqdm(desc="follow", unit="object", disable=not progress) as bar:
         pump = _Pump(following, ledger, deque(pool), bar)
         last = time.monotonic()

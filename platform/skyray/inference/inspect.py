@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from skyray.data.dataset import MANIFEST, Dataset
-from skyray.runtime import storage
+from skyray.runtime import places
 
 _EXAMPLES = 2
 _RANGES = ("redshift", "snr", "pixel_scale_arcsec", "jd")
@@ -30,11 +30,11 @@ def inspect(uri: str | os.PathLike) -> dict[str, Any]:
         If nothing is there.
     """
     uri = os.fspath(uri)
-    if not storage.exists(uri):
+    if not places.exists(uri):
         raise FileNotFoundError(f"{uri}: no such file or folder")
-    if storage.exists(storage.join(uri, MANIFEST)):
+    if places.exists(places.join(uri, MANIFEST)):
         return inspect_dataset(Dataset.open(uri))
-    if storage.exists(storage.join(uri, _BUNDLE_FILE)):
+    if places.exists(places.join(uri, _BUNDLE_FILE)):
         return _inspect_bundle(uri)
     if uri.endswith((".parquet", ".pq")):
         return _inspect_parquet(uri)
@@ -128,7 +128,7 @@ def _inspect_bundle(uri: str) -> dict[str, Any]:
     from skyray.bundles.bundle import read_bundle
 
     content = read_bundle(uri)
-    files = storage.list_files(uri)
+    files = places.list_files(uri)
     data = content["data"]
     return {
         "kind": "bundle",
@@ -148,7 +148,7 @@ def _inspect_bundle(uri: str) -> dict[str, Any]:
 
 
 def _inspect_parquet(uri: str) -> dict[str, Any]:
-    filesystem, path = storage.resolve(uri)
+    filesystem, path = places.resolve(uri)
     with pq.ParquetFile(path, filesystem=filesystem) as file:
         schema = file.schema_arrow
         numbers = [f.name for f in schema if pa.types.is_floating(f.type)]
@@ -170,7 +170,7 @@ def _inspect_fits(uri: str) -> dict[str, Any]:
 
     from astropy.io import fits
 
-    content = storage.read_bytes(uri)
+    content = places.read_bytes(uri)
     with fits.open(io.BytesIO(content)) as hdus:
         tables = [hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU)]
         if not tables:

@@ -15,7 +15,7 @@ from skyray.bundles.bundle import Predictor, read_bundle
 from skyray.data.dataset import MANIFEST, Dataset, table_to_columns
 from skyray.families.base import Columns, OutputColumn
 from skyray.inference.catalogue import CatalogueWriter
-from skyray.runtime import storage
+from skyray.runtime import places
 
 _POSITION = (
     OutputColumn("object_id", "str", "", "identifier of the observation in its survey"),
@@ -142,7 +142,7 @@ def predict(
     ]
     expected = dataset.count()
     with (
-        CatalogueWriter(storage.join(out, "catalogue"), described, votable=votable) as writer,
+        CatalogueWriter(places.join(out, "catalogue"), described, votable=votable) as writer,
         tqdm(total=expected, desc="predict", unit="object", disable=not progress) as bar,
     ):
         for batch in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -151,22 +151,20 @@ def predict(
     if writer.rows != expected:
         raise RuntimeError(f"{out}: expected {expected} predictions, found {writer.rows}")
     quarantined = dataset.manifest.rows_quarantined
-    return PredictResult(storage.join(out, "catalogue"), writer.rows, quarantined, writer.files)
+    return PredictResult(places.join(out, "catalogue"), writer.rows, quarantined, writer.files)
 
 
 def as_dataset(
     bundle: str, sources: Sequence[str], out: str, card: str | None, progress: bool
 ) -> Dataset:
     """Return the dataset `sources` names, or ingest survey files into ``OUT/dataset``."""
-    if len(sources) == 1 and storage.exists(storage.join(sources[0], MANIFEST)):
+    if len(sources) == 1 and places.exists(places.join(sources[0], MANIFEST)):
         return Dataset.open(sources[0])
     from skyray.cards import load_card
     from skyray.data.ingest import ingest
 
     chosen = load_card(card or read_bundle(bundle)["data"]["card"])
-    return ingest(
-        chosen, sources, storage.join(out, "dataset"), apply_cuts=False, progress=progress
-    )
+    return ingest(chosen, sources, places.join(out, "dataset"), apply_cuts=False, progress=progress)
 
 
 def collect(rows: ray.data.Dataset) -> dict[str, Any]:

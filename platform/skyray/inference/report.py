@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from skyray.runtime import storage
+from skyray.runtime import places
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -92,7 +92,7 @@ def write_report(
         "</main></body></html>",
     ]
     path = Path(folder) / "index.html"
-    storage.write_bytes(path, "\n".join(part for part in parts if part).encode())
+    places.write_bytes(path, "\n".join(part for part in parts if part).encode())
     return path
 
 

@@ -11,14 +11,14 @@ import os
 from pathlib import Path
 from typing import Any
 
-from skyray.runtime import storage
+from skyray.runtime import places
 
 
 def tracking_uri() -> str:
     """Return ``MLFLOW_TRACKING_URI``, or a SQLite file in ``SKYRAY_HOME``."""
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
-    base = storage.home()
+    base = places.home()
     if "://" in base:
         raise ValueError(
             f"SKYRAY_HOME={base}: an object store cannot hold the SQLite tracking database; "
@@ -48,7 +48,7 @@ def open_experiment(name: str) -> str:
     if found := mlflow.get_experiment_by_name(name):
         return found.experiment_id
     root = os.environ.get("SKYRAY_HOME") or str(Path.cwd() / ".skyray")
-    artifacts = None if uri.startswith("http") else storage.join(root, "mlartifacts")
+    artifacts = None if uri.startswith("http") else places.join(root, "mlartifacts")
     return mlflow.create_experiment(name, artifact_location=artifacts)
 
 

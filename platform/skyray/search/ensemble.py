@@ -19,7 +19,7 @@ from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.families.base import Recipe, load_family
 from skyray.inference.evaluate import evaluate
-from skyray.runtime import storage, tracking
+from skyray.runtime import places, tracking
 from skyray.runtime.session import cores_for
 from skyray.training.lone import train_alone
 
@@ -38,11 +38,11 @@ class Cell:
 
     @property
     def bundle(self) -> str:
-        return storage.join(self.out, _BUNDLE)
+        return places.join(self.out, _BUNDLE)
 
     @property
     def scores(self) -> str:
-        return storage.join(self.out, _SCORES, METRICS_FILE)
+        return places.join(self.out, _SCORES, METRICS_FILE)
 
 
 def train_cells(
@@ -110,7 +110,7 @@ def train_cells(
 
 def _done(cell: Cell) -> bool:
     """Return whether a cell has its bundle; refuse one that is not what the cell asks for."""
-    if not storage.exists(storage.join(cell.bundle, BUNDLE_FILE)):
+    if not places.exists(places.join(cell.bundle, BUNDLE_FILE)):
         return False
     found = read_bundle(cell.bundle)
     fingerprint = Dataset.open(cell.data).manifest.fingerprint
@@ -125,15 +125,15 @@ def _done(cell: Cell) -> bool:
 def _train(family, recipe, data, out, parent, threads, use_gpu) -> None:
     loaded = load_family(family).recipe_type.load(recipe)
     train_alone(
-        loaded, data, storage.join(out, _RUN), out=storage.join(out, _BUNDLE), parent=parent,
+        loaded, data, places.join(out, _RUN), out=places.join(out, _BUNDLE), parent=parent,
         threads=threads, use_gpu=use_gpu,
     )  # fmt: skip
 
 
 def _score(cell: Cell, figures: bool) -> dict[str, Any]:
-    if not storage.exists(cell.scores):
-        evaluate(cell.bundle, cell.data, storage.join(cell.out, _SCORES), figures=figures)
-    return storage.read_json(cell.scores)
+    if not places.exists(cell.scores):
+        evaluate(cell.bundle, cell.data, places.join(cell.out, _SCORES), figures=figures)
+    return places.read_json(cell.scores)
 
 
 @dataclass(frozen=True)
@@ -180,17 +180,17 @@ def ensemble(
     ``OUT/seed-N/bundle`` and ``OUT/seed-N/scores`` hold each member, ``OUT/ensemble.json`` medians,
     standard deviations and values. Ray must have been started.
     """
-    out, data = storage.absolute(out), storage.absolute(data)
+    out, data = places.absolute(out), places.absolute(data)
     seeds = range(recipe.seed, recipe.seed + members)
     cells = [
-        Cell(f"seed-{s}", recipe.override([f"seed={s}"]), data, storage.join(out, f"seed-{s}"))
+        Cell(f"seed-{s}", recipe.override([f"seed={s}"]), data, places.join(out, f"seed-{s}"))
         for s in seeds
     ]
     metrics = train_cells(cells, threads=threads, use_gpu=use_gpu, figures=True, progress=progress)
     found = spreads(list(metrics.values()))
     summary = {name: vars(spread) for name, spread in found.items()}
-    storage.write_json(
-        storage.join(out, "ensemble.json"),
+    places.write_json(
+        places.join(out, "ensemble.json"),
         {"recipe": recipe.snapshot(), "data": data, "seeds": list(seeds), "scores": summary},
     )
     return found

@@ -17,7 +17,7 @@ import pandas as pd
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.families.base import load_recipe
-from skyray.runtime import storage, tracking
+from skyray.runtime import places, tracking
 from skyray.search.ensemble import Cell, Spread, train_cells
 
 TABLE_FILE = "grid.parquet"
@@ -59,7 +59,7 @@ def run_grid(
         raise ConfigError("grid: expected at least one recipe and one dataset")
     if len({name.partition("/")[0] for name in recipes}) > 1:
         raise ConfigError(f"grid: expected recipes of one family, found {list(recipes)}")
-    out = storage.absolute(out)
+    out = places.absolute(out)
     rows = _combinations(recipes, data, vary or {}, seeds, changes, out)
     names = [cell.name for cell, _ in rows]
     if len(set(names)) < len(names):
@@ -75,7 +75,7 @@ def run_grid(
     finally:
         tracking.finish_run(parent, failed)
     table = pd.DataFrame([{**about, **_numbers(metrics[cell.name])} for cell, about in rows])
-    storage.write_bytes(storage.join(out, TABLE_FILE), table.to_parquet())
+    places.write_bytes(places.join(out, TABLE_FILE), table.to_parquet())
     return table
 
 
@@ -91,19 +91,17 @@ def _combinations(recipes, data, vary, seeds, changes, out) -> list[tuple[Cell, 
                 recipe = chosen.override([f"seed={seed}"])
                 parts = [name, label, *(f"{k}={v}" for k, v in settings.items()), f"seed={seed}"]
                 folder = re.sub(r"[^A-Za-z0-9._=-]+", "_", "-".join(parts))
-                cell = Cell(
-                    folder, recipe, storage.absolute(uri), storage.join(out, "cells", folder)
-                )
+                cell = Cell(folder, recipe, places.absolute(uri), places.join(out, "cells", folder))
                 rows.append((cell, {"recipe": name, "data": label, **settings, "seed": seed}))
     return rows
 
 
 def _parent(family: str, out: str) -> str:
-    place = storage.join(out, "grid.json")
-    if storage.exists(place):
-        return storage.read_json(place)["run_id"]
+    place = places.join(out, "grid.json")
+    if places.exists(place):
+        return places.read_json(place)["run_id"]
     run_id = tracking.start_run(family, f"grid-{Path(out).name}", {}, {})
-    storage.write_json(place, {"run_id": run_id})
+    places.write_json(place, {"run_id": run_id})
     return run_id
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.families.base import Choice, Family, Objective, Range, Recipe, load_family
-from skyray.runtime import storage, tracking
+from skyray.runtime import places, tracking
 from skyray.runtime.session import cores_for
 from skyray.search.tune_figures import sweep_figures
 from skyray.training.lone import train_alone
@@ -97,7 +97,7 @@ def tune_recipe(
     space = family.search_space(recipe)
     if not space:
         raise ConfigError(f"family {recipe.family!r}: declares no search space for {recipe.name!r}")
-    out, data = storage.absolute(out), storage.absolute(data)
+    out, data = places.absolute(out), places.absolute(data)
     run_id, objective = _open_sweep(recipe, family, out, data), family.objective()
     trial = _Trial(recipe.family, recipe.snapshot(), data, out, run_id, objective, threads, use_gpu)
     resources = {"cpu": threads, **({"gpu": 1} if use_gpu else {}), **cores_for(threads)}
@@ -140,10 +140,10 @@ def assignments(settings: dict[str, Any]) -> list[str]:
 
 def _open_sweep(recipe: Recipe, family: Family, out: str, data: str) -> str:
     """Return the sweep's MLflow run; refuse a folder that holds another sweep."""
-    place = storage.join(out, SWEEP_FILE)
+    place = places.join(out, SWEEP_FILE)
     about = {"recipe": recipe.snapshot(), "data": data, "fingerprint": family.data.fingerprint}
-    if storage.exists(place):
-        found = storage.read_json(place)
+    if places.exists(place):
+        found = places.read_json(place)
         for key, value in about.items():
             if found.get(key) != value:
                 raise ConfigError(f"{out}: holds a sweep with another {key}; name another --out")
@@ -151,7 +151,7 @@ def _open_sweep(recipe: Recipe, family: Family, out: str, data: str) -> str:
     run_id = tracking.start_run(
         recipe.family, f"sweep-{recipe.name}", recipe.snapshot(), {"skyray.data": data}
     )
-    storage.write_json(place, {**about, "run_id": run_id})
+    places.write_json(place, {**about, "run_id": run_id})
     return run_id
 
 
@@ -184,7 +184,7 @@ class _Trial:
 
         name = tune.get_context().get_trial_id()
         train_alone(
-            recipe, self.data, storage.join(self.out, _RUNS, name), parent=self.parent,
+            recipe, self.data, places.join(self.out, _RUNS, name), parent=self.parent,
             threads=self.threads, use_gpu=self.use_gpu, last_stage=self.objective.stage,
             on_epoch=report,
         )  # fmt: skip
@@ -216,8 +216,8 @@ class _Watch(tune.Callback):
 
 
 def _tuner(trainable, space, objective, out, trials, concurrent, seed, epochs, grace) -> tune.Tuner:
-    filesystem, path = storage.resolve(out)
-    place = storage.join(path, _RAY)
+    filesystem, path = places.resolve(out)
+    place = places.join(path, _RAY)
     if tune.Tuner.can_restore(place, storage_filesystem=filesystem):
         return tune.Tuner.restore(
             place, trainable, storage_filesystem=filesystem, resume_unfinished=True,
@@ -252,8 +252,8 @@ def _table(found: tune.ResultGrid, out: str, objective: Objective, keys: list[st
     for result in found:
         metrics = result.metrics or {}
         name = Path(result.path).name.split("_")[1] if result.path else ""
-        run = storage.join(out, _RUNS, metrics.get("trial_id", name), "run.json")
-        run_id = storage.read_json(run)["run_id"] if storage.exists(run) else ""
+        run = places.join(out, _RUNS, metrics.get("trial_id", name), "run.json")
+        run_id = places.read_json(run)["run_id"] if places.exists(run) else ""
         if run_id:
             tracking.finish_run(run_id, failed=result.error is not None)
         settings = {key: (result.config or {}).get(key) for key in keys}
@@ -284,9 +284,9 @@ def _conclude(
     value = float(first[objective.metric])
     shown = table.assign(**{key: table[key].map(str) for key in keys if table[key].dtype == object})
     sink = Path(out) if "://" not in out else None
-    storage.write_bytes(storage.join(out, TRIALS_FILE), shown.to_parquet())
-    storage.write_json(
-        storage.join(out, BEST_FILE), {"changes": best, "metric": objective.metric, "value": value}
+    places.write_bytes(places.join(out, TRIALS_FILE), shown.to_parquet())
+    places.write_json(
+        places.join(out, BEST_FILE), {"changes": best, "metric": objective.metric, "value": value}
     )
     if sink:
         sweep_figures(table, objective, list(keys), sink / "figures")

@@ -17,7 +17,7 @@ from skyray.bundles import registry
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.families.base import Columns, Family, Recipe, load_family
-from skyray.runtime import storage, tracking
+from skyray.runtime import places, tracking
 from skyray.training import loop
 from skyray.training.train import assemble_bundle, run_provenance, start_run, transformed_rows
 from skyray.training.worker import LoneWorker
@@ -113,13 +113,13 @@ def train_alone(
 
 def _run(run_uri: str, recipe: Recipe, family: Family, parent: str | None) -> str:
     """Return the MLflow run of this folder, opened the first time; refuse another training's."""
-    place = storage.join(run_uri, _RUN_FILE)
+    place = places.join(run_uri, _RUN_FILE)
     about = {"recipe": recipe.snapshot(), "fingerprint": family.data.fingerprint}
-    if storage.exists(place):
-        found = storage.read_json(place)
+    if places.exists(place):
+        found = places.read_json(place)
         if {name: found.get(name) for name in about} != about:
             raise ConfigError(f"{run_uri}: holds an unfinished training of another recipe or data")
         return found["run_id"]
     run_id = start_run(recipe, family, parent=parent)
-    storage.write_json(place, {"run_id": run_id, **about})
+    places.write_json(place, {"run_id": run_id, **about})
     return run_id

@@ -24,7 +24,7 @@ from torch import nn
 from torch.distributed.algorithms.join import Join
 
 from skyray.families.base import Columns, DataInfo, Family, Stage, Tensors, load_family
-from skyray.runtime import storage, tracking
+from skyray.runtime import places, tracking
 from skyray.training import shards
 from skyray.training.optimizers import Schedule, learning_rate, make_optimizer
 from skyray.training.worker import GroupWorker, Position, Worker
@@ -46,7 +46,7 @@ class StageLoss(nn.Module):
 
 def stage_file(run_uri: str, stage: Stage) -> str:
     """Return where the finished part of a stage is kept."""
-    return storage.join(run_uri, "stages", stage.name.replace("/", "--") + ".safetensors")
+    return places.join(run_uri, "stages", stage.name.replace("/", "--") + ".safetensors")
 
 
 def train_worker(config: dict[str, Any]) -> None:
@@ -70,7 +70,7 @@ def run_stages(
     position, saved = worker.restore()
     for number, stage in enumerate(family.stages()):
         if number < position.stage:
-            part = load_tensors(storage.read_bytes(stage_file(worker.run_uri, stage)))
+            part = load_tensors(places.read_bytes(stage_file(worker.run_uri, stage)))
             stage.part(model).load_state_dict(part)
             continue
         position.stage = number
@@ -363,7 +363,7 @@ class _StageRun:
         self.part.load_state_dict(part)
         if self.worker.leads:
             tensors = {k: v.detach().cpu().contiguous() for k, v in part.items()}
-            storage.write_bytes(stage_file(self.worker.run_uri, self.stage), save_tensors(tensors))
+            places.write_bytes(stage_file(self.worker.run_uri, self.stage), save_tensors(tensors))
 
 
 def history_json(history: list[dict[str, Any]]) -> bytes:

@@ -19,7 +19,7 @@ from skyray.bundles import registry
 from skyray.bundles.bundle import bundle_version, write_bundle
 from skyray.data.dataset import Dataset, table_to_columns
 from skyray.families.base import Columns, DataInfo, Family, Recipe, load_family
-from skyray.runtime import provenance, storage, tracking
+from skyray.runtime import places, provenance, tracking
 from skyray.runtime.progress import ProgressBars
 from skyray.training import loop
 from skyray.training.shards import DeterministicShards
@@ -82,7 +82,7 @@ def train(
     dataset = Dataset.open(data)
     family = load_family(recipe.family)(recipe, dataset.info())
     run_id = resume or start_run(recipe, family, workers)
-    run_uri = storage.join(storage.home(), "runs", run_id)
+    run_uri = places.join(places.home(), "runs", run_id)
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
     failed = True
     try:
@@ -149,7 +149,7 @@ def _fit(config, dataset, family, run_uri, workers, use_gpu, max_failures):
     scaling = ray.train.ScalingConfig(
         num_workers=workers, use_gpu=use_gpu, resources_per_worker=None if use_gpu else {"CPU": 1}
     )
-    filesystem, storage_path = storage.resolve(storage.join(run_uri, "train"))
+    filesystem, storage_path = places.resolve(places.join(run_uri, "train"))
     run_config = ray.train.RunConfig(
         name="checkpoints",
         storage_path=storage_path,
@@ -220,7 +220,7 @@ def assemble_bundle(
     model = family.build_model()
     family.initialise(model)  # parts that no stage trains
     for stage in family.stages():
-        part = load_tensors(storage.read_bytes(loop.stage_file(run_uri, stage)))
+        part = load_tensors(places.read_bytes(loop.stage_file(run_uri, stage)))
         stage.part(model).load_state_dict(part)
     ready = family.optimise_for_inference(model.eval())
     inputs = calibration_inputs(family, Dataset.open(dataset_uri))

@@ -21,7 +21,7 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 
-from skyray.runtime import storage, tracking
+from skyray.runtime import places, tracking
 
 _STATE_FILE = "state.pt"
 
@@ -159,14 +159,14 @@ class LoneWorker(Worker):
     on_epoch: Callable[[dict[str, Any]], None] | None = None
 
     def restore(self) -> tuple[Position, dict[str, Any] | None]:
-        if not storage.exists(self._place):
+        if not places.exists(self._place):
             return Position(), None
-        return _restored(storage.read_bytes(self._place), self.device)
+        return _restored(places.read_bytes(self._place), self.device)
 
     def save(self, position: Position, tensors: dict[str, Any] | None) -> None:
         content = io.BytesIO()
         torch.save({"position": vars(position), **(tensors or {})}, content)
-        storage.write_bytes(self._place, content.getvalue())
+        places.write_bytes(self._place, content.getvalue())
         self.pace.saved()
 
     def show(self, row: dict[str, Any], epochs: int, note: str) -> None:
@@ -175,7 +175,7 @@ class LoneWorker(Worker):
 
     @property
     def _place(self) -> str:
-        return storage.join(self.run_uri, _STATE_FILE)
+        return places.join(self.run_uri, _STATE_FILE)
 
 
 def final_position(checkpoint: ray.train.Checkpoint) -> Position:

@@ -14,7 +14,7 @@ from skyray.data.dataset import Dataset, table_to_columns
 from skyray.families.alerts.embedding import Embedding, agreed_table, embed, embedding_figure
 from skyray.families.alerts.family import thumbnails
 from skyray.families.alerts.map_page import MAX_POINTS, write_map_page
-from skyray.runtime import storage
+from skyray.runtime import places
 
 FIGURE, PAGE, OUTLIERS = "embedding.png", "map.html", "outliers.json"
 
@@ -103,7 +103,7 @@ def _write(embedding: Embedding, told: dict[str, np.ndarray], folder: Path) -> d
     folder.mkdir(parents=True, exist_ok=True)
     ids, subset, thumbnail = (told.pop(name) for name in ("object_id", "subset", "thumbnail"))
     outliers = agreed_table(embedding, ids, subset)
-    storage.write_json(str(folder / OUTLIERS), outliers)
+    places.write_json(str(folder / OUTLIERS), outliers)
     embedding_figure(embedding, subset, folder / FIGURE)
     write_map_page(folder / PAGE, embedding, ids, subset, thumbnail, told)
     return {"alerts": len(ids), "models": list(embedding.names), "outliers": outliers,

@@ -21,7 +21,7 @@ from skyray.data.simulate import simulate
 from skyray.families.base import load_recipe
 from skyray.inference.evaluate import evaluate
 from skyray.inference.report import write_report
-from skyray.runtime import storage
+from skyray.runtime import places
 from skyray.workflows.recursion import (
     Resources,
     Settings,
@@ -122,11 +122,11 @@ def reproduce(
     links = {"Recursion": "recursion/index.html"}
     for number in sorted({0, last.kept}):
         name = f"des-round-{number}"
-        if not storage.exists(f"{out}/{name}/index.html"):
+        if not places.exists(f"{out}/{name}/index.html"):
             evaluate(last.rounds[number].bundle, data["des_overlap"], f"{out}/{name}")
         links[f"DES, round {number}, seed {last.seed}"] = f"{name}/index.html"
     table = before_and_after(found)
-    storage.write_json(f"{out}/figures.json", table)
+    places.write_json(f"{out}/figures.json", table)
     figure = gain_figure(found, Path(out) / "figures" / "gain.png")
     summary = {"scale": scale, "seeds": len(found), **data}
     write_report(Path(out), "DES galaxies, reproduced", summary, [figure],
@@ -141,7 +141,7 @@ def reproduce(
 
 def _mock(name: str, size: Scale, seed: int, out: str, progress: bool) -> str:
     """Simulate a dataset unless it is there; both overlaps show the same sky."""
-    if not storage.exists(storage.join(out, MANIFEST)):
+    if not places.exists(places.join(out, MANIFEST)):
         card = mock_cards(size.image_size)[name]
         objects = size.training if name == "sdss" else size.overlap
         sky = seed if name == "sdss" else seed + 1

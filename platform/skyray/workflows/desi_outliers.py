@@ -27,7 +27,7 @@ from skyray.families.base import Columns, load_recipe
 from skyray.families.outliers import figures, metrics
 from skyray.inference.evaluate import evaluate
 from skyray.inference.report import write_report
-from skyray.runtime import storage
+from skyray.runtime import places
 from skyray.training.train import train
 from skyray.transforms.rest_frame import to_rest_frame
 from skyray.workflows.outliers import find_outliers, score
@@ -107,7 +107,7 @@ def reproduce(
                   use_gpu=use_gpu, progress=progress)  # fmt: skip
     table, decision = _judge(galaxies, stars, bundles)
     found |= decision
-    storage.write_json(f"{out}/figures.json", found)
+    places.write_json(f"{out}/figures.json", found)
     drawn = {
         "star_galaxy_auc": found["star_galaxy_density_auc"],
         "planted_auc": found["planted_auc"],
@@ -197,4 +197,4 @@ def pca_baseline(bundle: str, dataset: Dataset) -> Columns:
 
 
 def _there(folder: str, name: str) -> bool:
-    return storage.exists(storage.join(folder, name))
+    return places.exists(places.join(folder, name))

@@ -31,7 +31,7 @@ from skyray.data.simulate import simulate
 from skyray.families.base import load_recipe
 from skyray.families.lensing.survey_figures import sample_figure, statistics
 from skyray.inference.report import write_report
-from skyray.runtime import storage
+from skyray.runtime import places
 from skyray.search.ensemble import Cell, train_cells
 from skyray.simulate.base import make_simulator
 from skyray.training.train import train
@@ -104,16 +104,16 @@ def reproduce(
         raise ConfigError(f"scale {scale!r}: expected one of {sorted(SCALES)}")
     size = SCALES[scale]
     lenses = data or f"{out}/lenses"
-    if not storage.exists(storage.join(lenses, MANIFEST)):
+    if not places.exists(places.join(lenses, MANIFEST)):
         simulate(load_card(CARD), size.objects, seed, lenses, progress=progress)
     cells: dict[tuple[Key, int], Cell] = {}
     for key in itertools.product(directions, networks):
         for number in range(seed, seed + (seeds or size.seeds)):
             made = _recipe(*key, size.suffix).override([f"seed={number}", *changes])
             name = f"{'-'.join(key)}-{number}"
-            cells[key, number] = Cell(name, made, lenses, storage.join(out, name))
+            cells[key, number] = Cell(name, made, lenses, places.join(out, name))
     for cell in cells.values() if workers > 1 else ():
-        if not storage.exists(storage.join(cell.bundle, BUNDLE_FILE)):
+        if not places.exists(places.join(cell.bundle, BUNDLE_FILE)):
             train(cell.recipe, lenses, cell.bundle, workers=workers, use_gpu=use_gpu,
                   threads=threads, progress=progress)  # fmt: skip
     metrics = train_cells(
@@ -137,7 +137,7 @@ def _report(out: Path, trainings: Trainings, survey: Mapping[str, Any]) -> dict[
         "statistics": measured,
         "trainings": {"-".join(key): found for key, found in trainings.items()},
     }
-    storage.write_json(str(out / "figures.json"), content)
+    places.write_json(str(out / "figures.json"), content)
     paths = [
         sample_figure(survey, card.classes, out / "figures" / "lenses.png"),
         sample_figure(corrected, card.classes, out / "figures" / "lenses_corrected.png"),

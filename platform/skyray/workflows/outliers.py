@@ -41,7 +41,7 @@ from skyray.inference.predict import (
     table_to_columns,
 )
 from skyray.inference.report import write_report
-from skyray.runtime import storage
+from skyray.runtime import places
 
 FAMILY = "outliers"
 REDSHIFT = OutputColumn("redshift", "float64", "", "redshift the survey lists")
@@ -195,7 +195,7 @@ def write_catalogue(table: Columns, bundle: str, out: str, with_stars: bool) -> 
         VERSION,
         SOURCE,
     ]
-    with CatalogueWriter(storage.join(out, "catalogue"), described) as writer:
+    with CatalogueWriter(places.join(out, "catalogue"), described) as writer:
         writer.write(pa.table({column.name: table[column.name] for column in described}))
     return writer.files
 

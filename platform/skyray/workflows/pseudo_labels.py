@@ -23,7 +23,7 @@ from skyray.data.dataset import MANIFEST, Dataset, Manifest, Part
 from skyray.data.parts import PartWriter, add_digests
 from skyray.families.base import Columns
 from skyray.inference.predict import collect, predict_dataset, table_to_columns
-from skyray.runtime import storage
+from skyray.runtime import places
 from skyray.transforms.augment import augment
 
 _ADDED = "parts/pseudo_labels.parquet"
@@ -105,17 +105,17 @@ def join_pseudo_labels(
         )
     parts: list[Part] = []
     for part in labelled.manifest.parts:
-        content = storage.read_bytes(storage.join(labelled.uri, part.path))
-        storage.write_bytes(storage.join(out, part.path), content)
+        content = places.read_bytes(places.join(labelled.uri, part.path))
+        places.write_bytes(places.join(out, part.path), content)
         parts.append(part)
-    writer = PartWriter(storage.join(out, _ADDED), labelled.schema)
+    writer = PartWriter(places.join(out, _ADDED), labelled.schema)
     judged = _judged_keys(labelled)
     for table in unlabelled.iter_tables():
         writer.add_table(_as_training(table, labels, judged))
     if writer.close():
         parts.append(writer.part(_ADDED))
     manifest = _manifest(labelled, parts, writer.rows)
-    storage.write_json(storage.join(out, MANIFEST), manifest.snapshot())
+    places.write_json(places.join(out, MANIFEST), manifest.snapshot())
     return Dataset.open(out)
 
 

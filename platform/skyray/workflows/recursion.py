@@ -28,7 +28,7 @@ from skyray.data.dataset import Dataset
 from skyray.families.base import Recipe
 from skyray.inference.evaluate import evaluate
 from skyray.inference.report import write_report
-from skyray.runtime import storage
+from skyray.runtime import places
 from skyray.training.lone import train_alone
 from skyray.training.train import train
 from skyray.workflows.pseudo_labels import join_pseudo_labels, predict_unlabelled, surest
@@ -187,7 +187,7 @@ def recurse_seeds(
                 tests=tests, settings=settings, resources=resources)
         for seed in seeds
     ]  # fmt: skip
-    storage.write_json(f"{out}/recursion.json", [asdict(one) for one in found])
+    places.write_json(f"{out}/recursion.json", [asdict(one) for one in found])
     rows = before_and_after(found)
     summary = {"data": data, "unlabelled": unlabelled, "seeds": len(found),
                "stopped early": sum(one.stopped != "all rounds done" for one in found)}  # fmt: skip
@@ -246,9 +246,9 @@ def _label(
     bundle: str, data: str, unlabelled: str, place: str, settings: Settings, resources: Resources
 ) -> tuple[dict[str, int], float | None]:
     """Write the joined dataset unless it is there; return rows added by class, and their purity."""
-    kept, out = storage.join(place, _LABELS), storage.join(place, "dataset")
-    if storage.exists(kept):
-        known = storage.read_json(kept)
+    kept, out = places.join(place, _LABELS), places.join(place, "dataset")
+    if places.exists(kept):
+        known = places.read_json(kept)
         return known["added"], known["purity"]
     new = Dataset.open(unlabelled)
     table = predict_unlabelled(
@@ -263,7 +263,7 @@ def _label(
     known = truth != ""
     purity = float(np.mean(truth[known] == names[known])) if known.any() else None
     added = {name: int((names == name).sum()) for name in classes}
-    storage.write_json(kept, {"added": added, "purity": purity})
+    places.write_json(kept, {"added": added, "purity": purity})
     return added, purity
 
 
@@ -272,7 +272,7 @@ def _train_and_score(
 ) -> tuple[float, dict[str, dict[str, float]]]:
     """Return held-out accuracy and the scores of every test set, training first if need be."""
     bundle = f"{place}/bundle"
-    if not storage.exists(storage.join(bundle, BUNDLE_FILE)):
+    if not places.exists(places.join(bundle, BUNDLE_FILE)):
         if resources.workers == 1:
             train_alone(recipe, current, f"{place}/run", out=bundle, threads=resources.threads,
                         use_gpu=resources.use_gpu)  # fmt: skip
@@ -290,9 +290,9 @@ def _train_and_score(
 
 
 def _scores(bundle: str, data: str, out: str, split: str | None, resources: Resources):
-    kept = storage.join(out, "metrics.json")
-    if storage.exists(kept):
-        found = storage.read_json(kept)
+    kept = places.join(out, "metrics.json")
+    if places.exists(kept):
+        found = places.read_json(kept)
     else:
         found = evaluate(bundle, data, out, split=split, workers=resources.workers, figures=False)
     return {k: float(v) for k, v in found.items() if isinstance(v, int | float)}
