@@ -262,6 +262,28 @@ class Family(ABC):
     ) -> Columns:
         """Return the output columns for transformed inputs, in the order of the rows."""
 
+    def infer(
+        self, model: nn.Module, inputs: Columns, calibration: dict[str, Any], tensors: Tensors
+    ) -> Columns:
+        """Return what `finish` needs: the share of `predict` that wants the network's device.
+
+        Default: all of it. A family whose scores take long on a processor overrides both, and
+        batch jobs run the two on different workers; `predict` is then the one after the other.
+        """
+        return self.predict(model, inputs, calibration, tensors)
+
+    def finish(self, found: Columns, calibration: dict[str, Any], tensors: Tensors) -> Columns:
+        """Return the output columns from what `infer` gave, row by row, without the network."""
+        return found
+
+    def scoring_table(self, table: Columns) -> Columns:
+        """Return what `evaluate` and `figures` need of predictions joined with the truth.
+
+        Row by row, on the workers: what a text or an array holds that scores ask for becomes a
+        column of its own, and the rest of it can go.
+        """
+        return table
+
     @abstractmethod
     def output_columns(self) -> list[OutputColumn]:
         """Describe the columns `predict` returns."""

@@ -222,14 +222,25 @@ class OutliersFamily(Family):
     def predict(
         self, model: nn.Module, inputs: Columns, calibration: dict[str, Any], tensors: Tensors
     ) -> Columns:
+        found = self.infer(model, inputs, calibration, tensors)
+        return self.finish(found, calibration, tensors)
+
+    def infer(
+        self, model: nn.Module, inputs: Columns, calibration: dict[str, Any], tensors: Tensors
+    ) -> Columns:
+        found = self._measure(model, inputs)
+        if inputs["augment"].any():  # scoring: latents of the same object at another redshift
+            found["moved_latent"] = self._augmented_latents(model, inputs)
+        return found | {name: inputs[name] for name in ("y", "z", "norm", "problem")}
+
+    def finish(self, found: Columns, calibration: dict[str, Any], tensors: Tensors) -> Columns:
         kept = {name: value.cpu().numpy() for name, value in tensors.items()}
         if getattr(self, "_forest_of", None) is not tensors:  # once a predictor
             self._forest = _isolation(kept["latents"], self.recipe.seed)
             self._forest_of = tensors
-        scores = self._measure(model, inputs)
-        scores["isolation"] = self._forest.score(scores["latent"])
-        scores |= self._whitened(ModelError.from_tensors(kept), scores, inputs)
-        bad = inputs["problem"] != 0
+        scores = {**found, "isolation": self._forest.score(found["latent"])}
+        scores |= self._whitened(ModelError.from_tensors(kept), scores, found)
+        bad = found["problem"] != 0
         unknown = [name for name in SCORES if name != "missing"]
         for name in ("latent", *unknown, "fidelity"):
             scores[name] = np.where(bad.reshape(-1, *[1] * (scores[name].ndim - 1)), np.nan,
@@ -245,12 +256,12 @@ class OutliersFamily(Family):
         strange = metrics.combined_rank({name: scores[name] for name in RANKED}, reference)
         output["strangeness"] = np.where(bad, np.nan, strange).astype(np.float32)
         output["in_domain"] = ~bad & (strange < np.log10(rows))
-        output["problem"] = np.array(PROBLEMS, dtype=object)[inputs["problem"]]
-        output["norm"] = inputs["norm"]
-        output["model"] = scores["model"] * inputs["norm"][:, None]
+        output["problem"] = np.array(PROBLEMS, dtype=object)[found["problem"]]
+        output["norm"] = found["norm"]
+        output["model"] = scores["model"] * found["norm"][:, None]
         output["model_wavelength"] = np.broadcast_to(self.grid.wavelength(), output["model"].shape)
-        if inputs["augment"].any():  # scoring: latents of the same object at another redshift
-            moved = self._augmented_latents(model, inputs)
+        if "moved_latent" in found:
+            moved = found["moved_latent"]
             output |= {f"moved_latent_{i}": moved[:, i] for i in range(moved.shape[1])}
         return output
 
