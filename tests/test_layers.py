@@ -11,6 +11,7 @@ SOURCES = ROOT / "platform" / "skyray"
 FLOOR = {
     "records": 0, "cards": 0, "config": 0,
     "readers": 1, "simulate": 1, "transforms": 1, "models": 1, "analysis": 1,
+    "pages": 1,
     "families": 2,
     "runtime": 3,
     "data": 4,
@@ -22,7 +23,17 @@ FLOOR = {
     "cli": 10,
 }  # fmt: skip
 ENGINE = ("runtime", "data", "bundles", "training", "inference", "search")
-PURE = ("records", "cards", "config", "readers", "simulate", "transforms", "models", "analysis")
+PURE = (
+    "records",
+    "cards",
+    "config",
+    "readers",
+    "simulate",
+    "transforms",
+    "models",
+    "analysis",
+    "pages",
+)
 FOREIGN_TO_PURE = {"ray", "mlflow", "fastapi", "starlette", "requests", "uvicorn"}
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from skyray.families.alerts import embedding as maps
-from skyray.families.alerts.map_page import write_map_page
+from skyray.pages.map_page import write_map_page
 
 N = 300
 SUBSET = np.array(["trues"] * 100 + ["vars"] * 200)

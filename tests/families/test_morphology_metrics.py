@@ -9,7 +9,7 @@ from sklearn import metrics as reference
 
 from skyray.analysis.embedding import tsne_3d
 from skyray.families.morphology import figures, metrics
-from skyray.families.morphology.clusters_page import write_clusters
+from skyray.pages.clusters_page import write_clusters
 
 CLASSES = ("elliptical", "spiral")
 

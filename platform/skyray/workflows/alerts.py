@@ -13,7 +13,7 @@ from skyray.config import ConfigError
 from skyray.data.dataset import Dataset, table_to_columns
 from skyray.families.alerts.embedding import Embedding, agreed_table, embed, embedding_figure
 from skyray.families.alerts.family import thumbnails
-from skyray.families.alerts.map_page import MAX_POINTS, write_map_page
+from skyray.pages.map_page import MAX_POINTS, write_map_page
 from skyray.runtime import places
 
 FIGURE, PAGE, OUTLIERS = "embedding.png", "map.html", "outliers.json"

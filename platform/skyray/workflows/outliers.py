@@ -26,9 +26,7 @@ from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.families.base import Columns, OutputColumn
 from skyray.families.outliers import figures
-from skyray.families.outliers.explorer import write_explorer
 from skyray.families.outliers.family import with_notes
-from skyray.families.outliers.gallery import GalleryEntry, Neighbour, write_gallery
 from skyray.families.outliers.metrics import SCORES, stacked
 from skyray.inference.catalogue import CatalogueWriter
 from skyray.inference.predict import (
@@ -40,7 +38,9 @@ from skyray.inference.predict import (
     predict_dataset,
     table_to_columns,
 )
-from skyray.inference.report import write_report
+from skyray.pages.explorer import write_explorer
+from skyray.pages.gallery import GalleryEntry, Neighbour, write_gallery
+from skyray.pages.report import write_report
 from skyray.runtime import places
 
 FAMILY = "outliers"

@@ -15,7 +15,7 @@ from skyray.analysis.classification import roc_auc, roc_curve
 from skyray.analysis.embedding import MIN_ROWS, tsne_3d, umap_2d
 from skyray.families.base import Columns
 from skyray.families.morphology import metrics as scores
-from skyray.families.morphology.clusters_page import write_clusters
+from skyray.pages.clusters_page import write_clusters
 
 _GALLERY = 32
 _UMAP_ROWS = 4000

@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from skyray.families.outliers.explorer import MAX_POINTS, write_explorer
+from skyray.pages.explorer import MAX_POINTS, write_explorer
 
 ROWS = 300
 VOID = ("meta", "input")

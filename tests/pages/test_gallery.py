@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from skyray.cards import load_card
-from skyray.families.outliers import svg
-from skyray.families.outliers.gallery import GalleryEntry, Neighbour, write_gallery
+from skyray.pages import svg
+from skyray.pages.gallery import GalleryEntry, Neighbour, write_gallery
 from skyray.simulate.spectra import MockSurvey
 
 VOID = ("meta", "input", "path")

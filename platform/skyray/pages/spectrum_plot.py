@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skyray.analysis.page import text
-from skyray.families.outliers import svg
+from skyray.pages import svg
+from skyray.pages.page import text
 
 if TYPE_CHECKING:
-    from skyray.families.outliers.gallery import GalleryEntry
+    from skyray.pages.gallery import GalleryEntry
 
 # Rest wavelengths in vacuum, Å; those an eye needs first come first and keep their names on phones.
 LINES = {

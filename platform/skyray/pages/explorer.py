@@ -16,8 +16,8 @@ import matplotlib
 import numpy as np
 
 from skyray.analysis import plots
-from skyray.analysis.page import THEME, text, write_whole
-from skyray.families.outliers import explorer_page
+from skyray.pages import explorer_page
+from skyray.pages.page import THEME, text, write_whole
 
 MAX_POINTS = 20_000
 _MAX_KINDS = 40

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from skyray.analysis import plots
-from skyray.analysis.page import THEME, text, write_whole
+from skyray.pages.page import THEME, text, write_whole
 
 _ATLAS_COLUMNS = 40
 _STYLE = """

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
-from skyray.analysis.page import THEME, number, text, write_whole
-from skyray.families.outliers import gallery_page
-from skyray.families.outliers.gallery_plots import spark, spectrum
+from skyray.pages import gallery_page
+from skyray.pages.page import THEME, number, text, write_whole
+from skyray.pages.spectrum_plot import spark, spectrum
 
 SCORES = {
     "neg_log_p": "−log p galaxy", "neg_log_p_galaxy": "−log p galaxy",

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.figure import Figure
 
-from skyray.inference.report import format_value, write_report
+from skyray.pages.report import format_value, write_report
 
 
 class Page(HTMLParser):
