@@ -1,35 +1,68 @@
-"""What self-contained HTML pages share: colours, escaped text, numbers, and writing them whole."""
+"""What all pages share: their frame, their look, escaped text, values and data as people read them.
+
+A page is one self-contained HTML file. Style sheets and scripts lie in ``assets/`` and are written
+into it; nothing is loaded from elsewhere, so that it can be mailed, archived or opened from a
+cluster's file system. It follows the reader's light or dark setting.
+"""
 
 from __future__ import annotations
 
+import base64
 import html
+import io
+import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-THEME = """
-:root { color-scheme: light dark; --ink: #1b2430; --soft: #5b6876; --line: #d9dfe6;
-  --ground: #f6f7f9; --card: #ffffff; --accent: #0072b2; --model: #d55e00; --pixels: #c6ced8;
-  --band: #dde4eb; --masked: #e6ebf1; --mark: #e69f00; --near: #0072b2; --good: #009e73; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa7b5; --line: #323c48;
-  --ground: #12171d; --card: #1a2129; --accent: #56b4e9; --model: #ff8f3f; --pixels: #46525f;
-  --band: #2b3540; --masked: #222b35; --mark: #e69f00; --near: #56b4e9; --good: #2fc79a; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--ground); color: var(--ink);
-  font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; }
-h1 { font-size: 1.5rem; line-height: 1.25; margin: 0; }
-a { color: var(--accent); }
-button, input, select { font: inherit; color: inherit; background: var(--card);
-  border: 1px solid var(--line); border-radius: 6px; padding: .25rem .55rem; }
-button { cursor: pointer; }
-:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
-.facts { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; margin: .5rem 0 0; }
-.facts div { display: flex; gap: .4rem; }
-dt { color: var(--soft); }
-dd { margin: 0; font-variant-numeric: tabular-nums; }
-"""
+_ASSETS = Path(__file__).with_name("assets")
+_LOOK = "look.css"
+
+
+def document(
+    title: str,
+    body: Sequence[str],
+    style: str,
+    script: str | None = None,
+    data: Mapping[str, Any] | None = None,
+) -> str:
+    """Return a whole page.
+
+    Parameters
+    ----------
+    title : str
+    body : sequence of str
+        HTML; whoever makes it escapes what it shows with `text`.
+    style : str
+        Name of a style sheet in ``assets/``, which comes after the look that all pages share.
+    script : str, optional
+        Name of a script in ``assets/``.
+    data : mapping, optional
+        JSON values that the script finds in the element ``data``.
+    """
+    end = []
+    if data is not None:
+        # with < written as an escape, no text in the data can end the script element
+        content = json.dumps(data, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+        end.append(f'<script type="application/json" id="data">{content}</script>')
+    if script is not None:
+        end.append(f"<script>{_asset(script)}</script>")
+    return "\n".join([
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>{text(title)}</title>",
+        f"<style>{_asset(_LOOK)}{_asset(style)}</style></head><body>",
+        *body, *end, "</body></html>\n",
+    ])  # fmt: skip
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")
 
 
 def text(value: Any) -> str:
@@ -37,8 +70,8 @@ def text(value: Any) -> str:
     return html.escape(str(value), quote=True)
 
 
-def number(value: Any) -> str:
-    """Return a value as a person reads it: 4 significant digits, – for none."""
+def readable(value: Any) -> str:
+    """Return a value as a person reads it: 4 significant digits, thousands apart, – for none."""
     if value is None or (isinstance(value, float | np.floating) and not math.isfinite(value)):
         return "–"
     if isinstance(value, bool | np.bool_):
@@ -49,7 +82,39 @@ def number(value: Any) -> str:
         size = abs(value)
         shown = f"{value:.4g}" if size < 1e4 or size >= 1e6 else f"{value:,.0f}"
         return shown.replace("-", "−", 1) if shown.startswith("-") else shown
+    if isinstance(value, list | tuple):
+        return ", ".join(readable(item) for item in value)
     return str(value)
+
+
+def encoded(values: np.ndarray, dtype: str) -> str:
+    """Return an array's values as little-endian bytes of a dtype (``<f4``) in base64."""
+    return base64.b64encode(np.ascontiguousarray(values).astype(dtype).tobytes()).decode()
+
+
+def data_url(content: bytes, kind: str) -> str:
+    """Return bytes as an address that holds them."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def picture_sheet(pictures: np.ndarray, columns: int = 40) -> str:
+    """Return small pictures in one JPEG, `columns` a row, as a data URL.
+
+    Parameters
+    ----------
+    pictures : uint8 [N, H, W] or [N, H, W, 3]
+        Grey or colour, row 0 on top.
+    """
+    rows, height, width = pictures.shape[:3]
+    lines = -(-max(rows, 1) // columns)
+    sheet = np.zeros((lines * columns, *pictures.shape[1:]), np.uint8)
+    sheet[:rows] = pictures
+    tiled = sheet.reshape(lines, columns, height, width, -1).swapaxes(1, 2)
+    tiled = tiled.reshape(lines * height, columns * width, -1)
+    stream = io.BytesIO()
+    image = Image.fromarray(tiled if tiled.shape[2] == 3 else tiled[..., 0])
+    image.save(stream, "JPEG", quality=85)
+    return data_url(stream.getvalue(), "image/jpeg")
 
 
 def write_whole(path: str | Path, page: str) -> Path:
