@@ -124,7 +124,7 @@ function draw() {
     if (!shown[i] || a < -9 || b < -9 || a > w + 9 || b > h + 9) continue;
     const faint = (found && !found.has(i)) || (onlyRinged && !ringed.has(i));
     paper.fillStyle = shades[i] || '#8a94a0';
-    paper.globalAlpha = faint ? .08 : solid ? Math.min(1, .65 + .3 * depth[i]) : .75;
+    paper.globalAlpha = faint ? .12 : solid ? Math.min(1, .65 + .3 * depth[i]) : .75;
     const one = solid ? size * (1 + .4 * depth[i]) : size;
     if (one < 3) { paper.fillRect(a - one / 2, b - one / 2, one, one); continue; }
     paper.beginPath(); paper.arc(a, b, one / 2, 0, 7); paper.fill();
