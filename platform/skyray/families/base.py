@@ -250,6 +250,21 @@ class Family(ABC):
         With `training`, targets are added. Must not depend on other rows of the batch.
         """
 
+    def transform_settings(self) -> dict[str, Any]:
+        """Return all that ``transform(training=True)`` reads of recipe and data, as JSON types.
+
+        Families of one name and equal settings turn equal columns into equal rows, bit by bit, so
+        that what one of them has transformed serves the others. Default: the whole recipe but its
+        name, seed and ``train``, and the data but its counts and its identity; families narrow it
+        to what their transform reads, with each switch by its resolved value.
+        """
+        recipe, data = self.recipe.snapshot(), self.data.to_dict()
+        for name in ("name", "seed", "train"):
+            del recipe[name]
+        for name in ("card", "counts", "fingerprint", "version"):
+            data.pop(name, None)
+        return {"recipe": recipe, "data": data}
+
     # after training ------------------------------------------------------------------------
     @abstractmethod
     def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
