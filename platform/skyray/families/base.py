@@ -309,12 +309,20 @@ class Family(ABC):
     def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
         """Return metrics (JSON) of a table of predictions joined with the truth columns.
 
+        The table is what `scoring_table` left. Columns that hold an array a row come for a random
+        part of very large datasets only, and without the others: scores that need them are of that
+        part. Names of objects are not among the columns.
+
         Of what training knew (`calibration`) only limits may be used, such as a validation error.
         """
 
     @abstractmethod
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:
-        """Write the family's figures and return their paths."""
+        """Write the family's figures and return their paths.
+
+        Of very large datasets `table` is a random part, with all its columns and ``object_id``;
+        `metrics` are those of all.
+        """
 
     def detail_columns(self) -> list[str]:
         """Return the outputs of `predict` that no catalogue holds: arrays [B, ...] on request."""

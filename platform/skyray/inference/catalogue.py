@@ -5,22 +5,16 @@
 
 Parts carry units and descriptions in their fields' metadata and as a VOTable header (the VOParquet
 convention, https://www.ivoa.net/documents/Notes/VOParquet/), which TOPCAT and astropy read; Parquet
-readers take the folder as one table. `skyray.inference.single_file` makes one FITS or VOTable file
-of it, `skyray.inference.hats` partitions it by sky.
+readers take the folder as one table. `skyray.inference.catalogue_parts` writes them,
+`skyray.inference.single_file` makes one FITS or VOTable file of them, `skyray.inference.hats`
+partitions them by sky.
 """
 
 from __future__ import annotations
 
 import io
-import itertools
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -28,16 +22,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from astropy.io.votable import from_table
 from astropy.table import Column, Table
-from pyarrow import fs
 
 from skyray.families.base import Columns, OutputColumn
-from skyray.inference.results import ABOUT, Results
+from skyray.inference.results import ABOUT, narrow_columns
 from skyray.records import tensor_values
 from skyray.runtime import places
-
-PART_ROWS = 500_000
-_ROWS_PER_GROUP = 65_536
-Extend = Callable[[int, pa.Table], pa.Table]
 
 
 class NotACatalogue(ValueError):
@@ -97,151 +86,57 @@ class Catalogue:
         paths = [places.join(root, name) for name, _ in self.parts]
         return sum(info.size or 0 for info in filesystem.get_file_info(paths))
 
+    def columns_of(self, names: Sequence[str]) -> Columns:
+        """Return columns of one value a row, all rows in order."""
+        return narrow_columns(self.groups(list(names)))
+
+    def select(
+        self, pick: Callable[[pa.Table], pa.Table], columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Return what the workers pick out of the row groups, in order; Ray must be running.
+
+        Parameters
+        ----------
+        pick : callable
+            Table of a row group, with its rows' ``position`` in the catalogue → table.
+        columns : sequence of str, optional
+            Columns it is given; default all.
+        """
+        import ray.data
+
+        starts = np.cumsum([0, *(rows for _, rows in self.parts)])
+
+        def run(batch: Columns) -> Iterator[pa.Table]:
+            number = int(batch["id"][0])
+            start = int(starts[number])
+            for group in self._groups_of(number, columns):
+                rows = np.arange(start, start + group.num_rows)
+                picked = pick(group.append_column("position", pa.array(rows)))
+                start += group.num_rows
+                yield picked.append_column("_part", pa.array(np.full(picked.num_rows, number)))
+
+        listing = ray.data.range(len(self.parts), override_num_blocks=len(self.parts))
+        picked = listing.map_batches(run, batch_size=1, batch_format="numpy")
+        tables = [t for t in picked.iter_batches(batch_size=None, batch_format="pyarrow") if len(t)]
+        if not tables:
+            nothing = next(self.groups(columns)).slice(0, 0)
+            return pick(nothing.append_column("position", pa.array([], pa.int64())))
+        tables.sort(key=lambda table: table["_part"][0].as_py())
+        return pa.concat_tables(tables).drop_columns("_part")
+
     def groups(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the rows in order, one row group at a time."""
-        for uri in self.files():
-            filesystem, path = places.resolve(uri)
-            with pq.ParquetFile(path, filesystem=filesystem) as part:
-                for group in range(part.num_row_groups):
-                    yield part.read_row_group(group, columns=columns, use_threads=False)
+        for number in range(len(self.parts)):
+            yield from self._groups_of(number, columns)
+
+    def _groups_of(self, number: int, columns: Sequence[str] | None) -> Iterator[pa.Table]:
+        filesystem, path = places.resolve(self.files()[number])
+        with pq.ParquetFile(path, filesystem=filesystem) as part:
+            for group in range(part.num_row_groups):
+                yield part.read_row_group(group, columns=columns, use_threads=False)
 
 
-# writing -------------------------------------------------------------------------------------
-
-
-def write_catalogue(
-    results: Results, described: Sequence[OutputColumn], extend: Extend | None = None
-) -> Catalogue:
-    """Turn a results table into a catalogue in its folder; Ray must be running.
-
-    Workers join the pieces to parts. When all parts are there, ``_about.json`` names them and the
-    pieces are deleted; a job killed before that writes the parts again.
-
-    Parameters
-    ----------
-    described : sequence of OutputColumn
-        Name, type, unit and meaning of every column, in order.
-    extend : callable, optional
-        (piece number, its table) → the table with further columns.
-
-    Raises
-    ------
-    ValueError
-        If a described column is missing or cannot be stored as its type, or names repeat.
-    """
-    import ray.data
-
-    if results.finished:
-        results.remove_pieces()  # of a job that was killed just before it did so
-        return Catalogue.open(results.uri)
-    names = [column.name for column in described]
-    if len(set(names)) != len(names):
-        raise ValueError(f"catalogue {results.uri}: column names are not unique: {names}")
-    pieces = max(1, PART_ROWS // results.size)
-    count = max(1, -(-results.count // pieces))
-
-    def write(batch: Columns) -> Columns:
-        number = int(batch["id"][0])
-        chosen = range(number * pieces, min((number + 1) * pieces, results.count))
-        tables = (_piece(results, piece, extend) for piece in chosen)
-        rows, widths = write_part(part_uri(results.uri, number), tables, described)
-        told = {"part": number, "rows": rows, **{f"width/{n}": w for n, w in widths.items()}}
-        return {name: np.array([value]) for name, value in told.items()}
-
-    listing = ray.data.range(count, override_num_blocks=count)
-    made = listing.map_batches(write, batch_size=1, batch_format="numpy").take_all()
-    made.sort(key=lambda row: row["part"])
-    if (rows := sum(row["rows"] for row in made)) != results.rows:
-        raise RuntimeError(f"{results.uri}: expected {results.rows} rows, found {rows}")
-    catalogue = publish(results.uri, described, made)
-    results.remove_pieces()
-    return catalogue
-
-
-def _piece(results: Results, number: int, extend: Extend | None) -> pa.Table:
-    table = results.read(number)
-    return table if extend is None else extend(number, table)
-
-
-def part_uri(uri: str, number: int) -> str:
-    """Return the place of a catalogue's part."""
-    return places.join(uri, f"part-{number:05d}.parquet")
-
-
-def publish(uri: str, described: Sequence[OutputColumn], made: Sequence[Mapping[str, Any]]):
-    """Name the parts in ``_about.json``, which makes them a catalogue, and return it."""
-    place = places.join(uri, ABOUT)
-    about = places.read_json(place) if places.exists(place) else {}
-    texts = [column.name for column in described if is_text(column)]
-    about["described"] = [asdict(column) for column in described]
-    about["parts"] = [(part_uri("", row["part"]).lstrip("/"), int(row["rows"])) for row in made]
-    about["widths"] = {n: max((int(row[f"width/{n}"]) for row in made), default=1) for n in texts}
-    places.write_json(place, about)
-    return Catalogue.open(uri)
-
-
-def write_part(
-    uri: str, tables: Iterator[pa.Table], described: Sequence[OutputColumn]
-) -> tuple[int, dict[str, int]]:
-    """Write one Parquet file, whole or not at all; return its rows and its texts' widths, bytes."""
-    widths = {column.name: 1 for column in described if is_text(column)}
-    rows = 0
-    batches = _regrouped(conform(table, described, uri) for table in tables)
-    first = next(batches, None)
-    if first is None:  # an empty catalogue is a catalogue
-        first = conform({c.name: np.zeros(0, numpy_type(c)) for c in described}, described, uri)
-    schema = first.schema.with_metadata(_voparquet(described, first.schema.types))
-    with whole_file(uri) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        for batch in itertools.chain([first], batches):
-            writer.write_table(batch, row_group_size=_ROWS_PER_GROUP)
-            rows += batch.num_rows
-            for name in widths:
-                longest = pc.max(pc.binary_length(batch[name])).as_py() or 1
-                widths[name] = max(widths[name], longest)
-    return rows, widths
-
-
-def _regrouped(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Yield the rows of tables in tables of a row group's size."""
-    held, rows = [], 0
-    for table in tables:
-        held.append(table)
-        rows += table.num_rows
-        if rows >= _ROWS_PER_GROUP:
-            yield pa.concat_tables(held)
-            held, rows = [], 0
-    if held:
-        yield pa.concat_tables(held)
-
-
-@contextmanager
-def whole_file(uri: str) -> Iterator[Path]:
-    """Yield a local path whose file appears at `uri` when the block ends well."""
-    filesystem, path = places.resolve(uri)
-    folder = os.path.dirname(path)
-    filesystem.create_dir(folder, recursive=True)
-    local = isinstance(filesystem, fs.LocalFileSystem)
-    work = Path(tempfile.mkdtemp(prefix="_writing-", dir=folder if local else None))
-    try:
-        yield work / "file"
-        if local:
-            os.replace(work / "file", path)
-        else:
-            _upload(work / "file", filesystem, path)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _upload(made: Path, filesystem: fs.FileSystem, path: str) -> None:
-    try:
-        with made.open("rb") as source, filesystem.open_output_stream(path) as sink:
-            shutil.copyfileobj(source, sink, 1 << 20)
-    except BaseException:
-        filesystem.delete_file(path)  # closing the stream has made a short object of it
-        raise
-
-
-# types ---------------------------------------------------------------------------------------
+# columns ---------------------------------------------------------------------------------------
 
 
 def conform(batch: pa.Table | Columns, described: Sequence[OutputColumn], where: str) -> pa.Table:
@@ -302,7 +197,8 @@ def _field(column: OutputColumn, kind: pa.DataType) -> pa.Field:
     return pa.field(column.name, kind, metadata=metadata)
 
 
-def _voparquet(columns: Sequence[OutputColumn], kinds: Sequence[pa.DataType]) -> dict[str, str]:
+def voparquet(columns: Sequence[OutputColumn], kinds: Sequence[pa.DataType]) -> dict[str, str]:
+    """Return the metadata by which a Parquet file is a VOTable too."""
     return {
         "IVOA.VOTable-Parquet.version": "1.0",
         "IVOA.VOTable-Parquet.content": votable_header(columns, kinds),

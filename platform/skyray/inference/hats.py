@@ -27,7 +27,8 @@ import ray.data
 from skyray import __version__
 from skyray.data.dataset import Dataset
 from skyray.families.base import Columns
-from skyray.inference.catalogue import Catalogue, whole_file
+from skyray.inference.catalogue import Catalogue
+from skyray.inference.catalogue_parts import whole_file
 from skyray.inference.results import piece_rows, remove
 from skyray.runtime import places
 
@@ -83,17 +84,17 @@ class _CatalogueRows:
 
 class _DatasetRows:
     def __init__(self, dataset: Dataset):
-        self.dataset, self.rows = dataset, ray.put(np.sort(dataset.rows()))
+        self.dataset = dataset
         self.tasks = -(-dataset.count() // _POSITIONS_A_TASK)
 
     def read(self, task: int, positions_only: bool) -> Iterator[pa.Table]:
         start = task * _POSITIONS_A_TASK
-        rows = ray.get(self.rows)[start : start + _POSITIONS_A_TASK]
+        rows = np.arange(start, min(start + _POSITIONS_A_TASK, self.dataset.count()))
         yield self.dataset.take(rows, ["ra", "dec"]).append_column(_ROW, pa.array(rows))
 
     def fetch(self, group: pa.Table) -> Iterator[pa.Table]:
         rows, index = group[_ROW].to_numpy(), group[_INDEX]
-        step = piece_rows(self.dataset.schema, self.dataset.schema.names)
+        step = piece_rows(self.dataset.schema, self.dataset.schema.names, self.dataset.count())
         for start in range(0, len(rows), step):
             taken = plain_lists(self.dataset.take(rows[start : start + step]))
             yield taken.add_column(0, _index_field(), index.slice(start, step))

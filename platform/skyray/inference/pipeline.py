@@ -23,6 +23,7 @@ from skyray.inference.results import Results
 _INPUT, _FOUND, _KEPT, _PIECE = "input/", "found/", "kept/", "piece"
 # Pieces of one run of the stream: what Ray Data keeps of each on the driver stays bounded.
 _PIECES_A_RUN = 4096
+_THREADS = 1  # of a network: pieces side by side use processors better
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,17 @@ class Job:
     results: Results
 
     def read(self, batch: Columns, rows: np.ndarray, missing: np.ndarray) -> Columns:
-        """Return the rows of one piece as numpy columns."""
-        number = int(missing[batch["id"][0]])
-        start = number * self.results.size
+        """Return the rows of one piece as numpy columns; the last one filled with its last row.
+
+        Blocks of one length pass the network's operator one by one: Ray wants a number of rows for
+        every batch of a GPU, and puts blocks together that have fewer.
+        """
+        number, size = int(missing[batch["id"][0]]), self.results.size
+        chosen = rows[number * size : (number + 1) * size]
         dataset = _dataset(self.dataset, self.version, self.fingerprint)
         family = _without_network(self.bundle, self.digest).family
         names = list(dict.fromkeys([*self.keep, *family.columns(self.training)]))
-        table = dataset.take(rows[start : start + self.results.rows_of(number)], names)
+        table = dataset.take(np.pad(chosen, (0, size - len(chosen)), mode="edge"), names)
         return {**table_to_columns(table), _PIECE: np.full(table.num_rows, number)}
 
     def transform(self, columns: Columns) -> Columns:
@@ -84,8 +89,13 @@ class Job:
 
     def write(self, columns: Columns) -> Columns:
         """Write the piece; return its number and rows."""
-        number = int(columns.pop(_PIECE)[0])
-        return {_PIECE: np.array([number]), "rows": np.array([self.results.write(number, columns)])}
+        numbers = columns.pop(_PIECE)
+        number, rows = int(numbers[0]), self.results.rows_of(numbers[0])
+        if len(numbers) != self.results.size or (numbers != number).any():
+            raise RuntimeError(f"{self.results.piece(number)}: expected {self.results.size} rows of"
+                               f" one piece, found {len(numbers)} of {set(numbers)}")  # fmt: skip
+        self.results.write(number, {name: values[:rows] for name, values in columns.items()})
+        return {_PIECE: np.array([number]), "rows": np.array([rows])}
 
 
 class Network:
@@ -118,7 +128,7 @@ def _without_network(bundle: str, digest: str) -> Predictor:
 
 @lru_cache(maxsize=2)
 def _dataset(uri: str, version: int, fingerprint: str) -> Dataset:
-    return Dataset.open(uri)
+    return Dataset.open(uri, version)
 
 
 def stream(
@@ -145,14 +155,15 @@ def stream(
         .map_batches(job.transform, batch_size=None, batch_format="numpy")
         .map_batches(
             Network,
-            fn_constructor_args=(job.bundle, 1),
-            batch_size=None,
+            fn_constructor_args=(job.bundle, _THREADS),
+            batch_size=job.results.size,
             batch_format="numpy",
             zero_copy_batch=False,
             compute=ray.data.ActorPoolStrategy(min_size=1, max_size=workers),
             num_cpus=1,
             num_gpus=1 if use_gpu else 0,
-            max_restarts=-1,  # as ever; said, it keeps Ray from running the transform in here too
+            # Also keeps Ray from running the transform in these actors, on their one CPU.
+            runtime_env={"env_vars": {"OMP_NUM_THREADS": str(_THREADS)}},
         )
         .map_batches(job.finish, batch_size=None, batch_format="numpy")
         .map_batches(job.write, batch_size=None, batch_format="numpy")

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from skyray.bundles.bundle import Predictor, bundle_digest, read_bundle
 from skyray.data.dataset import Dataset
 from skyray.families.base import OutputColumn
 from skyray.inference import pipeline
-from skyray.inference.catalogue import write_catalogue
+from skyray.inference.catalogue_parts import write_catalogue
 from skyray.inference.hats import write_hats
 from skyray.inference.results import Results, piece_rows
 from skyray.inference.single_file import MOST_BYTES, MOST_ROWS, fits_in_one, write_single
@@ -22,6 +23,7 @@ from skyray.runtime import places
 KEY = "observation_id"
 _POSITION = (
     OutputColumn("object_id", "str", "", "identifier of the observation in its survey"),
+    OutputColumn(KEY, "str", "", "name of the observation, unique in its dataset"),
     OutputColumn("ra", "float64", "deg", "right ascension, ICRS"),
     OutputColumn("dec", "float64", "deg", "declination, ICRS"),
 )
@@ -54,6 +56,7 @@ def predict_dataset(
     detail: bool = False,
     workers: int | None = None,
     use_gpu: bool = False,
+    replace: bool = False,
     progress: str | None = None,
 ) -> Results:
     """Write the predictions of a dataset to a results table, beside the columns `keep`.
@@ -71,6 +74,8 @@ def predict_dataset(
         Add what scoring needs, as `Family.scoring_table` leaves it.
     workers : int, optional
         Networks at work at most; default: as many as there are GPUs, or half as many as CPUs.
+    replace : bool
+        Whether results of other work at `out` are deleted instead of refused.
     progress : str, optional
         Name of a progress bar.
 
@@ -81,7 +86,7 @@ def predict_dataset(
     """
     _check_layout(bundle, dataset)
     content = read_bundle(bundle)
-    chosen = np.sort(dataset.rows(split)) if rows is None else np.asarray(rows)
+    chosen = row_numbers(dataset, split) if rows is None else np.asarray(rows, np.int64)
     keep = tuple(dict.fromkeys([KEY, *keep]))
     family = Predictor.without_network(bundle).family
     digest = bundle_digest(content)
@@ -96,8 +101,8 @@ def predict_dataset(
         "scoring": training,
         "detail": detail,
     }
-    size = piece_rows(dataset.schema, [*keep, *family.columns(training)])
-    results = Results.claim(places.absolute(out), about, len(chosen), size)
+    size = piece_rows(dataset.schema, [*keep, *family.columns(training)], len(chosen))
+    results = Results.claim(places.absolute(out), about, len(chosen), size, replace)
     job = pipeline.Job(
         places.absolute(bundle), digest, about["dataset"], dataset.version,
         about["fingerprint"], keep, training, detail, results,
@@ -110,6 +115,17 @@ def predict_dataset(
     if left := len(results.missing()):
         raise RuntimeError(f"{out}: expected {results.count} pieces, {left} of them are missing")
     return results
+
+
+def row_numbers(dataset: Dataset, split: str | None) -> np.ndarray:
+    """Return the row numbers of a split in the order of the table, int64: as they lie on disk."""
+    if split is None:
+        return np.arange(dataset.count())
+    found, start = [np.zeros(0, np.int64)], 0
+    for table in dataset.iter_tables(["split"], rows=1 << 16):
+        found.append(start + np.flatnonzero(pc.equal(table["split"], split).to_numpy()))
+        start += table.num_rows
+    return np.concatenate(found)
 
 
 def _check_layout(bundle: str, dataset: Dataset) -> None:

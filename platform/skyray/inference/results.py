@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,34 +52,38 @@ class Results:
     finished: bool = False
 
     @classmethod
-    def claim(cls, uri: str, about: dict[str, Any], rows: int, size: int) -> Results:
+    def claim(
+        cls, uri: str, about: dict[str, Any], rows: int, size: int, replace: bool = False
+    ) -> Results:
         """Begin a results table, or go on with the one at `uri`.
 
         Parameters
         ----------
         about : dict
             What its rows follow from, as JSON: bundle, dataset version, columns.
+        replace : bool
+            Whether a table of something else is deleted.
 
         Raises
         ------
         OtherResults
-            If the table there is of something else.
+            If the table there is of something else and not to be replaced.
         """
         expected = {**about, "rows": rows, "piece_rows": size}
         place = places.join(uri, ABOUT)
-        found: dict[str, Any] = {}
-        if places.exists(place):
-            found = places.read_json(place)
-            other = [name for name in expected if found.get(name) != expected[name]]
-            if other:
-                raise OtherResults(
-                    f"{uri}: holds results of other work: "
-                    + "; ".join(f"{n}: expected {expected[n]}, found {found.get(n)}" for n in other)
-                    + ". Choose another --out, or remove these"
-                )
-        else:
+        found = places.read_json(place) if places.exists(place) else {}
+        other = [name for name in expected if found and found.get(name) != expected[name]]
+        if other and not replace:
+            raise OtherResults(
+                f"{uri}: holds results of other work: "
+                + "; ".join(f"{n}: expected {expected[n]}, found {found.get(n)}" for n in other)
+                + ". Choose another --out, or remove these"
+            )
+        if other:
+            remove(uri)
+        if other or not found:
             places.write_json(place, expected)
-        return cls(uri, rows, size, "parts" in found)
+        return cls(uri, rows, size, not other and "parts" in found)
 
     @property
     def count(self) -> int:
@@ -138,17 +142,35 @@ class Results:
 
     def columns(self, names: Sequence[str]) -> Columns:
         """Return narrow columns of all rows; equal texts share their memory."""
-        parts = [_compact(table) for table in self.tables(list(names))]
-        table = pa.concat_tables(parts).unify_dictionaries().combine_chunks()
-        found = {}
-        for name in names:
-            column = table[name]
-            if pa.types.is_dictionary(column.type) and column.num_chunks:
-                values = np.array(column.chunk(0).dictionary.to_pylist(), dtype=object)
-                found[name] = values[column.chunk(0).indices.to_numpy()]
-            else:
-                found[name] = table_to_columns(table.select([name]))[name]
-        return found
+        return narrow_columns(self.tables(list(names)))
+
+    def narrow(self) -> list[str]:
+        """Return the names of the columns that hold one value a row."""
+        return [f.name for f in self.schema() if not isinstance(f.type, pa.FixedShapeTensorType)]
+
+    def take(self, rows: np.ndarray, columns: Sequence[str] | None = None) -> Columns:
+        """Return some rows by their positions, ascending, picked out by the workers.
+
+        Ray must be running; only these rows reach the caller.
+        """
+        import ray.data
+
+        def pick(batch: Columns) -> pa.Table:
+            number = int(batch["piece"][0])
+            here = rows[(rows >= number * self.size) & (rows < (number + 1) * self.size)]
+            return (
+                self.read(number, columns)
+                .take(pa.array(here - number * self.size))
+                .append_column("position", pa.array(here))
+            )
+
+        pieces = [{"piece": number} for number in np.unique(rows // self.size).tolist()]
+        picked = ray.data.from_items(pieces, override_num_blocks=len(pieces))
+        picked = picked.map_batches(pick, batch_size=1, batch_format="numpy")
+        tables = list(picked.iter_batches(batch_size=None, batch_format="pyarrow"))
+        return table_to_columns(
+            pa.concat_tables(tables).sort_by("position").drop_columns("position")
+        )
 
     def remove_pieces(self) -> None:
         """Delete the pieces, and leave what was made of them."""
@@ -162,11 +184,20 @@ def remove(uri: str) -> None:
         filesystem.delete_dir(path)
 
 
-def piece_rows(schema: pa.Schema, columns: Sequence[str]) -> int:
-    """Return how many rows a piece takes when these columns are read: some 32 MB, a power of 2."""
-    width = sum(_width(schema.field(name).type) for name in columns if name in schema.names)
-    rows = _PIECE_BYTES // max(1, width)
-    return min(_MOST, max(_LEAST, 1 << max(0, int(rows).bit_length() - 1)))
+def piece_rows(schema: pa.Schema, columns: Sequence[str], rows: int) -> int:
+    """Return how many rows a piece takes when these columns are read: some 32 MB.
+
+    `rows` are those of the whole table, which is cut into pieces of nearly one size.
+    """
+    width = row_bytes(schema, columns)
+    most = min(_MOST, max(_LEAST, _PIECE_BYTES // width))
+    return max(1, -(-rows // max(1, -(-rows // most))))
+
+
+def row_bytes(schema: pa.Schema, columns: Sequence[str] | None = None) -> int:
+    """Return about how many bytes a row of some columns takes in memory."""
+    names = schema.names if columns is None else set(columns)
+    return max(1, sum(_width(schema.field(name).type) for name in names))
 
 
 def _width(kind: pa.DataType) -> int:
@@ -190,6 +221,21 @@ def _table(columns: Columns) -> pa.Table:
         else:
             arrays[name] = pa.array(values)
     return pa.table(arrays)
+
+
+def narrow_columns(tables: Iterable[pa.Table]) -> Columns:
+    """Return tables of one value a row as numpy columns; equal texts share their memory."""
+    table = pa.concat_tables([_compact(table) for table in tables])
+    table = table.unify_dictionaries().combine_chunks()
+    found = {}
+    for name in table.column_names:
+        column = table[name]
+        if pa.types.is_dictionary(column.type) and column.num_chunks:
+            values = np.array(column.chunk(0).dictionary.to_pylist(), dtype=object)
+            found[name] = values[column.chunk(0).indices.to_numpy()]
+        else:
+            found[name] = table_to_columns(table.select([name]))[name]
+    return found
 
 
 def _compact(table: pa.Table) -> pa.Table:

@@ -22,8 +22,8 @@ from skyray.inference.catalogue import (
     is_text,
     numpy_type,
     votable_header,
-    whole_file,
 )
+from skyray.inference.catalogue_parts import whole_file
 
 # Above either, one file is written on request only: most programs read such a file whole.
 MOST_ROWS = 5_000_000

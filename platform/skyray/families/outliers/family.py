@@ -355,8 +355,12 @@ class OutliersFamily(Family):
     def truth_columns(self) -> list[str]:
         return ["label", "redshift", "snr", "extra"]
 
+    def scoring_table(self, table: Columns) -> Columns:
+        """Return ``planted`` and ``type`` in place of the extras."""
+        return with_notes(table)
+
     def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
-        return metrics.evaluate_table(table)
+        return metrics.evaluate_table(with_notes(table))
 
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:
         from skyray.families.outliers import figures  # matplotlib is no business of workers
@@ -365,10 +369,14 @@ class OutliersFamily(Family):
 
 
 def with_notes(table: Columns) -> Columns:
-    """Add what the figures show of the column ``extra``: planted kinds and mock types."""
-    kinds = {"planted": metrics.notes(table["extra"], "planted")}
+    """Return planted kinds and types (mock types, else labels) in place of ``extra``."""
+    if "extra" not in table:
+        return table
     types = metrics.notes(table["extra"], "mock_type")
-    return {**table, **kinds, **({"type": types} if (types != "").any() else {})}
+    found = {name: values for name, values in table.items() if name != "extra"}
+    found["planted"] = metrics.notes(table["extra"], "planted")
+    found["type"] = np.where(types == "", np.asarray(table["label"], str), types)
+    return found
 
 
 def _rebinned(flux: np.ndarray, ivar: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
