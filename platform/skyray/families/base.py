@@ -21,8 +21,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from skyray.cards import Card
 from skyray.config import Config, ConfigError
-from skyray.records import Grid
+from skyray.records import Grid, Record
 
 Mode = Literal["corrected", "as_published"]
 Columns = dict[str, np.ndarray]
@@ -217,6 +218,25 @@ class OutputColumn:
     description: str
 
 
+@dataclass(frozen=True)
+class Example:
+    """A recipe that runs in seconds, and the card it is tried on (`training.contract`).
+
+    Attributes
+    ----------
+    recipe : Recipe
+    card : Card
+        Its mock gives the objects, in turn of each class, so many as `rows` says.
+    records : tuple of Record
+        Objects to take instead, for a card without a mock.
+    """
+
+    recipe: Recipe
+    card: Card
+    rows: int = 36
+    records: tuple[Record, ...] = ()
+
+
 class Family(ABC):
     """A scientific system bound to a recipe and to what the training data were."""
 
@@ -306,6 +326,11 @@ class Family(ABC):
     def search_space(cls, recipe: Recipe) -> dict[str, Choice | Range]:
         """Return the hyper-parameters a sweep varies, by recipe key (``train.batch_size``)."""
         return {}
+
+    @classmethod
+    def examples(cls) -> list[Example]:
+        """Return the small recipes on which the family's contracts are checked."""
+        return []
 
     def objective(self) -> Objective:
         """Return what a sweep improves; default: what the last stage chooses its epoch by."""
