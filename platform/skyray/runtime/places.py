@@ -92,3 +92,8 @@ def list_files(uri: str | os.PathLike) -> list[tuple[str, int]]:
         return [(path, info.size)]
     found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
     return sorted((f.path, f.size) for f in found if f.type == fs.FileType.File)
+
+
+def lance_options(uri: str | os.PathLike) -> dict[str, str]:
+    """Return what Lance needs to know to reach a place as `resolve` does."""
+    return {}
