@@ -135,6 +135,7 @@ class Dataset:
             classes=tuple(manifest.classes),
             coarse=dict(self.card.coarse),
             fingerprint=manifest.fingerprint,
+            version=self.version,
             grid=self.grid,
             counts=manifest.counts,
             min_good_pixels=self.card.min_good_pixels,
@@ -219,7 +220,8 @@ class Dataset:
 
     def take(self, rows: np.ndarray, columns: Sequence[str] | None = None) -> pa.Table:
         """Return rows by id, in the order asked for."""
-        return self._whole.select(self._columns(columns)).take(pa.array(rows)).combine_chunks()
+        whole = self._whole.append_column("observation_id", self._whole["object_id"])
+        return whole.select(columns or whole.column_names).take(pa.array(rows)).combine_chunks()
 
     @cached_property
     def _whole(self) -> pa.Table:
