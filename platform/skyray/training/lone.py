@@ -16,10 +16,11 @@ import torch
 from skyray.bundles import registry
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
-from skyray.families.base import Columns, Family, Recipe, load_family
+from skyray.data.prepared import prepare
+from skyray.families.base import Family, Recipe, load_family
 from skyray.runtime import places, tracking
 from skyray.training import loop
-from skyray.training.train import assemble_bundle, run_provenance, start_run, transformed_rows
+from skyray.training.train import assemble_bundle, run_provenance, start_run
 from skyray.training.worker import LoneWorker
 
 _RUN_FILE = "run.json"
@@ -31,17 +32,6 @@ class LoneResult:
 
     run_id: str
     history: list[dict[str, Any]]
-
-
-class _AllRows(loop.TrainingRows):
-    """The whole dataset, read and transformed in this process."""
-
-    def __init__(self, family: Family, dataset: Dataset):
-        super().__init__()
-        self._family, self._dataset = family, dataset
-
-    def fetch(self, split: str) -> Columns:
-        return transformed_rows(self._family, self._dataset, split)
 
 
 def train_alone(
@@ -77,28 +67,24 @@ def train_alone(
     Raises
     ------
     ConfigError
-        If the recipe streams its rows, or `run_uri` holds another training.
+        If `run_uri` holds another training.
     """
     torch.set_num_threads(threads or os.cpu_count() or 1)
-    if not recipe.train.cache:
-        raise ConfigError(
-            "train.cache=false: a training in one process holds its rows in memory; "
-            "use `skyray train`, which can stream"
-        )
     dataset = Dataset.open(data)
     family = load_family(recipe.family)(recipe, dataset.info())
+    table = prepare(dataset, family, progress=False, on_ray=False)
     run_id = _run(run_uri, recipe, family, parent)
     worker = LoneWorker(
         rank=0, world_size=1, device=torch.device("cuda" if use_gpu else "cpu"), seed=recipe.seed,
-        run_uri=run_uri, run_id=run_id, tracking_uri=tracking.tracking_uri(), streamed_rows=0,
+        run_uri=run_uri, run_id=run_id, tracking_uri=tracking.tracking_uri(),
         on_epoch=on_epoch,
     )  # fmt: skip
     failed = True
     try:
-        position = loop.run_stages(worker, family, _AllRows(family, dataset), last_stage)
+        position = loop.run_stages(worker, family, table, last_stage)
         if out:
             assemble_bundle(
-                recipe.family, recipe.snapshot(), family.data.to_dict(), data, run_uri, out,
+                recipe.family, recipe.snapshot(), family.data.to_dict(), table, run_uri, out,
                 run_provenance(family, run_id), position.history,
             )  # fmt: skip
             registry.register(out, run_id)
