@@ -10,13 +10,14 @@ import json
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 os.environ.setdefault("LANCE_LOG", "error")  # it warns of every table that is new
 
 import lance
 import pyarrow as pa
+from lance.fragment import FragmentMetadata
 from lance.fragment import write_fragments as _write_fragments
 
 from skyray.runtime import places
@@ -26,6 +27,7 @@ warnings.filterwarnings("ignore", message="lance is not fork-safe")
 
 STORAGE_VERSION = "2.0"  # writes faster than 2.1 and reads alike
 _ATTEMPTS = 6
+_ROWS_PER_DELETE = 10_000  # addresses in one predicate
 _Made = TypeVar("_Made")
 
 
@@ -49,6 +51,26 @@ def open_table(uri: str, version: int | str | None = None) -> lance.LanceDataset
     )
 
 
+def create_table(uri: str, schema: pa.Schema) -> bool:
+    """Make an empty table unless there is one; return whether this call made it."""
+
+    def create() -> bool:
+        if table_exists(uri):
+            return False
+        try:
+            lance.write_dataset(
+                schema.empty_table(), uri, mode="create", data_storage_version=STORAGE_VERSION,
+                storage_options=places.lance_options(uri),
+            )  # fmt: skip
+        except OSError as error:
+            if "already exists" in str(error):  # another writer was first
+                return False
+            raise
+        return True
+
+    return patiently(create)
+
+
 def write_fragments(uri: str, table: pa.Table) -> list[str]:
     """Write rows as data files of a table, on any worker; return their descriptions (JSON).
 
@@ -63,6 +85,60 @@ def write_fragments(uri: str, table: pa.Table) -> list[str]:
         )
     )  # fmt: skip
     return [json.dumps(fragment.to_json()) for fragment in made]
+
+
+def commit_append(uri: str, fragments: Sequence[str]) -> None:
+    """Make written data files rows of an existing table; safe beside any other writer.
+
+    A commit whose answer was lost is recognised by its files and not made twice.
+    """
+    if not fragments:
+        return
+    described = [FragmentMetadata.from_json(text) for text in fragments]
+    ours = {file.path for fragment in described for file in fragment.files}
+
+    def commit() -> None:
+        table = open_table(uri)
+        if ours & _files(table):
+            return
+        lance.LanceDataset.commit(
+            uri, lance.LanceOperation.Append(described), read_version=table.version,
+            storage_options=places.lance_options(uri),
+        )  # fmt: skip
+
+    patiently(commit)
+
+
+def _files(table: lance.LanceDataset) -> set[str]:
+    return {file.path for fragment in table.get_fragments() for file in fragment.metadata.files}
+
+
+def delete_rows(uri: str, which: str) -> None:
+    """Delete the rows that a filter (SQL) names."""
+    patiently(lambda: open_table(uri).delete(which))
+
+
+def delete_addresses(uri: str, addresses: Sequence[int]) -> None:
+    """Delete rows by their ``_rowaddr``."""
+    for start in range(0, len(addresses), _ROWS_PER_DELETE):
+        chosen = ", ".join(str(int(a)) for a in addresses[start : start + _ROWS_PER_DELETE])
+        delete_rows(uri, f"_rowaddr IN ({chosen})")
+
+
+def quoted(values: Sequence[str]) -> str:
+    """Return text values as a list for a filter: ``'a', 'it''s'``."""
+    return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+
+
+def fragment_rows(
+    table: lance.LanceDataset, columns: Sequence[str], filter: str | None = None
+) -> Iterator[pa.Table]:
+    """Yield narrow columns with ``_rowaddr``, fragment by fragment."""
+    for fragment in table.get_fragments():
+        scanner = fragment.scanner(columns=list(columns), filter=filter, with_row_address=True)
+        found = scanner.to_table()
+        if found.num_rows:
+            yield found
 
 
 def patiently(work: Callable[[], _Made]) -> _Made:

@@ -90,8 +90,7 @@ class Recipe(Config):
 class DataInfo:
     """What a dataset tells a family: its grid or images, its classes and where it came from.
 
-    `fingerprint` and `version` say which data they were, `features` names the metadata of alerts in
-    their order.
+    `fingerprint` and `version` name the snapshot; `features` the metadata of alerts in their order.
     """
 
     card: str
@@ -99,6 +98,7 @@ class DataInfo:
     classes: tuple[str, ...]
     coarse: Mapping[str, str]
     fingerprint: str
+    version: int = 0
     grid: Grid | None = None
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     min_good_pixels: int = 100
@@ -107,7 +107,6 @@ class DataInfo:
     image_fit: str = "exact"
     pixel_scale_arcsec: float | None = None
     features: tuple[str, ...] = ()
-    version: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -116,6 +115,7 @@ class DataInfo:
             "classes": list(self.classes),
             "coarse": dict(self.coarse),
             "fingerprint": self.fingerprint,
+            "version": self.version,
             "grid": self.grid.to_dict() if self.grid else None,
             "counts": {k: dict(v) for k, v in self.counts.items()},
             "min_good_pixels": self.min_good_pixels,
@@ -124,7 +124,6 @@ class DataInfo:
             "image_fit": self.image_fit,
             "pixel_scale_arcsec": self.pixel_scale_arcsec,
             "features": list(self.features),
-            "version": self.version,
         }
 
     @classmethod
