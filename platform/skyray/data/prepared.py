@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from skyray.families.base import Columns, Family
 
 BATCH_ROWS = 512  # of one call of a transform, whatever the machine: so results never differ
-_BLOCK_BYTES, _SMALL_BYTES = 256 << 20, 64 << 20
+_BLOCK_BYTES, _SMALL_BYTES = 256 << 20, 256 << 20
 _BLOCKS_PER_CPU = 4
 KEY = "observation_id"
 _SHARED_SOURCES = ("transforms", "records")
@@ -53,7 +53,7 @@ def prepare(
     on_ray : bool, optional
         Spread the work over the cluster (Ray must have been started), or do it in this process, as
         a task must that holds the CPUs the others would wait for. Default: spread what is larger
-        than 64 MB; for less, starting workers takes longer than the work.
+        than 256 MB; for less, starting workers takes longer than the work.
 
     Raises
     ------

@@ -88,8 +88,10 @@ def _info(name: str, files: list[fs.FileInfo], mark: datetime.datetime | None) -
 def vacuum_prepared(
     keep_bytes: int | None = None,
     older_than: datetime.timedelta | None = None,
+    *,
+    dry_run: bool = False,
 ) -> list[PreparedInfo]:
-    """Remove prepared tables that nobody uses; return what was removed.
+    """Remove prepared tables that nobody uses; return what was removed (or would be: `dry_run`).
 
     A table counts as in use for an hour after it was last read. What killed makers left goes after
     a day without a new file, whatever the limits.
@@ -113,10 +115,11 @@ def vacuum_prepared(
         else:
             goes = idle >= _UNFINISHED
         if goes:
-            _remove(info)
+            if not dry_run:
+                _remove(info)
             total -= info.bytes
             removed.append(info)
-        elif info.finished:
+        elif info.finished and not dry_run:
             remove_strays(info.uri)
     return removed
 

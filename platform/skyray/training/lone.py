@@ -20,10 +20,15 @@ from skyray.data.prepared import prepare
 from skyray.families.base import Family, Recipe, load_family
 from skyray.runtime import places, tracking
 from skyray.training import loop
-from skyray.training.train import assemble_bundle, run_provenance, start_run
+from skyray.training.train import (
+    RUN_FILE,
+    assemble_bundle,
+    data_of_run,
+    record_run,
+    run_provenance,
+    start_run,
+)
 from skyray.training.worker import LoneWorker
-
-_RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,8 @@ def train_alone(
     run_uri: str,
     *,
     out: str | None = None,
+    version: int | None = None,
+    spread: bool = False,
     parent: str | None = None,
     threads: int | None = 1,
     use_gpu: bool = False,
@@ -54,6 +61,11 @@ def train_alone(
         Folder or URI of checkpoints, finished stages and the MLflow run's id.
     out : str, optional
         Bundle to write; a trial of a sweep needs none.
+    version : int, optional
+        Of the dataset; default: the newest, or the one that this training began with.
+    spread : bool
+        Whether the cluster may help when the transform is still to be run; not in a task that holds
+        the CPUs it would wait for.
     threads : int, optional
         CPU threads; None: all of this machine.
     parent : str, optional
@@ -70,9 +82,9 @@ def train_alone(
         If `run_uri` holds another training.
     """
     torch.set_num_threads(threads or os.cpu_count() or 1)
-    dataset = Dataset.open(data)
+    dataset = Dataset.open(data, version) if version else data_of_run(data, run_uri)
     family = load_family(recipe.family)(recipe, dataset.info())
-    table = prepare(dataset, family, progress=False, on_ray=False)
+    table = prepare(dataset, family, progress=False, on_ray=None if spread else False)
     run_id = _run(run_uri, recipe, family, parent)
     worker = LoneWorker(
         rank=0, world_size=1, device=torch.device("cuda" if use_gpu else "cpu"), seed=recipe.seed,
@@ -99,7 +111,7 @@ def train_alone(
 
 def _run(run_uri: str, recipe: Recipe, family: Family, parent: str | None) -> str:
     """Return the MLflow run of this folder, opened the first time; refuse another training's."""
-    place = places.join(run_uri, _RUN_FILE)
+    place = places.join(run_uri, RUN_FILE)
     about = {"recipe": recipe.snapshot(), "fingerprint": family.data.fingerprint}
     if places.exists(place):
         found = places.read_json(place)
@@ -107,5 +119,5 @@ def _run(run_uri: str, recipe: Recipe, family: Family, parent: str | None) -> st
             raise ConfigError(f"{run_uri}: holds an unfinished training of another recipe or data")
         return found["run_id"]
     run_id = start_run(recipe, family, parent=parent)
-    places.write_json(place, {"run_id": run_id, **about})
+    record_run(run_uri, run_id, family)
     return run_id

@@ -16,6 +16,7 @@ from safetensors.torch import load as load_tensors
 
 from skyray.bundles import registry
 from skyray.bundles.bundle import bundle_version, write_bundle
+from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.data.prepared import KEY, prepare
 from skyray.data.prepared_tables import PreparedTable
@@ -26,6 +27,7 @@ from skyray.training import loop
 from skyray.training.worker import final_position
 
 CALIBRATION_ROWS = 20_000
+RUN_FILE = "run.json"
 # Ray retries a training group that cannot start for ever; say no after some attempts.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
 
@@ -76,14 +78,18 @@ def train(
 
     Raises
     ------
+    ConfigError
+        If the run to go on with was of another dataset.
     TrainingFailed
         When a stage fails for good; the message holds its cause.
     """
-    dataset = Dataset.open(data)
+    dataset = data_of_run(data, places.join(places.home(), "runs", resume) if resume else None)
     family = load_family(recipe.family)(recipe, dataset.info())
     table = prepare(dataset, family, progress=progress)
     run_id = resume or start_run(recipe, family, workers)
     run_uri = places.join(places.home(), "runs", run_id)
+    if not resume:
+        record_run(run_uri, run_id, family)
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
     failed = True
     try:
@@ -100,10 +106,37 @@ def train(
     return TrainResult(out, run_id, version, history, restarts)
 
 
+def data_of_run(data: str, run_uri: str | None) -> Dataset:
+    """Return the dataset at the version a run began with; the newest for a run that begins now.
+
+    Raises
+    ------
+    ConfigError
+        If the run was of another dataset.
+    """
+    place = places.join(run_uri, RUN_FILE) if run_uri else None
+    if place is None or not places.exists(place):
+        return Dataset.open(data)
+    begun = places.read_json(place)
+    dataset = Dataset.open(data, begun["version"])
+    if dataset.manifest.fingerprint != begun["fingerprint"]:
+        raise ConfigError(f"{data}: the run in {run_uri} is of another dataset")
+    return dataset
+
+
+def record_run(run_uri: str, run_id: str, family: Family) -> None:
+    """Keep what a run is of beside its checkpoints, for going on with it."""
+    about = {"recipe": family.recipe.snapshot(), "fingerprint": family.data.fingerprint}
+    places.write_json(
+        places.join(run_uri, RUN_FILE), {"run_id": run_id, "version": family.data.version, **about}
+    )
+
+
 def start_run(recipe: Recipe, family: Family, workers: int = 1, parent: str | None = None) -> str:
     """Open the MLflow run of a training, nested in the run `parent` if one is given."""
     tags = {
         "skyray.fingerprint": family.data.fingerprint,
+        "skyray.dataset_version": str(family.data.version),
         "skyray.card": family.data.card,
         "skyray.workers": str(workers),
         "skyray.git_commit": provenance.git_commit(),
