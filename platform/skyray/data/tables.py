@@ -105,8 +105,8 @@ def commit_append(uri: str, fragments: Sequence[str]) -> None:
         if ours & _files(table):
             return
         lance.LanceDataset.commit(
-            places.lance_uri(uri), lance.LanceOperation.Append(described), read_version=table.version,
-            storage_options=places.lance_options(uri),
+            places.lance_uri(uri), lance.LanceOperation.Append(described),
+            read_version=table.version, storage_options=places.lance_options(uri),
         )  # fmt: skip
 
     patiently(commit)
