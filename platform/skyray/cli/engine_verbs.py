@@ -28,10 +28,12 @@ def _dataset_result(dataset: Any) -> dict[str, Any]:
     manifest = dataset.manifest
     return {
         "dataset": dataset.uri,
+        "version": dataset.version,
         "card": dataset.card.name,
         "rows read": manifest.rows_read,
         "rows written": manifest.rows_written,
         "rows quarantined": manifest.rows_quarantined,
+        **({"rows unfinished": manifest.rows_unfinished} if manifest.rows_unfinished else {}),
         "objects": {split: sum(labels.values()) for split, labels in manifest.counts.items()},
         "fingerprint": manifest.fingerprint,
     }
@@ -133,15 +135,54 @@ def ingest(
 @verb
 def inspect(
     uri: Annotated[str, typer.Argument(help="A dataset, bundle or catalogue.")],
+    version: Annotated[
+        int | None, typer.Option(min=1, help="Version of a dataset; default: the newest.")
+    ] = None,
     json: Json = None,
 ):
     """Show what a dataset, bundle or catalogue holds.
 
-    Example: skyray inspect dataset
+    Example: skyray inspect dataset --version 2
     """
     from skyray.inference.inspect import inspect as run
 
-    return run(uri)
+    return run(uri, version)
+
+
+@verb
+def prepare(
+    recipe: RecipeName,
+    data: TrainingData,
+    set_: Changes = None,
+    progress: Progress = True,
+    address: Address = None,
+    json: Json = None,
+):
+    """Run a recipe's transform over a dataset, once for all trainings that need the same.
+
+    Trainings do it by themselves where it was not done; this does it beforehand, on CPUs alone.
+
+    Example: skyray prepare redshift/sdss_dr16 --data mock
+    """
+    from skyray.families.base import load_family, load_recipe
+    from skyray.runtime.session import ray_session
+
+    chosen = load_recipe(recipe).override(set_ or [])
+    with ray_session(address):
+        from skyray.data.dataset import Dataset
+        from skyray.data.prepared import prepare as run
+        from skyray.records import SPLITS
+
+        dataset = Dataset.open(data)
+        family = load_family(chosen.family)(chosen, dataset.info())
+        table = run(dataset, family, progress=progress)
+        return {
+            "table": table.uri,
+            "dataset version": dataset.version,
+            "rows": {split: table.count(split) for split in SPLITS},
+            "bytes of a row": table.bytes_per_row(),
+            "made": table.about["created"],
+        }
 
 
 @verb

@@ -31,6 +31,7 @@ from skyray.runtime import places
 
 ROWS_PER_FILE = 2048
 _SECONDS_BETWEEN_COMMITS = 5.0
+_LISTERS = 16  # tasks that list, at most
 _PASSES = 3  # of reading, until every unit that was listed is there
 
 
@@ -143,11 +144,11 @@ def _read(job: Job, starts: Sequence[str], rows_per_file: int, bar: tqdm) -> _Ta
     import ray.data
 
     listing = ray.data.from_items(
-        [{"start": start} for start in starts], override_num_blocks=min(len(starts), 64)
+        [{"start": start} for start in starts], override_num_blocks=min(len(starts), _LISTERS)
     )
     # Shares of a CPU that differ keep Ray from joining the operators into one.
     written = (
-        listing.map_batches(ListUnits(job), batch_size=1, batch_format="pyarrow", num_cpus=0.25)
+        listing.map_batches(ListUnits(job), batch_size=None, batch_format="pyarrow", num_cpus=0.25)
         .repartition(target_num_rows_per_block=1)
         .map_batches(ReadUnits(job), batch_size=None, batch_format="pyarrow", num_cpus=1)
         .map_batches(

@@ -60,18 +60,16 @@ class ListUnits:
         self._job = job
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        for start in batch["start"].to_pylist():
-            yield from self._listed(start)
-
-    def _listed(self, start: str) -> Iterator[pa.Table]:
-        told: dict[str, Any] = {"starts": 1, "listed": 0, "unclaimed": 0, "changed": {}}
+        starts = batch["start"].to_pylist()
+        told: dict[str, Any] = {"starts": len(starts), "listed": 0, "unclaimed": 0, "changed": {}}
 
         def units() -> Iterator[Unit]:
-            for found in self._job.source.units(start):
-                if isinstance(found, Unclaimed):
-                    told["unclaimed"] += found.count
-                else:
-                    yield found
+            for start in starts:
+                for found in self._job.source.units(start):
+                    if isinstance(found, Unclaimed):
+                        told["unclaimed"] += found.count
+                    else:
+                        yield found
 
         for group in _grouped(pending_units(self._job, units(), told["changed"])):
             told["listed"] += len(group)

@@ -16,7 +16,7 @@ from skyray.data.sources import Unit
 from skyray.data.tables import open_table, quoted, table_exists
 from skyray.runtime import places
 
-_UNITS_AT_ONCE = 1000
+_UNITS_AT_ONCE = 5000
 
 
 @dataclass(frozen=True, slots=True)

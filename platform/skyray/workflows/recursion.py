@@ -274,8 +274,8 @@ def _train_and_score(
     bundle = f"{place}/bundle"
     if not places.exists(places.join(bundle, BUNDLE_FILE)):
         if resources.workers == 1:
-            train_alone(recipe, current, f"{place}/run", out=bundle, threads=resources.threads,
-                        use_gpu=resources.use_gpu)  # fmt: skip
+            train_alone(recipe, current, f"{place}/run", out=bundle, spread=True,
+                        threads=resources.threads, use_gpu=resources.use_gpu)  # fmt: skip
         else:
             train(recipe, current, bundle, workers=resources.workers, threads=resources.threads,
                   use_gpu=resources.use_gpu, progress=resources.progress)  # fmt: skip
