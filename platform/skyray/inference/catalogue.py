@@ -24,7 +24,7 @@ from astropy.io.votable import from_table
 from astropy.table import Column, Table
 
 from skyray.families.base import Columns, OutputColumn
-from skyray.inference.results import ABOUT, narrow_columns
+from skyray.inference.results import ABOUT, narrow_columns, on_workers
 from skyray.records import tensor_values
 from skyray.runtime import places
 
@@ -102,27 +102,19 @@ class Catalogue:
         columns : sequence of str, optional
             Columns it is given; default all.
         """
-        import ray.data
-
         starts = np.cumsum([0, *(rows for _, rows in self.parts)])
 
-        def run(batch: Columns) -> Iterator[pa.Table]:
-            number = int(batch["id"][0])
+        def run(number: int) -> Iterator[pa.Table]:
             start = int(starts[number])
             for group in self._groups_of(number, columns):
-                rows = np.arange(start, start + group.num_rows)
-                picked = pick(group.append_column("position", pa.array(rows)))
+                rows = pa.array(np.arange(start, start + group.num_rows))
+                yield pick(group.append_column("position", rows))
                 start += group.num_rows
-                yield picked.append_column("_part", pa.array(np.full(picked.num_rows, number)))
 
-        listing = ray.data.range(len(self.parts), override_num_blocks=len(self.parts))
-        picked = listing.map_batches(run, batch_size=1, batch_format="numpy")
-        tables = [t for t in picked.iter_batches(batch_size=None, batch_format="pyarrow") if len(t)]
-        if not tables:
-            nothing = next(self.groups(columns)).slice(0, 0)
-            return pick(nothing.append_column("position", pa.array([], pa.int64())))
-        tables.sort(key=lambda table: table["_part"][0].as_py())
-        return pa.concat_tables(tables).drop_columns("_part")
+        if tables := on_workers(len(self.parts), run):
+            return pa.concat_tables(tables)
+        nothing = next(self.groups(columns)).slice(0, 0)
+        return pick(nothing.append_column("position", pa.array([], pa.int64())))
 
     def groups(self, columns: Sequence[str] | None = None) -> Iterator[pa.Table]:
         """Yield the rows in order, one row group at a time."""

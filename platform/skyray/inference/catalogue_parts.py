@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +12,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray.data
-from pyarrow import fs
 
 from skyray.families.base import OutputColumn
 from skyray.inference.catalogue import Catalogue, conform, is_text, numpy_type, voparquet
@@ -137,7 +131,10 @@ def write_part(
     if first is None:  # an empty catalogue is a catalogue
         first = conform({c.name: np.zeros(0, numpy_type(c)) for c in described}, described, uri)
     schema = first.schema.with_metadata(voparquet(described, first.schema.types))
-    with whole_file(uri) as path, pq.ParquetWriter(path, schema, compression="zstd") as writer:
+    with (
+        places.write_stream(uri) as file,
+        pq.ParquetWriter(file, schema, compression="zstd") as writer,
+    ):
         for batch in itertools.chain([first], batches):
             writer.write_table(batch, row_group_size=_ROWS_PER_GROUP)
             rows += batch.num_rows
@@ -158,30 +155,3 @@ def _regrouped(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
             held, rows = [], 0
     if held:
         yield pa.concat_tables(held)
-
-
-@contextmanager
-def whole_file(uri: str) -> Iterator[Path]:
-    """Yield a local path whose file appears at `uri` when the block ends well."""
-    filesystem, path = places.resolve(uri)
-    folder = os.path.dirname(path)
-    filesystem.create_dir(folder, recursive=True)
-    local = isinstance(filesystem, fs.LocalFileSystem)
-    work = Path(tempfile.mkdtemp(prefix="_writing-", dir=folder if local else None))
-    try:
-        yield work / "file"
-        if local:
-            os.replace(work / "file", path)
-        else:
-            _upload(work / "file", filesystem, path)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
-
-
-def _upload(made: Path, filesystem: fs.FileSystem, path: str) -> None:
-    try:
-        with made.open("rb") as source, filesystem.open_output_stream(path) as sink:
-            shutil.copyfileobj(source, sink, 1 << 20)
-    except BaseException:
-        filesystem.delete_file(path)  # closing the stream has made a short object of it
-        raise

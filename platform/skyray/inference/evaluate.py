@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from skyray.bundles.bundle import Predictor, add_metrics, history_rows, read_bun
 from skyray.data.dataset import Dataset
 from skyray.families.base import Columns
 from skyray.inference.predict import KEY, VERSION, predict_dataset
-from skyray.inference.results import Results, remove, row_bytes
+from skyray.inference.results import Results, row_bytes
 from skyray.pages.report import write_report
 from skyray.runtime import places, tracking
 
@@ -56,7 +55,7 @@ def evaluate(
     if (shown := len(drawn["object_id"])) < results.rows:
         names = [name for name in results.narrow() if name not in _NAMES]
         metrics |= family.evaluate(results.columns(names), predictor.calibration)
-    remove(results.uri)
+    places.remove(results.uri)
     places.write_json(places.join(out, "metrics.json"), metrics)
     name = split or "all"
     content = read_bundle(bundle)
@@ -64,9 +63,7 @@ def evaluate(
         add_metrics(bundle, name, metrics)
     _log(content.get("run_id"), f"{dataset.card.name}/{name}", metrics)
     if figures:
-        folder = Path(out)
         drawn["history"] = history_rows(bundle)
-        paths = family.figures(drawn, metrics, folder / "figures")
         summary = {
             "bundle": bundle, "data": f"{data}, version {dataset.version}", "split": name,
             "objects": results.rows, "model version": predictor.version,
@@ -74,7 +71,9 @@ def evaluate(
         if shown < results.rows:
             summary["figures drawn from"] = f"{shown:,} objects, chosen at random"
         title = f"{family.name}: {content['recipe']['name']} on {dataset.card.name}"
-        write_report(folder, title, summary, paths, {"Scores": _numbers(metrics)}, {})
+        with places.local_folder(out) as folder:
+            paths = family.figures(drawn, metrics, folder / "figures")
+            write_report(folder, title, summary, paths, {"Scores": _numbers(metrics)}, {})
     return metrics
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import datetime
 import io
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,8 +29,7 @@ from skyray import __version__
 from skyray.data.dataset import Dataset
 from skyray.families.base import Columns
 from skyray.inference.catalogue import Catalogue
-from skyray.inference.catalogue_parts import whole_file
-from skyray.inference.results import piece_rows, remove
+from skyray.inference.results import piece_rows
 from skyray.runtime import places
 
 THRESHOLD = 1_000_000  # rows of a partition at most, as hats-import has it
@@ -133,7 +133,7 @@ def write_hats(uri: str, out: str, *, threshold: int = THRESHOLD) -> HatsResult:
         if Dataset.exists(uri)
         else _CatalogueRows(Catalogue.open(uri))
     )
-    remove(places.join(out, "dataset"))
+    places.remove(places.join(out, "dataset"))
     counts, nowhere = _counted(rows)
     if not counts.any():
         raise ValueError(f"{uri}: none of {nowhere} rows has a position (ra, dec): HATS is by sky")
@@ -244,15 +244,15 @@ def partition_path(order: int, pixel: int) -> str:
 
 
 def _write_sorted(rows: _Rows, group: pa.Table, target: str) -> int:
-    writer: pq.ParquetWriter | None = None
-    count = 0
-    with whole_file(target) as path:
-        for table in rows.fetch(group):
-            writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+    tables = rows.fetch(group)
+    first = next(tables)
+    with (
+        places.write_stream(target) as file,
+        pq.ParquetWriter(file, first.schema, compression="zstd") as writer,
+    ):
+        for table in itertools.chain([first], tables):
             writer.write_table(table, row_group_size=65_536)
-            count += table.num_rows
-        writer.close()
-    return count
+    return group.num_rows
 
 
 def _index_field() -> pa.Field:

@@ -21,7 +21,6 @@ import pyarrow.compute as pc
 
 from skyray.data.tables import commit_append, create_table, open_table, quoted, write_fragments
 from skyray.inference.catalogue import Catalogue
-from skyray.inference.results import remove
 from skyray.runtime import places
 
 FORMAT = 1
@@ -67,7 +66,7 @@ class NearestVectors:
         ValueError
             If no vector is finite.
         """
-        remove(uri)
+        places.remove(uri)
         place = places.absolute(places.join(uri, _TABLE))
         rows, mean, scale = _moments(catalogue, columns)
         if not rows:

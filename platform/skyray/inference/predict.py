@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from skyray.bundles.bundle import Predictor, bundle_digest, read_bundle
 from skyray.data.dataset import Dataset
 from skyray.families.base import OutputColumn
 from skyray.inference import pipeline
+from skyray.inference.catalogue import Catalogue
 from skyray.inference.catalogue_parts import write_catalogue
 from skyray.inference.hats import write_hats
 from skyray.inference.results import Results, piece_rows
@@ -57,6 +58,8 @@ def predict_dataset(
     workers: int | None = None,
     use_gpu: bool = False,
     replace: bool = False,
+    size: int | None = None,
+    note: Mapping[str, str] | None = None,
     progress: str | None = None,
 ) -> Results:
     """Write the predictions of a dataset to a results table, beside the columns `keep`.
@@ -76,6 +79,10 @@ def predict_dataset(
         Networks at work at most; default: as many as there are GPUs, or half as many as CPUs.
     replace : bool
         Whether results of other work at `out` are deleted instead of refused.
+    size : int, optional
+        Rows of a piece; default: so that some 32 MB are read at once.
+    note : mapping, optional
+        What else becomes of these results, so that other work does not go on with them.
     progress : str, optional
         Name of a progress bar.
 
@@ -100,8 +107,9 @@ def predict_dataset(
         "columns": list(keep),
         "scoring": training,
         "detail": detail,
+        **(note or {}),
     }
-    size = piece_rows(dataset.schema, [*keep, *family.columns(training)], len(chosen))
+    size = size or piece_rows(dataset.schema, [*keep, *family.columns(training)], len(chosen))
     results = Results.claim(places.absolute(out), about, len(chosen), size, replace)
     job = pipeline.Job(
         places.absolute(bundle), digest, about["dataset"], dataset.version,
@@ -202,20 +210,32 @@ def predict(
     catalogue = write_catalogue(results, [*identity, *family.output_columns(), VERSION, SOURCE])
     if catalogue.rows != dataset.count():
         raise RuntimeError(f"{out}: expected {dataset.count()} rows, found {catalogue.rows}")
-    small, note = fits_in_one(catalogue), ""
-    files = catalogue.files()
-    if fits or (fits is None and small):
-        files.append(write_single(catalogue.uri, f"{folder}.fits"))
-    elif fits is None:
-        note = (
-            f"no FITS file: more than {MOST_ROWS:,} rows or {MOST_BYTES >> 30} GB; --fits asks for"
-            " one"
-        )
-    if votable:
-        files.append(write_single(catalogue.uri, f"{folder}.vot"))
+    files, note = write_beside(catalogue, fits=fits, votable=votable)
     if hats:
         files.append(write_hats(catalogue.uri, places.join(out, "hats")).uri)
     return PredictResult(folder, catalogue.rows, dataset.manifest.rows_quarantined, files, note)
+
+
+def write_beside(
+    catalogue: Catalogue, *, fits: bool | None, votable: bool = False
+) -> tuple[list[str], str]:
+    """Write single files of a catalogue beside its folder; return all files, and what is not there.
+
+    `fits` None: where the catalogue is small enough.
+    """
+    files, note = catalogue.files(), ""
+    if fits or (fits is None and fits_in_one(catalogue)):
+        files.append(write_single(catalogue.uri, _named(catalogue.uri, ".fits")))
+    elif fits is None:
+        limits = f"{MOST_ROWS:,} rows or {MOST_BYTES >> 30} GB"
+        note = f"no FITS file above {limits}: --fits makes it"
+    if votable:
+        files.append(write_single(catalogue.uri, _named(catalogue.uri, ".vot")))
+    return files, note
+
+
+def _named(uri: str, ending: str) -> str:
+    return places.join(places.parent(uri), f"{places.name(uri)}{ending}")
 
 
 def as_dataset(

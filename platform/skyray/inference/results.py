@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,7 @@ _PIECE = re.compile(r"piece-(\d{8})\.parquet")
 _PIECE_BYTES = 32 << 20
 _LEAST, _MOST = 16, 8192
 _TEXT_BYTES = 32
+_TASK = "_task"
 
 
 class OtherResults(ValueError):
@@ -80,7 +81,7 @@ class Results:
                 + ". Choose another --out, or remove these"
             )
         if other:
-            remove(uri)
+            places.remove(uri)
         if other or not found:
             places.write_json(place, expected)
         return cls(uri, rows, size, not other and "parts" in found)
@@ -153,35 +154,18 @@ class Results:
 
         Ray must be running; only these rows reach the caller.
         """
-        import ray.data
+        numbers = np.unique(rows // self.size)
 
-        def pick(batch: Columns) -> pa.Table:
-            number = int(batch["piece"][0])
-            here = rows[(rows >= number * self.size) & (rows < (number + 1) * self.size)]
-            return (
-                self.read(number, columns)
-                .take(pa.array(here - number * self.size))
-                .append_column("position", pa.array(here))
-            )
+        def pick(task: int) -> Iterator[pa.Table]:
+            start = int(numbers[task]) * self.size
+            here = rows[(rows >= start) & (rows < start + self.size)]
+            yield self.read(int(numbers[task]), columns).take(pa.array(here - start))
 
-        pieces = [{"piece": number} for number in np.unique(rows // self.size).tolist()]
-        picked = ray.data.from_items(pieces, override_num_blocks=len(pieces))
-        picked = picked.map_batches(pick, batch_size=1, batch_format="numpy")
-        tables = list(picked.iter_batches(batch_size=None, batch_format="pyarrow"))
-        return table_to_columns(
-            pa.concat_tables(tables).sort_by("position").drop_columns("position")
-        )
+        return table_to_columns(pa.concat_tables(on_workers(len(numbers), pick)))
 
     def remove_pieces(self) -> None:
         """Delete the pieces, and leave what was made of them."""
-        remove(places.join(self.uri, _PIECES))
-
-
-def remove(uri: str) -> None:
-    """Delete a folder with all it holds, if it is there."""
-    if places.exists(uri):
-        filesystem, path = places.resolve(uri)
-        filesystem.delete_dir(path)
+        places.remove(places.join(self.uri, _PIECES))
 
 
 def piece_rows(schema: pa.Schema, columns: Sequence[str], rows: int) -> int:
@@ -221,6 +205,28 @@ def _table(columns: Columns) -> pa.Table:
         else:
             arrays[name] = pa.array(values)
     return pa.table(arrays)
+
+
+def on_workers(tasks: int, work: Callable[[int], Iterator[pa.Table]]) -> list[pa.Table]:
+    """Return the tables that `work` yields for 0, 1 …, in order, made by the workers.
+
+    A single task is done in this process: its tables come to it anyway.
+    """
+    if tasks == 1:
+        return list(work(0))
+    import ray.data
+
+    def run(batch: Columns) -> Iterator[pa.Table]:
+        task = int(batch["id"][0])
+        for table in work(task):
+            yield table.append_column(_TASK, pa.array(np.full(table.num_rows, task)))
+
+    made = ray.data.range(tasks, override_num_blocks=tasks).map_batches(
+        run, batch_size=1, batch_format="numpy"
+    )
+    tables = [t for t in made.iter_batches(batch_size=None, batch_format="pyarrow") if len(t)]
+    tables.sort(key=lambda table: table[_TASK][0].as_py())
+    return [table.drop_columns(_TASK) for table in tables]
 
 
 def narrow_columns(tables: Iterable[pa.Table]) -> Columns:

@@ -6,6 +6,8 @@ rows as text (TABLEDATA).
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -23,7 +25,7 @@ from skyray.inference.catalogue import (
     numpy_type,
     votable_header,
 )
-from skyray.inference.catalogue_parts import whole_file
+from skyray.runtime import places
 
 # Above either, one file is written on request only: most programs read such a file whole.
 MOST_ROWS = 5_000_000
@@ -46,8 +48,14 @@ def write_single(uri: str, target: str) -> str:
 @ray.remote(num_cpus=1)
 def _write(uri: str, target: str) -> str:
     catalogue = Catalogue.open(uri)
-    with whole_file(target) as path:
+    beside = places.parent(target) if places.is_local(target) else None
+    with tempfile.TemporaryDirectory(prefix="_writing-", dir=beside) as folder:
+        path = Path(folder, "file")
         (write_votable if target.endswith(".vot") else write_fits)(catalogue, path)
+        if beside:
+            os.replace(path, target)
+        else:
+            places.copy(path, target)
     return target
 
 
