@@ -170,12 +170,19 @@ def map_alerts(
     split: Annotated[
         str, typer.Option(help="train, validation, test, or all for every row.")
     ] = "test",
+    workers: Annotated[int | None, typer.Option(help="Model replicas.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a replica.")] = False,
+    address: Address = None,
     json: Json = None,
 ):
     """Map alerts by a model's features; list those that all models find strange.
 
     Example: skyray map-alerts bundle-a bundle-b --data alerts --out map
     """
-    from skyray.workflows.alerts import map_alerts as run
+    from skyray.runtime.session import ray_session
 
-    return run(bundles, data, out, split=None if split == "all" else split)
+    with ray_session(address):
+        from skyray.workflows.alerts import map_alerts as run
+
+        chosen = None if split == "all" else split
+        return run(bundles, data, out, split=chosen, workers=workers, use_gpu=gpu)

@@ -7,7 +7,7 @@ the number of each piece and how many rows it has.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,6 +20,7 @@ from skyray.data.dataset import Dataset, table_to_columns
 from skyray.families.base import Columns
 from skyray.inference.results import Results
 
+Change = Callable[[int, Columns], Columns]
 _INPUT, _FOUND, _KEPT, _PIECE = "input/", "found/", "kept/", "piece"
 # Pieces of one run of the stream: what Ray Data keeps of each on the driver stays bounded.
 _PIECES_A_RUN = 4096
@@ -44,6 +45,8 @@ class Job:
     detail : bool
         Whether the arrays of `Family.detail_columns` come too.
     results : Results
+    change : callable, optional
+        (number of the piece, the network's inputs) → the inputs to use in their place.
     """
 
     bundle: str
@@ -55,6 +58,7 @@ class Job:
     training: bool
     detail: bool
     results: Results
+    change: Change | None = None
 
     def read(self, batch: Columns, rows: np.ndarray, missing: np.ndarray) -> Columns:
         """Return the rows of one piece as numpy columns; the last one filled with its last row.
@@ -74,6 +78,8 @@ class Job:
         """Return the network's input, and the columns kept."""
         family = _without_network(self.bundle, self.digest).family
         inputs = family.transform(columns, training=self.training)
+        if self.change is not None:
+            inputs = self.change(int(columns[_PIECE][0]), inputs)
         kept = {f"{_KEPT}{name}": columns[name] for name in self.keep}
         return _named(_INPUT, inputs) | kept | {_PIECE: columns[_PIECE]}
 

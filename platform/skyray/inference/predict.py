@@ -60,6 +60,7 @@ def predict_dataset(
     replace: bool = False,
     size: int | None = None,
     note: Mapping[str, str] | None = None,
+    change: pipeline.Change | None = None,
     progress: str | None = None,
 ) -> Results:
     """Write the predictions of a dataset to a results table, beside the columns `keep`.
@@ -82,7 +83,9 @@ def predict_dataset(
     size : int, optional
         Rows of a piece; default: so that some 32 MB are read at once.
     note : mapping, optional
-        What else becomes of these results, so that other work does not go on with them.
+        What else decides these results, so that other work does not go on with them.
+    change : callable, optional
+        What is done to the network's inputs (see `pipeline.Job`); name it in `note`.
     progress : str, optional
         Name of a progress bar.
 
@@ -113,7 +116,7 @@ def predict_dataset(
     results = Results.claim(places.absolute(out), about, len(chosen), size, replace)
     job = pipeline.Job(
         places.absolute(bundle), digest, about["dataset"], dataset.version,
-        about["fingerprint"], keep, training, detail, results,
+        about["fingerprint"], keep, training, detail, results, change,
     )  # fmt: skip
     there = len(chosen) - sum(map(results.rows_of, results.missing()))
     with tqdm(total=len(chosen), initial=there, desc=progress, unit="object",
