@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve.decode import admit, decode
 from serve.refusal import Refusal
+from tests.hostile_arrow import pickled
 
 from skyray.cards import load_card
 from skyray.families.base import DataInfo
@@ -217,6 +218,17 @@ def test_arrow_rows_of_a_dataset(read):
 def test_arrow_malformed_is_400(read, columns, metadata, reason):
     refused = refusal(read, arrow_body(columns, metadata), ARROW)
     assert (refused.status, refused.reason) == (400, reason)
+
+
+def test_arrow_of_an_extension_type_is_400_and_runs_nothing(read, spectrum, tmp_path):
+    columns = {k: [spectrum[k]] for k in ("wavelength", "flux", "ivar")}
+    for file in (False, True):
+        body = arrow_body({**columns, "object_id": pickled(1, tmp_path / "marker")},
+                          {"medium": "vacuum"}, file)  # fmt: skip
+        refused = refusal(read, body, ARROW)
+        assert (refused.status, refused.reason) == (400, "extension_type")
+        assert "column object_id" in refused.detail
+    assert not (tmp_path / "marker").exists()
 
 
 def test_arrow_compressed_bomb_is_refused(read):

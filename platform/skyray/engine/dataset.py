@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pyarrow import fs
 
 from skyray.cards import Card
 from skyray.config import Config, ConfigError
 from skyray.engine import storage
+from skyray.readers import foreign_arrow as pq
 from skyray.records import SCHEMA_VERSION, SPLITS, Grid, describe_schema, tensor_values
 
 if TYPE_CHECKING:

@@ -22,13 +22,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow.csv
-import pyarrow.parquet as pq
 import requests
 from tqdm import tqdm
 
 from skyray.cards import Card
 from skyray.config import ConfigError
 from skyray.engine import storage
+from skyray.readers import foreign_arrow as pq
 
 CHECKSUMS = ("sha256", "sha1", "md5")
 FAILURES = "download-failures.csv"

@@ -22,7 +22,6 @@ from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 from tqdm import tqdm
 
@@ -34,6 +33,7 @@ from skyray.engine.dataset import QUARANTINE_SCHEMA
 from skyray.engine.parts import write_table
 from skyray.engine.predict import IDENTITY
 from skyray.engine.rows import check_record
+from skyray.readers import foreign_arrow as pq
 from skyray.readers.base import make_reader
 from skyray.readers.memory import memory_file
 from skyray.records import InvalidRecord, Record

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from skyray.engine import storage
 from skyray.engine.dataset import MANIFEST, Dataset
+from skyray.readers import foreign_arrow as pq
 
 _EXAMPLES = 2
 _RANGES = ("redshift", "snr", "pixel_scale_arcsec", "jd")

@@ -190,7 +190,11 @@ class _FileReader(Reader):
             return lambda name: None
         path = posixpath.normpath(posixpath.join(posixpath.dirname(file.path), self.settings.table))
         if path not in self._tables:
-            self._tables[path] = self._load_table(SurveyFile(file.filesystem, path))
+            try:
+                self._tables[path] = self._load_table(SurveyFile(file.filesystem, path))
+            except InvalidRecord as error:
+                detail = f"{self.settings.table}: {error.detail}"
+                raise InvalidRecord(error.reason, detail) from None
         rows = self._tables[path]
         if (stem := _stem(file)) not in rows:
             raise InvalidRecord(

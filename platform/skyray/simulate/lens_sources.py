@@ -16,6 +16,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from skyray.config import ConfigError
+from skyray.readers.foreign_arrow import read_schema, read_table
 
 Source = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -150,11 +151,9 @@ class _Files:
 
 class _Rows:
     def __init__(self, path: Path):
-        import pyarrow.parquet as pq
-
-        names = pq.read_schema(path).names
+        names = read_schema(path).names
         column = next((name for name in _PICTURE_COLUMNS if name in names), None)
-        self._bytes = [] if column is None else pq.read_table(path, columns=[column])[column]
+        self._bytes = [] if column is None else read_table(path, columns=[column])[column]
 
     def __len__(self) -> int:
         return len(self._bytes)
