@@ -260,6 +260,15 @@ def test_arrow_row_limit_is_413(read, spectrum):
 
 
 # FITS ----------------------------------------------------------------------------------------
+@pytest.mark.timeout(60)
+def test_fits_that_leads_back_to_itself_is_400(read):
+    cards = ("SIMPLE", "T"), ("BITPIX", "8"), ("NAXIS", "1"), ("NAXIS1", "0"), ("PCOUNT", "-2880")
+    body = "".join(f"{key:<8}= {value:>20}".ljust(80) for key, value in cards) + "END"
+    refused = refusal(read, body.ljust(2880).encode(), FITS)
+    assert (refused.status, refused.reason) == (400, "header_invalid")
+    assert "PCOUNT" in refused.detail
+
+
 def spec_file(pixels: int = PIXELS, class_hdu: bool = True) -> bytes:
     """A spec-PLATE-MJD-FIBER file as BOSS wrote them, with the columns readers use."""
     coadd = fits.BinTableHDU.from_columns(

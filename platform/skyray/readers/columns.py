@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.csv
 
 from skyray.readers.base import SurveyFile
-from skyray.readers.fits_bytes import FitsFile, Hdu, Header
+from skyray.readers.fits_bytes import FitsFile, Hdu
+from skyray.readers.fits_header import Header
 from skyray.readers.foreign_arrow import ParquetFile
 from skyray.records import InvalidRecord
 

@@ -29,7 +29,8 @@ from pydantic import Field, model_validator
 from skyray.config import Config
 from skyray.readers.base import Reader, SurveyFile, register
 from skyray.readers.columns import Columns, open_columns, parquet_units
-from skyray.readers.fits_bytes import FitsFile, Header
+from skyray.readers.fits_bytes import FitsFile
+from skyray.readers.fits_header import Header
 from skyray.readers.image_bytes import MAX_PIXELS, as_planes, decode_image, load_npy, load_npz
 from skyray.records import Cutout, InvalidRecord
 

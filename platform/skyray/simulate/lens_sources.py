@@ -13,9 +13,12 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from pyarrow.fs import LocalFileSystem
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from skyray.config import ConfigError
+from skyray.readers.base import SurveyFile
+from skyray.readers.fits_bytes import check_headers
 from skyray.readers.foreign_arrow import read_schema, read_table
 
 Source = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -145,6 +148,7 @@ class _Files:
             return _plane(np.load(path, allow_pickle=False))
         from astropy.io import fits
 
+        check_headers(SurveyFile(LocalFileSystem(), str(path)))
         with fits.open(path) as found:
             return _plane(next(hdu.data for hdu in found if hdu.data is not None))
 
