@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.spatial import cKDTree
 
+from skyray.readers.foreign_arrow import open_ipc
+
 FORMAT = 1
 _CHUNK = 1 << 18
 _SAME = 1e-5  # standardised distance below which two latents are one and the same
@@ -217,7 +219,8 @@ class NearestLatents:
         if about.get("format") != FORMAT:
             raise ValueError(f"{path}: expected format {FORMAT}, found {about.get('format')}")
         latent = np.load(path / _LATENTS, mmap_mode="r", allow_pickle=False)
-        ids = pa.ipc.open_file(pa.memory_map(str(path / _IDS))).read_all().column(0)
+        stored = pa.memory_map(str(path / _IDS)).read_buffer()
+        ids = open_ipc(stored, str(path / _IDS)).read_all().column(0)
         names = ids.chunk(0) if ids.num_chunks == 1 else ids.combine_chunks()
         mean, scale = (np.array(about[name], dtype=np.float64) for name in ("mean", "scale"))
         if latent.shape != (about["rows"], mean.size) or len(names) != len(latent):

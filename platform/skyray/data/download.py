@@ -22,12 +22,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow.csv
-import pyarrow.parquet as pq
 import requests
 from tqdm import tqdm
 
 from skyray.cards import Card
 from skyray.config import ConfigError
+from skyray.readers import foreign_arrow as pq
 from skyray.runtime import places
 
 CHECKSUMS = ("sha256", "sha1", "md5")

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from skyray.data.dataset import RECORDS, Dataset, NotADataset, refuse_former
+from skyray.readers import foreign_arrow as pq
 from skyray.runtime import places
 
 _EXAMPLES = 2
