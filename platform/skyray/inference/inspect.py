@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from skyray.data.dataset import RECORDS, Dataset, NotADataset, refuse_former
 from skyray.readers import foreign_arrow as pq
+from skyray.readers.base import SurveyFile
+from skyray.readers.fits_bytes import check_headers
 from skyray.runtime import places
 
 _EXAMPLES = 2
@@ -180,6 +182,7 @@ def _inspect_fits(uri: str) -> dict[str, Any]:
 
     from astropy.io import fits
 
+    check_headers(SurveyFile(*places.resolve(uri)))  # astropy follows whatever they say
     content = places.read_bytes(uri)
     with fits.open(io.BytesIO(content)) as hdus:
         tables = [hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU)]
