@@ -25,7 +25,7 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 from report import Row, finish  # noqa: E402
 
 from skyray.cards import load_card  # noqa: E402
-from skyray.data.dataset import MANIFEST  # noqa: E402
+from skyray.data.dataset import Dataset  # noqa: E402
 from skyray.data.simulate import simulate  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
 from skyray.runtime.session import ray_session  # noqa: E402
@@ -108,7 +108,7 @@ def main() -> None:
     os.environ.setdefault("SKYRAY_HOME", str(options.out / "home"))
     data = options.out / "dataset"
     with ray_session():
-        if not (data / MANIFEST).exists():
+        if not Dataset.exists(data):
             simulate(load_card("sdss_dr16"), options.objects, 1, str(data))
         for arm in options.arms:
             for seed in options.seeds:

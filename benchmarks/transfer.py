@@ -30,7 +30,7 @@ from report import Row, finish  # noqa: E402
 
 from skyray.analysis import plots  # noqa: E402
 from skyray.cards import load_card  # noqa: E402
-from skyray.data.dataset import MANIFEST  # noqa: E402
+from skyray.data.dataset import Dataset  # noqa: E402
 from skyray.data.ingest import ingest, ingest_source  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
 from skyray.runtime import places  # noqa: E402
@@ -66,7 +66,7 @@ SUBJECTS = {
 def dataset(subject: str, images: str, out: Path, seed: int) -> str:
     """Ingest the images once, or for alerts once a seed; return where they are."""
     data = str(out / ("dataset" if subject == "galaxies" else f"dataset-{seed}"))
-    if not places.exists(places.join(data, MANIFEST)):
+    if not Dataset.exists(data):
         if subject == "galaxies":
             ingest(load_card("galaxies_gz1"), [images], data)
         else:

@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import yaml
@@ -84,4 +83,4 @@ def test_failed_job_is_reported_as_failed(head, tmp_path):
     )  # fmt: skip
     assert done.returncode != 0
     assert "no such file or folder" in done.stdout + done.stderr
-    assert not Path(tmp_path / "out" / "manifest.json").exists()
+    assert not (tmp_path / "out").exists()

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from skyray.cards import Card
-from skyray.data.dataset import Dataset, Manifest, NotADataset, Part
+from skyray.data.dataset import MANIFEST_KEY, RECORDS, Dataset, NotADataset
+from skyray.data.derive import append_rows, commit_rows, derived_job
+from skyray.data.publish import create_dataset, open_job
+from skyray.data.tables import open_table
 from skyray.records import SPLITS, Grid, spectrum_schema, tensor_array, tensor_values
 from skyray.runtime import places
 
@@ -33,7 +36,8 @@ def _rows(part: int, split: str, count: int) -> pa.Table:
     offset = 1000 * part + 100 * SPLITS.index(split)
     flux = (offset + np.arange(count))[:, None] + np.linspace(0, 0.5, GRID.size)
     columns = {
-        "object_id": names, "object_key": names, "split": [split] * count, "label": ["A"] * count,
+        "observation_id": names, "object_id": names, "object_key": names,
+        "split": [split] * count, "label": ["A"] * count,
         "ra": [1.0] * count, "dec": [2.0] * count, "survey": ["mock"] * count,
         "source": ["file"] * count, "extra": ["{}"] * count, "spectype": ["STAR"] * count,
         "subtype": ["A0"] * count, "redshift": [0.0] * count, "redshift_err": [0.0] * count,
@@ -47,27 +51,18 @@ def _rows(part: int, split: str, count: int) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
-    """A dataset of three parts; the last holds no test rows."""
+    """A dataset of three data files; the last holds no test rows."""
     folder = tmp_path_factory.mktemp("tiny")
-    (folder / "parts").mkdir()
-    parts = []
+    job = derived_job(CARD, str(folder))
+    fragments = []
     for number in range(3):
-        counts = {s: {"A": n} for s, n in PER_SPLIT.items() if s != "test" or number < 2}
-        path = f"parts/{number}.parquet"
-        with pq.ParquetWriter(folder / path, spectrum_schema(GRID)) as writer:
-            for split in counts:
-                writer.write_table(_rows(number, split, counts[split]["A"]))
-        rows = sum(c["A"] for c in counts.values())
-        parts.append(Part(path=path, rows=rows, content_digest="0", counts=counts))
-    totals = {s: {"A": sum(p.counts.get(s, {}).get("A", 0) for p in parts)} for s in SPLITS}
-    written = sum(p.rows for p in parts)
-    manifest = Manifest(
-        schema_version=1, skyray_version="0", git_commit="", created="", card=CARD.snapshot(),
-        record="spectrum", grid=GRID.to_dict(), classes=["A"], counts=totals, apply_cuts=True,
-        rows_read=written, rows_written=written, rows_quarantined=0, quarantine_reasons={},
-        files_read=3, files_unclaimed=0, fingerprint="abc", parts=parts,
-    )  # fmt: skip
-    places.write_json(folder / "manifest.json", manifest.snapshot())
+        tables = [
+            _rows(number, split, count)
+            for split, count in PER_SPLIT.items()
+            if split != "test" or number < 2
+        ]
+        fragments += append_rows(job, pa.concat_tables(tables))
+    commit_rows(job, fragments)
     return folder
 
 
@@ -76,7 +71,8 @@ def test_info_states_grid_classes_and_counts(tiny):
     assert info.grid == GRID
     assert info.classes == ("A",)
     assert info.counts == {"train": {"A": 21}, "validation": {"A": 9}, "test": {"A": 4}}
-    assert info.fingerprint == "abc"
+    assert info.version == 1
+    assert len(info.fingerprint) == 64
 
 
 def test_table_of_a_split_holds_that_split_in_order(tiny):
@@ -99,7 +95,28 @@ def test_tables_are_streamed_in_bounded_pieces(tiny):
     assert sum(t.num_rows for t in tables) == 21
 
 
-def test_ray_gives_real_arrays_in_the_same_order(tiny, ray_cluster):
+def test_rows_come_in_an_order_of_their_names_and_are_taken_at_random(tiny):
+    dataset = Dataset.open(tiny)
+    rows = dataset.rows("train")
+    names = dataset.take(rows, ["object_id"])["object_id"].to_pylist()
+    assert names == sorted(dataset.to_table(["object_id"], "train")["object_id"].to_pylist())
+    some = dataset.take(rows[[5, 0, 5]], ["object_id", "flux"])
+    assert some["object_id"].to_pylist() == [names[5], names[0], names[5]]
+    whole = dataset.to_table(["object_id", "flux"])
+    at = whole["object_id"].to_pylist().index(names[0])
+    np.testing.assert_array_equal(tensor_values(some["flux"])[1], tensor_values(whole["flux"])[at])
+
+
+def test_rows_are_found_by_name(tiny):
+    found = Dataset.open(tiny).find(["1-test-0", "nobody's", "0-train-3"], ["flux"])
+    rows = dict(zip(found["observation_id"].to_pylist(), tensor_values(found["flux"]), strict=True))
+    assert sorted(rows) == ["0-train-3", "1-test-0"]
+    assert rows["0-train-3"][0] == 3.0
+    assert rows["1-test-0"][0] == 1200.0
+    assert Dataset.open(tiny).find([], ["flux"]).num_rows == 0
+
+
+def test_ray_gives_real_arrays(tiny, ray_cluster):
     dataset = Dataset.open(tiny)
     table = dataset.to_table(["object_id", "flux"], "train")
     batches = list(
@@ -110,9 +127,11 @@ def test_ray_gives_real_arrays_in_the_same_order(tiny, ray_cluster):
     flux = np.concatenate([b["flux"] for b in batches])
     assert flux.dtype == np.float32
     assert flux.shape == (21, GRID.size)
-    np.testing.assert_array_equal(flux, tensor_values(table["flux"]))
     names = [name for b in batches for name in b["object_id"]]
-    assert names == table["object_id"].to_pylist()
+    expected = dict(zip(table["object_id"].to_pylist(), tensor_values(table["flux"]), strict=True))
+    assert sorted(names) == sorted(expected)
+    for name, row in zip(names, flux, strict=True):
+        np.testing.assert_array_equal(row, expected[name])
 
 
 def test_ray_dataset_can_be_sorted(tiny, ray_cluster):
@@ -122,7 +141,7 @@ def test_ray_dataset_can_be_sorted(tiny, ray_cluster):
     assert len(names) == 34
 
 
-def test_quarantine_is_empty_without_a_file(tiny):
+def test_quarantine_is_empty_where_nothing_was_refused(tiny):
     assert Dataset.open(tiny).quarantine().num_rows == 0
 
 
@@ -130,24 +149,59 @@ def test_unknown_column_and_split_are_named(tiny):
     dataset = Dataset.open(tiny)
     with pytest.raises(KeyError, match="fluxx"):
         dataset.to_table(["fluxx"])
+    with pytest.raises(KeyError, match="digest"):  # the ingest's own
+        dataset.to_table(["digest"])
     with pytest.raises(KeyError, match="training"):
         dataset.to_table(["flux"], "training")
 
 
-def test_a_folder_without_manifest_is_refused(tmp_path):
-    with pytest.raises(NotADataset, match=r"manifest\.json"):
+def test_a_version_is_a_snapshot(tiny, tmp_path):
+    folder = tmp_path / "grows"
+    job = derived_job(CARD, str(folder))
+    first = commit_rows(job, append_rows(job, _rows(0, "train", 4)))
+    rows, table = first.rows(), first.to_table()
+    second = commit_rows(job, append_rows(job, _rows(1, "test", 3)))
+    assert (first.version, second.version) == (1, 2)
+    assert second.count() == 7
+    assert first.take(rows).num_rows == first.count() == 4
+    again = Dataset.open(folder, version=1)
+    assert again.to_table() == table
+    assert again.manifest == first.manifest
+    assert [m.fingerprint for m in second.versions()] == [
+        first.manifest.fingerprint, second.manifest.fingerprint,
+    ]  # fmt: skip
+    with pytest.raises(NotADataset, match=r"no version 3; it has \[1, 2\]"):
+        Dataset.open(folder, version=3)
+
+
+def test_a_folder_without_tables_is_refused(tmp_path):
+    with pytest.raises(NotADataset, match=RECORDS):
+        Dataset.open(tmp_path)
+    assert not Dataset.exists(tmp_path)
+
+
+def test_an_ingest_that_was_not_finished_is_no_dataset(tmp_path):
+    create_dataset(derived_job(CARD, str(tmp_path)))
+    with pytest.raises(NotADataset, match="run it again"):
         Dataset.open(tmp_path)
 
 
-def test_another_schema_version_is_refused(tmp_path):
-    places.write_json(tmp_path / "manifest.json", {"schema_version": 99})
-    with pytest.raises(NotADataset, match="expected 1, found 99"):
+def test_a_dataset_of_the_former_layout_says_how_to_go_on(tmp_path):
+    places.write_json(tmp_path / "manifest.json", {"schema_version": 1})
+    with pytest.raises(NotADataset, match=r"former layout.*skyray ingest CARD FILES --out"):
         Dataset.open(tmp_path)
+    with pytest.raises(NotADataset, match="former layout"):
+        open_job(derived_job(CARD, str(tmp_path)))
 
 
-def test_a_broken_manifest_names_the_field(tiny, tmp_path):
-    content = places.read_json(tiny / "manifest.json")
-    content["rows_read"] = "many"
-    places.write_json(tmp_path / "manifest.json", content)
-    with pytest.raises(NotADataset, match="rows_read"):
+@pytest.mark.parametrize(
+    ("field", "value", "match"),
+    [("schema_version", 99, "expected 2, found 99"), ("rows_read", "many", "rows_read")],
+)
+def test_a_manifest_that_cannot_be_understood_names_the_field(tmp_path, field, value, match):
+    job = derived_job(CARD, str(tmp_path))
+    dataset = commit_rows(job, append_rows(job, _rows(0, "train", 2)))
+    content = {**dataset.manifest.snapshot(), field: value}
+    open_table(str(tmp_path / RECORDS)).update_config({MANIFEST_KEY: json.dumps(content)})
+    with pytest.raises(NotADataset, match=match):
         Dataset.open(tmp_path)

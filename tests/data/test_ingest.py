@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from astropy.io import fits
 from astropy.table import Table
@@ -14,10 +14,9 @@ from astropy.table import Table
 from skyray.cards import Card
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
-from skyray.data.ingest import group_units, ingest
-from skyray.data.parts import add_digests, rows_digest
+from skyray.data.ingest import ingest
+from skyray.data.outcomes import row_digest
 from skyray.data.rows import split_of
-from skyray.data.sources import Unit
 from skyray.records import SPLITS, tensor_values
 
 PIXELS = 300
@@ -125,33 +124,30 @@ def test_counts_are_those_of_the_rows(dataset):
     assert found == stated
 
 
-def test_row_groups_hold_one_split(dataset):
-    for part in dataset.manifest.parts:
-        file = pq.ParquetFile(Path(dataset.uri) / part.path)
-        for group in range(file.num_row_groups):
-            assert len(set(file.read_row_group(group, ["split"])["split"].to_pylist())) == 1
-
-
 def test_the_same_ingest_again_does_nothing(dataset, survey):
-    before = (Path(dataset.uri) / "manifest.json").stat().st_mtime_ns
+    before = sorted(Path(dataset.uri).rglob("*"))
     again = ingest(CARD, [survey], dataset.uri, progress=False)
     assert again.manifest == dataset.manifest
-    assert (Path(dataset.uri) / "manifest.json").stat().st_mtime_ns == before
+    assert again.version == 1
+    assert sorted(Path(dataset.uri).rglob("*")) == before
 
 
 def test_fingerprint_does_not_depend_on_parts_or_order(dataset, survey, tmp_path):
     folders = [survey / "2", survey / "0", survey]
-    other = ingest(CARD, folders, tmp_path / "o", progress=False, rows_per_part=3)
-    assert len(other.manifest.parts) > len(dataset.manifest.parts)
+    other = ingest(CARD, folders, tmp_path / "o", progress=False, rows_per_file=3)
+    assert len(other.table.get_fragments()) > len(dataset.table.get_fragments())
     assert other.manifest.fingerprint == dataset.manifest.fingerprint
+    names = [d.take(d.rows(), ["observation_id"])["observation_id"] for d in (other, dataset)]
+    assert names[0].to_pylist() == names[1].to_pylist() == sorted(names[0].to_pylist())
 
 
 def test_appending_keeps_splits_and_ends_as_one_ingest(dataset, survey, tmp_path):
     first = ingest(CARD, [survey / "0", survey / "1"], tmp_path / "grown", progress=False)
-    parts = {part.path for part in first.manifest.parts}
     before = splits(first)
     grown = ingest(CARD, [survey], tmp_path / "grown", progress=False)
-    assert parts < {part.path for part in grown.manifest.parts}
+    assert (first.version, grown.version) == (1, 2)
+    assert splits(first) == splits(Dataset.open(first.uri, version=1)) == before
+    assert [manifest.rows_written for manifest in grown.versions()] == [len(before), 40]
     after = splits(grown)
     assert {key: after[key] for key in before} == before
     assert grown.manifest.fingerprint == dataset.manifest.fingerprint
@@ -172,8 +168,8 @@ def test_one_object_twice_is_kept_once(tmp_path, ray_cluster):
     write_spec(tmp_path / "a", 1)
     write_spec(tmp_path / "a", 2)
     write_spec(tmp_path / "b", 1, seed=5)
-    both = ingest(CARD, [tmp_path], tmp_path / "o1", progress=False, rows_per_part=1)
-    assert both.manifest.quarantine_reasons == {"duplicate_object": 1}
+    both = ingest(CARD, [tmp_path], tmp_path / "o1", progress=False, rows_per_file=1)
+    assert both.manifest.quarantine_reasons == {"conflicting_observation": 1}
     assert both.manifest.rows_written == both.to_table(["object_id"]).num_rows == 2
     refused = both.quarantine().to_pylist()[0]
     assert "/b/" in refused["source"]
@@ -244,19 +240,42 @@ def test_split_of_known_keys_never_changes():
     ]  # fmt: skip
 
 
-def test_units_are_grouped_by_number_and_weight():
-    small = [Unit(f"f{i}", 0, "x", 1000) for i in range(10)]
-    assert [len(task.units) for task in group_units(small, 4, 9000)] == [4, 4, 2]
-    assert [len(task.units) for task in group_units(small, 4, 3000)] == [3, 3, 3, 1]
-    assert [len(task.units) for task in group_units(small, 4, 10)] == [1] * 10
+def test_a_copy_is_a_duplicate_and_named_so(tmp_path, ray_cluster):
+    file = write_spec(tmp_path / "a", 1)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / file.name).write_bytes(file.read_bytes())
+    both = ingest(CARD, [tmp_path], tmp_path / "out", progress=False)
+    assert both.manifest.quarantine_reasons == {"duplicate_observation": 1}
+    assert both.manifest.rows_read == 2
 
 
-def test_the_digest_of_rows_is_a_sum_that_sees_every_pixel(dataset):
-    table = dataset.to_table()
-    order = np.random.default_rng(0).permutation(table.num_rows)
-    halves = [rows_digest(table.take(order[:17])), rows_digest(table.take(order[17:]))]
-    assert add_digests(*halves) == rows_digest(table)
-    stated = add_digests(*(part.content_digest for part in dataset.manifest.parts))
-    assert stated == rows_digest(table)
-    shorter = table.slice(1)
-    assert rows_digest(shorter) != rows_digest(table)
+def test_a_duplicate_is_taken_up_when_the_one_that_was_kept_changes(tmp_path, ray_cluster):
+    kept = write_spec(tmp_path / "a", 1)
+    write_spec(tmp_path / "b", 1, seed=5)
+    first = ingest(CARD, [tmp_path], tmp_path / "out", progress=False)
+    assert first.manifest.quarantine_reasons == {"conflicting_observation": 1}
+    kept.write_bytes(b"no longer a spectrum")
+    second = ingest(CARD, [tmp_path / "a"], tmp_path / "out", progress=False)
+    row = second.to_table(["source"]).to_pylist()
+    assert len(row) == 1
+    assert "/b/" in row[0]["source"]
+    assert "conflicting_observation" not in second.manifest.quarantine_reasons
+    assert second.manifest.rows_quarantined == 1
+    fresh = ingest(CARD, [tmp_path], tmp_path / "fresh", progress=False)
+    assert fresh.manifest.fingerprint == second.manifest.fingerprint
+
+
+def test_the_digest_of_a_row_sees_every_value_but_not_where_the_file_lies():
+    row = {"label": "STAR", "redshift": 0.1, "source": "a/b.fits", "flux": np.arange(4, dtype="f4")}
+    digest = row_digest(row)
+    assert row_digest({**row, "source": "c.fits"}) == digest
+    assert row_digest({**row, "redshift": np.float64(0.1)}) == digest
+    assert row_digest({**row, "redshift": 0.2}) != digest
+    assert row_digest({**row, "flux": row["flux"] + np.float32(1e-6)}) != digest
+
+
+def test_the_fingerprint_is_the_sum_of_the_rows_digests(dataset):
+    digests = dataset.table.to_table(columns=["digest"])["digest"].to_pylist()
+    total = sum(int.from_bytes(digest, "big") for digest in digests) % (1 << 256)
+    text = f"{dataset.manifest.schema_version}:{CARD.digest()}:{total:064x}"
+    assert dataset.manifest.fingerprint == hashlib.sha256(text.encode()).hexdigest()

@@ -9,7 +9,6 @@ from sklearn import metrics as reference
 
 from skyray.analysis.embedding import tsne_3d
 from skyray.families.morphology import figures, metrics
-from skyray.families.morphology.clusters_page import write_clusters
 
 CLASSES = ("elliptical", "spiral")
 
@@ -139,9 +138,10 @@ def test_every_figure_is_written(tmp_path, monkeypatch):
     assert all(path.stat().st_size > 3000 for path in paths)
     page = (tmp_path / "clusters.html").read_text()
     data = json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
-    assert len(data["rows"]) == 113
-    assert sum(row["wrong"] for row in data["rows"]) == round(113 * (1 - found["accuracy"]))
-    assert data["atlas"].startswith("data:image/jpeg;base64,")
+    assert len(data["ids"]) == 113
+    assert len(data["ringed"]) == round(113 * (1 - found["accuracy"]))
+    assert data["maps"][0]["dimensions"] == 3
+    assert data["sheet"].startswith("data:image/jpeg;base64,")
     assert "http" not in page.replace("http-equiv", "")
 
 
@@ -155,13 +155,3 @@ def test_tsne_keeps_clusters_apart_and_repeats_itself():
     assert 3 not in rows
     assert reference.silhouette_score(place, labels[rows]) > 0.4
     np.testing.assert_array_equal(place, tsne_3d(features, seed=2, max_rows=80)[1])
-
-
-def test_clusters_page_refuses_shapes_that_do_not_fit(tmp_path):
-    columns = {"object_id": np.array(["<b>"]), "label": np.array(["</script>"])}
-    page = write_clusters(tmp_path / "x.html", np.zeros((1, 3)), columns).read_text()
-    assert page.count("</script>") == 2
-    with pytest.raises(ValueError, match="expected \\[N, 3\\]"):
-        write_clusters(tmp_path / "x.html", np.zeros((1, 2)), columns)
-    with pytest.raises(ValueError, match="label: expected 2 rows, found 1"):
-        write_clusters(tmp_path / "x.html", np.zeros((2, 3)), {**columns, "object_id": [1, 2]})

@@ -5,22 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from skyray.data.dataset import Dataset, Manifest
-from skyray.data.parts import PartWriter, write_table
-from skyray.data.rows import row_of
-from skyray.data.tasks import Refusals
+from skyray.data.dataset import QUARANTINE, RECORDS, Dataset
+from skyray.data.operators import WriteOutcomes
+from skyray.data.outcomes import Job, outcomes_schema, table_of, unit_outcomes
+from skyray.data.publish import create_dataset, publish
+from skyray.data.sources import Unit
+from skyray.data.tables import commit_append
 from skyray.families.base import OutputColumn
 from skyray.inference.catalogue import write_catalogue
 from skyray.inference.inspect import describe_numbers, inspect
-from skyray.records import InvalidRecord, Spectrum, spectrum_schema
-from skyray.runtime.places import write_json
+from skyray.records import InvalidRecord, Spectrum
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory) -> Dataset:
     """Two rows and one refusal, written without Ray."""
     from skyray.cards import Card
-    from skyray.data.sources import Unit
 
     folder = tmp_path_factory.mktemp("data")
     card = Card(
@@ -29,29 +29,31 @@ def dataset(tmp_path_factory) -> Dataset:
         labels=[{"label": "STAR", "where": [{"field": "spectype", "value": "STAR"}]}],
         citation="none", licence="none",
     )  # fmt: skip
-    writer = PartWriter(folder / "parts" / "a.parquet", spectrum_schema(card.grid.grid()))
+    spectra: list[Spectrum | InvalidRecord] = []
     for name, redshift in (("a", 0.5), ("b", float("nan"))):
         pixels = np.ones(200, dtype=np.float32)
-        spectrum = Spectrum(
-            name, 4000.0 + np.arange(200), pixels, pixels, pixels < 0,
-            spectype="STAR", redshift=redshift, snr=3.0, source=f"{name}.fits",
+        spectra.append(
+            Spectrum(
+                name, 4000.0 + np.arange(200), pixels, pixels, pixels < 0,
+                spectype="STAR", redshift=redshift, snr=3.0, source=f"{name}.fits",
+            )
         )  # fmt: skip
-        writer.add(row_of(card, spectrum))
-    writer.close()
-    part = writer.part("parts/a.parquet")
-    refusals = Refusals()
-    refused = InvalidRecord("ivar_empty", "expected some pixels", "folder/c.fits", "c")
-    refusals.add(Unit("folder/c.fits", 0, "", 0), refused)
-    write_table(folder / "quarantine.parquet", refusals.table())
-    manifest = Manifest(
-        schema_version=1, skyray_version="0", git_commit="abc", created="now",
-        card=card.snapshot(), record="spectrum", grid=card.grid.snapshot(), classes=["STAR"],
-        counts=part.counts, apply_cuts=True, rows_read=3, rows_written=2, rows_quarantined=1,
-        quarantine_reasons={"ivar_empty": 1}, files_read=3, files_unclaimed=0,
-        fingerprint="f" * 64, parts=[part],
-    )  # fmt: skip
-    write_json(folder / "manifest.json", manifest.snapshot())
-    return Dataset.open(folder)
+    spectra.append(InvalidRecord("ivar_empty", "expected some pixels", "folder/c.fits", "c"))
+    job = Job(card, _InMemory(spectra), str(folder), apply_cuts=True)
+    outcomes = table_of(unit_outcomes(job, Unit("memory", 0, "", 0)), outcomes_schema(card))
+    written = WriteOutcomes(job)(outcomes)
+    create_dataset(job)
+    for name, column in ((RECORDS, "records"), (QUARANTINE, "quarantine")):
+        commit_append(str(folder / name), written[column][0].as_py())
+    return publish(job)
+
+
+class _InMemory:
+    def __init__(self, records):
+        self._records = records
+
+    def read(self, unit):
+        return iter(self._records)
 
 
 def test_a_dataset_tells_rows_grid_ranges_and_quarantine(dataset):

@@ -8,6 +8,7 @@ from skyray.cli import (  # noqa: F401  (they register themselves)
     engine_verbs,
     family_verbs,
     search_verbs,
+    vacuum_verb,
 )
 from skyray.cli.verb import app
 

@@ -28,10 +28,12 @@ def _dataset_result(dataset: Any) -> dict[str, Any]:
     manifest = dataset.manifest
     return {
         "dataset": dataset.uri,
+        "version": dataset.version,
         "card": dataset.card.name,
         "rows read": manifest.rows_read,
         "rows written": manifest.rows_written,
         "rows quarantined": manifest.rows_quarantined,
+        **({"rows unfinished": manifest.rows_unfinished} if manifest.rows_unfinished else {}),
         "objects": {split: sum(labels.values()) for split, labels in manifest.counts.items()},
         "fingerprint": manifest.fingerprint,
     }
@@ -133,15 +135,18 @@ def ingest(
 @verb
 def inspect(
     uri: Annotated[str, typer.Argument(help="A dataset, bundle or catalogue.")],
+    version: Annotated[
+        int | None, typer.Option(min=1, help="Version of a dataset; default: the newest.")
+    ] = None,
     json: Json = None,
 ):
     """Show what a dataset, bundle or catalogue holds.
 
-    Example: skyray inspect dataset
+    Example: skyray inspect dataset --version 2
     """
     from skyray.inference.inspect import inspect as run
 
-    return run(uri)
+    return run(uri, version)
 
 
 @verb

@@ -1,31 +1,38 @@
-"""Survey files (or a simulation) → dataset, on Ray Data.
+"""Survey files (or a simulation) → dataset, as one stream of Ray Data.
 
-Sources are listed, cut into tasks and run by Ray Data; every task writes its own part and commits
-it with a sidecar, so that an interrupted ingest goes on where it stopped, and the same ingest run
-again does nothing. The manifest is published last.
+    list units → read, check, cut, label, split → Arrow blocks → Lance data files → commits
+
+Every operator runs on the workers; the driver sees the names of data files and commits them every
+few seconds. What is committed is never read again: an interrupted ingest goes on where it stopped,
+the same ingest run again does nothing, and any number may write into one dataset at once. Readers
+see nothing of it until `skyray.data.publish` says that there is a new version.
 """
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Iterable, Sequence
-from typing import Any
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from tqdm import tqdm
 
 from skyray.cards import Card
 from skyray.config import ConfigError
-from skyray.data.dataset import MANIFEST, Dataset
-from skyray.data.publish import load_sidecars, publish
-from skyray.data.sources import FileSource, RecordSource, Unit
-from skyray.data.tasks import Job, Sidecar, Task, run_task
+from skyray.data.dataset import QUARANTINE, RECORDS, Dataset
+from skyray.data.operators import ListUnits, ReadUnits, WriteOutcomes
+from skyray.data.outcomes import Job
+from skyray.data.publish import RowsLost, create_dataset, open_job, publish
+from skyray.data.settle import files_seen_twice
+from skyray.data.sources import FileSource, RecordSource
+from skyray.data.tables import commit_append
 from skyray.runtime import places
 
-ROWS_PER_PART = 1024
-# A task takes about a quarter of a CPU's share, so that all are busy to the end, but neither so
-# little that its part is a crumb nor so much that an interruption costs minutes.
-_TASKS_PER_CPU = 4
-_LEAST_BYTES, _MOST_BYTES = 2 << 20, 64 << 20
+ROWS_PER_FILE = 2048
+_SECONDS_BETWEEN_COMMITS = 5.0
+_LISTERS = 16  # tasks that list, at most
+_PASSES = 3  # of reading, until every unit that was listed is there
 
 
 def ingest(
@@ -35,7 +42,7 @@ def ingest(
     *,
     apply_cuts: bool = True,
     progress: bool = True,
-    rows_per_part: int = ROWS_PER_PART,
+    rows_per_file: int = ROWS_PER_FILE,
 ) -> Dataset:
     """Read survey files into a dataset; Ray must have been started.
 
@@ -52,8 +59,8 @@ def ingest(
         Whether records outside the card's selection go to the quarantine.
     progress : bool
         Whether a progress bar is shown on stderr.
-    rows_per_part : int
-        At most so many files go into one part; a large table's unit is a part of its own.
+    rows_per_file : int
+        Rows of one data file, at most.
 
     Raises
     ------
@@ -64,7 +71,7 @@ def ingest(
     """
     source = FileSource(card, sources)
     return ingest_source(
-        card, source, out, apply_cuts=apply_cuts, progress=progress, rows_per_part=rows_per_part
+        card, source, out, apply_cuts=apply_cuts, progress=progress, rows_per_file=rows_per_file
     )
 
 
@@ -75,123 +82,113 @@ def ingest_source(
     *,
     apply_cuts: bool = True,
     progress: bool = True,
-    rows_per_part: int = ROWS_PER_PART,
+    rows_per_file: int = ROWS_PER_FILE,
 ) -> Dataset:
     """Read any `RecordSource` into a dataset: see `ingest`."""
     job = Job(card, source, places.absolute(out), apply_cuts)
-    before = _published(job)
-    units = source.units()
-    if not units:
-        raise ConfigError(
-            f"card {card.name}: no file for reader {card.reader!r} among the sources "
-            f"({source.unclaimed} files of other names)"
-        )
-    kept, pending = pending_units(units, load_sidecars(job.out), job.key)
-    if before and not pending and _same_parts(before, kept):
-        return before
-    tasks = group_units(pending, rows_per_part, _bytes_per_task(pending))
-    for sidecar in _run(job, tasks, len(pending), progress):
-        kept.append(sidecar)
-    kept.sort(key=lambda sidecar: sidecar.units[0])
-    return publish(job, kept, before)
+    starts = source.starts()
+    open_job(job)
+    with tqdm(unit="file", desc="ingest", disable=not progress) as bar:
+        tally = _read_all(job, starts, rows_per_file, bar)
+        if not Dataset.started(job.out):
+            raise ConfigError(
+                f"card {card.name}: no file for reader {card.reader!r} among the sources "
+                f"({tally.unclaimed} files of other names)"
+            )
+        if tally.changed:  # of an observation seen twice, the copy that was kept may be gone
+            twice = source.only(files_seen_twice(job.out))
+            again = Job(card, twice, job.out, apply_cuts, readmit=True)
+            _read_all(again, twice.starts(), rows_per_file, bar)
+    return publish(job, tally.unclaimed, tally.changed)
 
 
-def _published(job: Job) -> Dataset | None:
-    if not places.exists(places.join(job.out, MANIFEST)):
-        return None
-    before = Dataset.open(job.out)
-    found = Job(before.card, job.source, job.out, before.manifest.apply_cuts)
-    if found.key != job.key:
-        raise ConfigError(
-            f"{job.out}: was ingested from card {before.card.name!r} ({before.card.digest()}, "
-            f"apply_cuts={found.apply_cuts}); found card {job.card.name!r} ({job.card.digest()}, "
-            f"apply_cuts={job.apply_cuts}). Name another dataset with --out"
-        )
-    return before
+@dataclass
+class _Tally:
+    """What one pass over the sources came upon, told by the workers."""
+
+    starts: int = 0
+    listed: int = 0  # units that had to be read
+    read: int = 0  # units that were
+    outcomes: int = 0  # rows and refusals in them
+    written: int = 0  # rows and refusals in data files
+    unclaimed: int = 0
+    changed: dict[str, str] = field(default_factory=dict)
+
+    def note(self, text: str) -> None:
+        for name, value in json.loads(text).items():
+            if name == "changed":
+                self.changed.update(value)
+            else:
+                setattr(self, name, getattr(self, name) + value)
+
+    def complete(self, starts: int) -> bool:
+        """Return whether nothing was lost on the way."""
+        stated = (starts, self.listed, self.outcomes)
+        return stated == (self.starts, self.read, self.written)
 
 
-def _same_parts(before: Dataset, sidecars: Iterable[Sidecar]) -> bool:
-    parts = {sidecar.part.path for sidecar in sidecars if sidecar.part}
-    return parts == {part.path for part in before.manifest.parts}
+def _read_all(job: Job, starts: Sequence[str], rows_per_file: int, bar: tqdm) -> _Tally:
+    """Read until all that is listed is committed."""
+    if not starts:
+        return _Tally()
+    first = tally = _read(job, starts, rows_per_file, bar)
+    for _ in range(_PASSES):
+        if tally.complete(len(starts)):
+            return first
+        tally = _read(job, starts, rows_per_file, bar)
+    raise RowsLost(f"{job.out}: something was lost on the way: {tally}; nothing was published")
 
 
-def pending_units(
-    units: Sequence[Unit], sidecars: Sequence[Sidecar], job_key: str
-) -> tuple[list[Sidecar], list[Unit]]:
-    """Return the finished tasks that still hold, and the units that have to be read.
-
-    A task no longer holds when one of its files has changed; its other files are read again with
-    it. So are then all tasks that gave up duplicates, for the one that was kept may have changed.
-    """
-    identities: dict[str, set[str]] = {}
-    for unit in units:
-        identities.setdefault(unit.uri, set()).add(unit.identity)
-
-    def changed(sidecar: Sidecar) -> bool:
-        return any(
-            uri in identities and identity not in identities[uri]
-            for uri, _, identity, _ in sidecar.units
-        )
-
-    ours = [sidecar for sidecar in sidecars if sidecar.job == job_key]
-    stale = [sidecar for sidecar in ours if changed(sidecar)]
-    if stale:
-        stale += [s for s in ours if s.duplicates and s not in stale]
-    again = {sidecar.task for sidecar in stale}
-    kept = [sidecar for sidecar in ours if sidecar.task not in again]
-    done = {(uri, number) for sidecar in kept for uri, number, _, _ in sidecar.units}
-    wanted = {(unit.uri, unit.number): unit for unit in units}
-    for sidecar in stale:  # files of a stale task that this call does not name
-        for values in sidecar.units:
-            unit = Unit(*values)
-            if unit.uri not in identities:
-                wanted.setdefault((unit.uri, unit.number), unit)
-    return kept, [unit for key, unit in sorted(wanted.items()) if key not in done]
-
-
-def group_units(units: Sequence[Unit], most_units: int, most_bytes: int) -> list[Task]:
-    """Put units in order into tasks that exceed neither limit (but hold at least one unit)."""
-    tasks: list[Task] = []
-    group: list[Unit] = []
-    weight = 0
-    for unit in units:
-        if group and (len(group) == most_units or weight + unit.weight > most_bytes):
-            tasks.append(Task(tuple(group)))
-            group, weight = [], 0
-        group.append(unit)
-        weight += unit.weight
-    if group:
-        tasks.append(Task(tuple(group)))
-    return tasks
-
-
-def _bytes_per_task(units: Sequence[Unit]) -> int:
-    import ray
-
-    cpus = int(ray.cluster_resources().get("CPU", 1))
-    share = sum(unit.weight for unit in units) // (cpus * _TASKS_PER_CPU) + 1
-    return min(max(share, _LEAST_BYTES), _MOST_BYTES)
-
-
-def _run(job: Job, tasks: Sequence[Task], units: int, progress: bool) -> Iterable[Sidecar]:
-    """Run the tasks by Ray Data and yield what they did as they finish."""
+def _read(job: Job, starts: Sequence[str], rows_per_file: int, bar: tqdm) -> _Tally:
+    """Stream everything that is pending from `starts` into the dataset's tables."""
     import ray.data
 
-    if not tasks:
-        return
-
-    def run(row: dict[str, Any]) -> dict[str, Any]:
-        return {"sidecar": run_task(job, Task.from_json(row["task"])).model_dump_json()}
-
     listing = ray.data.from_items(
-        [{"task": task.to_json()} for task in tasks], override_num_blocks=len(tasks)
+        [{"start": start} for start in starts], override_num_blocks=min(len(starts), _LISTERS)
     )
-    rows = refused = 0
-    with tqdm(total=units, unit="file", desc="ingest", disable=not progress) as bar:
-        for row in listing.map(run).iter_rows():
-            sidecar = Sidecar.model_validate_json(row["sidecar"])
-            rows += sidecar.rows_written
-            refused += sidecar.rows_quarantined
-            bar.update(len(sidecar.units))
-            bar.set_postfix(rows=rows, quarantined=refused)
-            yield sidecar
+    # Shares of a CPU that differ keep Ray from joining the operators into one.
+    written = (
+        listing.map_batches(ListUnits(job), batch_size=None, batch_format="pyarrow", num_cpus=0.25)
+        .repartition(target_num_rows_per_block=1)
+        .map_batches(ReadUnits(job), batch_size=None, batch_format="pyarrow", num_cpus=1)
+        .map_batches(
+            WriteOutcomes(job), batch_size=rows_per_file, batch_format="pyarrow",
+            zero_copy_batch=True, num_cpus=0.5,
+        )
+    )  # fmt: skip
+    tally, commits = _Tally(), _Commits(job)
+    refused = 0
+    for row in written.iter_rows():
+        for text in row["notes"]:
+            tally.note(text)
+        tally.written += row["rows"] + row["refused"]
+        refused += row["refused"]
+        commits.add(row["records"], row["quarantine"])
+        bar.update(tally.read - bar.n)
+        bar.set_postfix(rows=tally.written - refused, quarantined=refused)
+    commits.now()
+    return tally
+
+
+class _Commits:
+    """Makes written data files part of the dataset every few seconds."""
+
+    def __init__(self, job: Job):
+        self._waiting: tuple[list[str], list[str]] = ([], [])
+        self._job = job
+        self._last = time.monotonic()
+
+    def add(self, records: Sequence[str], quarantine: Sequence[str]) -> None:
+        self._waiting[0].extend(records)
+        self._waiting[1].extend(quarantine)
+        if time.monotonic() - self._last >= _SECONDS_BETWEEN_COMMITS:
+            self.now()
+
+    def now(self) -> None:
+        records, quarantine = self._waiting
+        if records or quarantine:
+            create_dataset(self._job)
+            commit_append(places.join(self._job.out, QUARANTINE), quarantine)
+            commit_append(places.join(self._job.out, RECORDS), records)
+        self._waiting = ([], [])
+        self._last = time.monotonic()

@@ -1,251 +1,244 @@
-"""From finished tasks to a published dataset: duplicates, quarantine, sums, manifest.
+"""From committed rows to a published version: a manifest that counts them and gives them a sum.
 
-The manifest is written last, so that a dataset appears whole or stays as it was.
+The manifest is an entry in the table of records, set by a commit that only one of several
+publishers can win; the others look again and publish what then is there.
 """
 
 from __future__ import annotations
 
 import datetime
 import hashlib
+import json
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Mapping
 
+import lance
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 import skyray
+from skyray.config import ConfigError
 from skyray.data.dataset import (
-    MANIFEST,
+    MANIFEST_KEY,
     QUARANTINE,
-    QUARANTINE_SCHEMA,
+    RECORDS,
     Dataset,
     Manifest,
-    read_part,
+    read_manifest,
+    refuse_former,
+    version_tag,
 )
-from skyray.data.parts import PartWriter, add_digests, write_table
-from skyray.data.tasks import Job, Sidecar, write_sidecar
+from skyray.data.outcomes import DIGEST, INGEST_COLUMNS, QUARANTINE_SCHEMA, Job, records_schema
+from skyray.data.settle import drop_superseded, settle
+from skyray.data.tables import create_table, fragment_rows, open_table, patiently
 from skyray.records import SCHEMA_VERSION, SPLITS
 from skyray.runtime import places
 from skyray.runtime.provenance import git_commit
 
-_READING_THREADS = 8
+_JOB_KEY = b"skyray_job"
+_ATTEMPTS = 30
+_PATIENCE_S = 10.0  # with files that another ingest has begun
+_LIMBS = 8  # of 32 bits in a digest
 
 
 class RowsLost(RuntimeError):
     """Rows read are not rows written plus rows quarantined; nothing was published."""
 
 
-def load_sidecars(out: str) -> list[Sidecar]:
-    """Return what finished tasks left in a folder, in the order of their names."""
-    folder = places.join(out, "tasks")
-    if not places.exists(folder):
-        return []
-    names = [path.rpartition("/")[2] for path, _ in places.list_files(folder)]
-    uris = [places.join(folder, name) for name in names if name.endswith(".json")]
-    with ThreadPoolExecutor(_READING_THREADS) as pool:
-        return [Sidecar.load(content) for content in pool.map(places.read_json, uris)]
+# the tables of an ingest ---------------------------------------------------------------------
 
 
-def publish(job: Job, sidecars: Sequence[Sidecar], before: Dataset | None) -> Dataset:
-    """Settle duplicates, write quarantine and manifest, remove what no longer belongs.
+def open_job(job: Job) -> None:
+    """Check that what lies at the job's place, if anything, was made by the same job.
+
+    Raises
+    ------
+    ConfigError
+        If it was made with another card or other cuts.
+    NotADataset
+        If a dataset of the former layout lies there.
+    """
+    if not Dataset.started(job.out):
+        refuse_former(job.out)
+        return
+    metadata = open_table(places.join(job.out, RECORDS)).schema.metadata or {}
+    found = json.loads(metadata.get(_JOB_KEY, b"{}"))
+    if found.get("key") != job.key:
+        raise ConfigError(
+            f"{job.out}: was ingested from card {found.get('card')!r} ({found.get('digest')}, "
+            f"apply_cuts={found.get('apply_cuts')}); found card {job.card.name!r} "
+            f"({job.card.digest()}, apply_cuts={job.apply_cuts}). Name another dataset with --out"
+        )
+
+
+def create_dataset(job: Job) -> None:
+    """Make the tables of a dataset unless they are there."""
+    about = {
+        "key": job.key, "card": job.card.name, "digest": job.card.digest(),
+        "apply_cuts": job.apply_cuts,
+    }  # fmt: skip
+    schema = records_schema(job.card)
+    stamped = schema.with_metadata({**schema.metadata, _JOB_KEY: json.dumps(about).encode()})
+    create_table(places.join(job.out, QUARANTINE), QUARANTINE_SCHEMA)
+    if not create_table(places.join(job.out, RECORDS), stamped):
+        open_job(job)  # another ingest was first: it must be of the same card
+
+
+# publishing ----------------------------------------------------------------------------------
+
+
+def publish(job: Job, unclaimed: int = 0, changed: Mapping[str, str] | None = None) -> Dataset:
+    """Settle what came twice, count, and publish a new version unless nothing is new.
 
     Parameters
     ----------
-    before : Dataset, optional
-        What was published so far: its rows win over duplicates that come later.
+    unclaimed : int
+        Files that were seen and are not the card's.
+    changed : mapping
+        Files that were read again since they have changed, and their stamps now.
+
+    Raises
+    ------
+    RowsLost
+        If other ingests publish without end.
     """
-    known = {part.path for part in before.manifest.parts} if before else set()
-    current = settle_duplicates(job, sidecars, known)
-    _write_quarantine(job.out, current)
-    manifest = _manifest(job, current)
-    places.write_json(places.join(job.out, MANIFEST), manifest.snapshot())
-    _remove_leftovers(job.out, current)
-    return Dataset(job.out, manifest)
+    drop_superseded(job.out, changed or {})
+    deadline = time.monotonic() + _PATIENCE_S
+    for attempt in range(_ATTEMPTS):
+        before = read_manifest(open_table(places.join(job.out, RECORDS)))
+        records, refused = settle(job.out, before)
+        if before is not None and _same(before, records, refused):
+            _keep(records, refused, before)
+            return Dataset(job.out, before)
+        census = Census(records, refused)
+        if census.unfinished and time.monotonic() < deadline:
+            time.sleep(0.2)
+            continue
+        manifest = census.manifest(job, before.version + 1 if before else 1, unclaimed)
+        if _commit(records, manifest):
+            _keep(records, refused, manifest)
+            return Dataset(job.out, manifest)
+        time.sleep(0.05 * (1 + attempt))
+    raise RowsLost(f"{job.out}: others published {_ATTEMPTS} times meanwhile; run it again")
 
 
-# duplicates ----------------------------------------------------------------------------------
+def _commit(table: lance.LanceDataset, manifest: Manifest) -> bool:
+    """Set the manifest unless another one has been set since `table` was opened."""
+    text = json.dumps(manifest.snapshot(), sort_keys=True)
+    try:
+        table.update_config({MANIFEST_KEY: text})
+    except OSError:  # a conflict, or an answer that was lost
+        latest = patiently(lambda: open_table(table.uri))
+        return latest.config().get(MANIFEST_KEY) == text
+    return True
 
 
-@dataclass(frozen=True, order=True)
-class _Copy:
-    """One of several rows with the same object_id; the smallest is kept."""
-
-    later: bool  # not yet published
-    source: str
-    row: int
-    task: str
-    object_id: str
+def _same(before: Manifest, records: lance.LanceDataset, refused: lance.LanceDataset) -> bool:
+    """Return whether nothing was added or removed since a version was published."""
+    then = ((records, before.records_version), (refused, before.quarantine_version))
+    return all(_state(now) == _state(open_table(now.uri, version)) for now, version in then)
 
 
-def settle_duplicates(job: Job, sidecars: Sequence[Sidecar], known: set[str]) -> list[Sidecar]:
-    """Move all but one row of every object_id to the quarantine (reason ``duplicate_object``).
-
-    A published row stays; among new ones the first by source (then by row) is kept: a rule that
-    knows nothing of how rows were dealt out to tasks.
-    """
-    dropped: dict[str, dict[int, _Copy]] = defaultdict(dict)
-    winners: dict[str, _Copy] = {}
-    for copy in sorted(_copies(job.out, sidecars, known)):
-        if winners.setdefault(copy.object_id, copy) is not copy:
-            dropped[copy.task][copy.row] = copy
-    return [
-        _without(job, sidecar, dropped[sidecar.task], winners)
-        if sidecar.task in dropped
-        else sidecar
-        for sidecar in sidecars
-    ]
+def _state(table: lance.LanceDataset) -> list[tuple[int, int]]:
+    return [(f.fragment_id, f.count_rows()) for f in table.get_fragments()]
 
 
-def _copies(out: str, sidecars: Sequence[Sidecar], known: set[str]) -> Iterable[_Copy]:
-    """Yield the rows whose object_id occurs more than once; checks every part's row count."""
-    written = [sidecar for sidecar in sidecars if sidecar.part]
-    with ThreadPoolExecutor(_READING_THREADS) as pool:
-        hashes = list(pool.map(lambda sidecar: _hashes(out, sidecar), written))
-    if not hashes:
-        return
-    values, counts = np.unique(np.concatenate(hashes), return_counts=True)
-    repeated = values[counts > 1]
-    if not repeated.size:
-        return
-    for sidecar, found in zip(written, hashes, strict=True):
-        rows = np.flatnonzero(np.isin(found, repeated))
-        if rows.size:
-            table = _read(out, sidecar.part.path, ["object_id", "source"]).take(rows)
-            for row, item in zip(rows.tolist(), table.to_pylist(), strict=True):
-                later = sidecar.part.path not in known
-                yield _Copy(later, item["source"], row, sidecar.task, item["object_id"])
+def _keep(records: lance.LanceDataset, refused: lance.LanceDataset, manifest: Manifest) -> None:
+    """Tag what a published version needs, so that no vacuum takes it while it is kept."""
+    tag = version_tag(manifest.version)
+    wanted = [
+        (records, tag, records.latest_version), (records, f"{tag}-rows", manifest.records_version),
+        (refused, tag, manifest.quarantine_version),
+    ]  # fmt: skip
+    for table, name, version in wanted:
+        if name not in table.tags.list():
+            try:
+                table.tags.create(name, version)
+            except (OSError, ValueError):  # another publisher kept it
+                if name not in table.tags.list():
+                    raise
 
 
-def _hashes(out: str, sidecar: Sidecar) -> np.ndarray:
-    names = _read(out, sidecar.part.path, ["object_id"])["object_id"]
-    if len(names) != sidecar.part.rows:
-        raise RowsLost(
-            f"{out}/{sidecar.part.path}: expected {sidecar.part.rows} rows, found {len(names)}"
+# counting ------------------------------------------------------------------------------------
+
+
+class Census:
+    """What two tables hold together, summed fragment by fragment."""
+
+    def __init__(self, records: lance.LanceDataset, refused: lance.LanceDataset):
+        self.records_version, self.quarantine_version = records.version, refused.version
+        self.counts: dict[str, Counter] = {split: Counter() for split in SPLITS}
+        self.reasons: Counter = Counter()
+        self.written = self.files = 0
+        self._sums = np.zeros(_LIMBS, dtype=object)
+        self._open: dict[tuple, list[int]] = defaultdict(lambda: [0, 0])
+        for part in fragment_rows(records, [*INGEST_COLUMNS, "split", "label", DIGEST.name]):
+            self._add_records(part)
+        for part in fragment_rows(refused, [*INGEST_COLUMNS, "reason"]):
+            self.reasons.update(part["reason"].to_pylist())
+            self._add_units(part)
+
+    @property
+    def unfinished(self) -> int:
+        """Rows of units that are not whole."""
+        return sum(rows - count for count, rows in self._open.values())
+
+    @property
+    def digest(self) -> int:
+        """The sum of all rows' digests modulo 2²⁵⁶: it knows no order and no partition."""
+        total = sum(int(limb) << (32 * (_LIMBS - 1 - i)) for i, limb in enumerate(self._sums))
+        return total % (1 << 256)
+
+    def _add_records(self, part: pa.Table) -> None:
+        self.written += part.num_rows
+        pairs = part.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist()
+        for row in pairs:
+            self.counts[row["split"]][row["label"]] += row["count_all"]
+        for chunk in part[DIGEST.name].chunks:
+            start = chunk.offset * 32
+            words = np.frombuffer(chunk.buffers()[1], ">u4", len(chunk) * _LIMBS, start)
+            self._sums += words.reshape(-1, _LIMBS).sum(axis=0, dtype=np.uint64).astype(object)
+        self._add_units(part)
+
+    def _add_units(self, part: pa.Table) -> None:
+        """Count outcomes by unit; only those that are not whole are kept."""
+        unit = ["ingest_file", "ingest_stamp", "ingest_unit"]
+        found = part.group_by([*unit, "ingest_rows"]).aggregate([([], "count_all")])
+        for row in found.filter(pc.field("count_all") != pc.field("ingest_rows")).to_pylist():
+            key = tuple(row[name] for name in unit)
+            self._open[key][0] += row["count_all"]
+            self._open[key][1] = row["ingest_rows"]
+            if self._open[key][0] == row["ingest_rows"]:
+                del self._open[key]
+        first = (pc.field("ingest_unit") == 0) & (pc.field("ingest_row") == 0)
+        self.files += part.filter(first).num_rows
+
+    def manifest(self, job: Job, version: int, unclaimed: int) -> Manifest:
+        quarantined = self.reasons.total()
+        card = job.card
+        text = f"{SCHEMA_VERSION}:{card.digest()}:{self.digest:064x}"
+        return Manifest(
+            schema_version=SCHEMA_VERSION,
+            version=version,
+            records_version=self.records_version,
+            quarantine_version=self.quarantine_version,
+            skyray_version=skyray.__version__,
+            git_commit=git_commit(),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            card=card.snapshot(),
+            record=card.record,
+            grid=card.grid.snapshot() if card.grid else None,
+            classes=card.classes,
+            counts={split: dict(sorted(counts.items())) for split, counts in self.counts.items()},
+            apply_cuts=job.apply_cuts,
+            rows_read=self.written + quarantined + self.unfinished,
+            rows_written=self.written,
+            rows_quarantined=quarantined,
+            rows_unfinished=self.unfinished,
+            quarantine_reasons=dict(sorted(self.reasons.items())),
+            files_read=self.files,
+            files_unclaimed=unclaimed,
+            fingerprint=hashlib.sha256(text.encode()).hexdigest(),
         )
-    return pd.util.hash_array(names.to_numpy(zero_copy_only=False).astype(object))
-
-
-def _read(out: str, path: str, columns: list[str]) -> pa.Table:
-    filesystem, place = places.resolve(places.join(out, path))
-    return pq.read_table(place, columns=columns, filesystem=filesystem, use_threads=False)
-
-
-def _without(
-    job: Job, sidecar: Sidecar, dropped: dict[int, _Copy], winners: dict[str, _Copy]
-) -> Sidecar:
-    """Write a task's part again without the dropped rows, and its sidecar with their refusals."""
-    out, name = job.out, _variant(sidecar.task, dropped)
-    filesystem, place = places.resolve(places.join(out, sidecar.part.path))
-    schema = pq.read_schema(place, filesystem=filesystem)
-    writer = PartWriter(places.join(out, f"parts/{name}.parquet"), schema)
-    start = 0
-    for table in read_part(places.join(out, sidecar.part.path), schema.names):
-        keep = np.array([start + i not in dropped for i in range(table.num_rows)])
-        writer.add_table(table.filter(pa.array(keep)))
-        start += table.num_rows
-    written = writer.close()
-    refused = [
-        {
-            "source": copy.source,
-            "object_id": copy.object_id,
-            "reason": "duplicate_object",
-            "detail": f"kept the one of {winners[copy.object_id].source}",
-        }
-        for _, copy in sorted(dropped.items())
-    ]
-    tables = [pa.Table.from_pylist(refused, schema=QUARANTINE_SCHEMA)]
-    if sidecar.quarantine:
-        tables.insert(0, _read(out, sidecar.quarantine, QUARANTINE_SCHEMA.names))
-    write_table(places.join(out, f"refused/{name}.parquet"), pa.concat_tables(tables))
-    changed = sidecar.model_copy(
-        update={
-            "part": writer.part(f"parts/{name}.parquet") if written else None,
-            "quarantine": f"refused/{name}.parquet",
-            "reasons": dict(Counter(sidecar.reasons) + Counter(duplicate_object=len(refused))),
-            "duplicates": sidecar.duplicates + len(refused),
-        }
-    )
-    write_sidecar(out, changed)
-    return changed
-
-
-def _variant(task: str, dropped: Iterable[int]) -> str:
-    text = ",".join(map(str, sorted(dropped)))
-    return f"{task}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-
-
-# quarantine, manifest ------------------------------------------------------------------------
-
-
-def _write_quarantine(out: str, sidecars: Sequence[Sidecar]) -> None:
-    paths = [sidecar.quarantine for sidecar in sidecars if sidecar.quarantine]
-    tables = [_read(out, path, QUARANTINE_SCHEMA.names) for path in paths]
-    table = pa.concat_tables(tables) if tables else QUARANTINE_SCHEMA.empty_table()
-    order = pc.sort_indices(table, [(name, "ascending") for name in ("source", "object_id")])
-    write_table(places.join(out, QUARANTINE), table.take(order))
-
-
-def _manifest(job: Job, sidecars: Sequence[Sidecar]) -> Manifest:
-    read = sum(sidecar.rows_read for sidecar in sidecars)
-    written = sum(sidecar.rows_written for sidecar in sidecars)
-    reasons = sum((Counter(sidecar.reasons) for sidecar in sidecars), Counter())
-    quarantined = _rows(job.out, QUARANTINE)
-    if read != written + quarantined or quarantined != reasons.total():
-        raise RowsLost(
-            f"{job.out}: rows read {read} ≠ written {written} + quarantined {quarantined} "
-            f"(by reason {dict(reasons)}); nothing was published"
-        )
-    parts = [sidecar.part for sidecar in sidecars if sidecar.part]
-    content = add_digests(*(part.content_digest for part in parts))
-    text = f"{SCHEMA_VERSION}:{job.card.digest()}:{content}"
-    return Manifest(
-        schema_version=SCHEMA_VERSION,
-        skyray_version=skyray.__version__,
-        git_commit=git_commit(),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        card=job.card.snapshot(),
-        record=job.card.record,
-        grid=job.card.grid.snapshot() if job.card.grid else None,
-        classes=job.card.classes,
-        counts=_counts(sidecars),
-        apply_cuts=job.apply_cuts,
-        rows_read=read,
-        rows_written=written,
-        rows_quarantined=quarantined,
-        quarantine_reasons=dict(sorted(reasons.items())),
-        files_read=len({unit[0] for sidecar in sidecars for unit in sidecar.units}),
-        files_unclaimed=job.source.unclaimed,
-        fingerprint=hashlib.sha256(text.encode()).hexdigest(),
-        parts=parts,
-    )
-
-
-def _rows(out: str, name: str) -> int:
-    filesystem, path = places.resolve(places.join(out, name))
-    return pq.read_metadata(path, filesystem=filesystem).num_rows
-
-
-def _counts(sidecars: Sequence[Sidecar]) -> dict[str, dict[str, int]]:
-    total: dict[str, Counter] = {split: Counter() for split in SPLITS}
-    for sidecar in sidecars:
-        for split, counts in (sidecar.part.counts if sidecar.part else {}).items():
-            total[split].update(counts)
-    return {split: dict(sorted(counts.items())) for split, counts in total.items()}
-
-
-def _remove_leftovers(out: str, sidecars: Sequence[Sidecar]) -> None:
-    """Delete parts, refusals and sidecars that the published dataset does not name."""
-    kept = {f"tasks/{sidecar.task}.json" for sidecar in sidecars}
-    kept |= {sidecar.part.path for sidecar in sidecars if sidecar.part}
-    kept |= {sidecar.quarantine for sidecar in sidecars if sidecar.quarantine}
-    filesystem, _ = places.resolve(out)
-    for folder in ("parts", "refused", "tasks"):
-        if places.exists(places.join(out, folder)):
-            for path, _ in places.list_files(places.join(out, folder)):
-                if f"{folder}/{path.rpartition('/')[2]}" not in kept:
-                    filesystem.delete_file(path)

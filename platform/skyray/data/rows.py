@@ -7,6 +7,8 @@ prediction over HTTP on its way to the transform. So both see the same pixels.
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -14,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 
 from skyray.cards import Card
-from skyray.data.parts import plain_json
 from skyray.records import (
     SPLITS,
     Alert,
@@ -173,6 +174,7 @@ def row_of(card: Card, record: Record, apply_cuts: bool = True) -> dict[str, Any
     extra = {**record.candidate, **record.extra} if isinstance(record, Alert) else record.extra
     return {
         **{name: getattr(record, name) for name in kind.copied},
+        "observation_id": record.observation_id or record.object_id,
         "object_key": key,
         "split": split_of(key, card.split),
         "label": card.label_of(fields),
@@ -200,6 +202,23 @@ def columns_of(records: Sequence[Record], info: DataInfo) -> Columns:
 def check_record(record: Record, info: DataInfo) -> None:
     """Raise `InvalidRecord` unless a model trained on `info` can use the record."""
     _kind_of(record, info).arrays(record, info)
+
+
+def plain_json(values: Mapping[str, Any]) -> str:
+    """Return survey columns as JSON: numpy scalars as plain ones, NaN and infinities as null."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            return [plain(item) for item in value.tolist()]
+        if isinstance(value, np.generic):
+            value = value.item()
+        if isinstance(value, bytes):
+            return value.decode("latin-1").strip()
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        return value
+
+    return json.dumps({str(k): plain(v) for k, v in values.items()}, sort_keys=True)
 
 
 def _kind_of(record: Record, about: Card | DataInfo) -> RowKind:

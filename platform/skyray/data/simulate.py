@@ -6,10 +6,11 @@ index, so that any worker can make any slice and the result does not depend on h
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,11 @@ from skyray.simulate.survey_files import write_survey_files
 _PLANTED = "planted"
 _OBJECTS_PER_UNIT = 64
 _OBJECTS_PER_FILE_TASK = 200  # and so many targets in a DESI coadd
-_UNIT_WEIGHT = 1 << 20  # two units make a task of the smallest size: the work is in computing
+_UNIT_WEIGHT = 8 << 20  # a unit is a task: the work is in computing
 
 
 class MockSource:
     """The records of a mock survey as a source of records (see `skyray.data.sources`)."""
-
-    unclaimed = 0
 
     def __init__(
         self,
@@ -44,18 +43,26 @@ class MockSource:
         planted: float = 0.0,
     ):
         self.card, self.seed, self.templates = card, seed, templates
+        self.chosen: frozenset[str] | None = None
         count = round(objects * planted)
         self.counts = objects_per_class(card, objects - count)
         self.planted = {kind: count // len(KINDS) + (i < count % len(KINDS))
                         for i, kind in enumerate(KINDS)} if count else {}  # fmt: skip
 
-    def units(self) -> list[Unit]:
-        return [
-            Unit(self._uri(label), start // _OBJECTS_PER_UNIT, f"{start}-{stop}", _UNIT_WEIGHT)
-            for label, count in (*self.counts.items(), *self._planted_counts())
-            for start in range(0, count, _OBJECTS_PER_UNIT)
-            for stop in [min(start + _OBJECTS_PER_UNIT, count)]
-        ]
+    def starts(self) -> list[str]:
+        found = [uri for uri, count in self._counts().items() if count]
+        return [uri for uri in found if self.chosen is None or uri in self.chosen]
+
+    def only(self, files: Sequence[str]) -> MockSource:
+        source = copy.copy(self)
+        source.chosen = frozenset(files)
+        return source
+
+    def units(self, start: str) -> Iterator[Unit]:
+        count = self._counts()[start]
+        for first in range(0, count, _OBJECTS_PER_UNIT):
+            stop = min(first + _OBJECTS_PER_UNIT, count)
+            yield Unit(start, first // _OBJECTS_PER_UNIT, f"{first}-{stop}", _UNIT_WEIGHT)
 
     def read(self, unit: Unit) -> Iterator[Record]:
         folder, _, label = unit.uri.rpartition("/")
@@ -66,8 +73,9 @@ class MockSource:
         for index in range(start, stop):
             yield survey.record(label, index)
 
-    def _planted_counts(self) -> list[tuple[str, int]]:
-        return [(f"{_PLANTED}/{kind}", count) for kind, count in self.planted.items()]
+    def _counts(self) -> dict[str, int]:
+        planted = {f"{_PLANTED}/{kind}": count for kind, count in self.planted.items()}
+        return {self._uri(name): count for name, count in (self.counts | planted).items()}
 
     def _uri(self, label: str) -> str:
         kind = Path(self.templates).name if self.templates else "built-in"

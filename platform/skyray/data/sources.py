@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,8 +14,6 @@ from skyray.cards import Card
 from skyray.readers.base import Reader, SurveyFile, make_reader
 from skyray.records import InvalidRecord, Record
 from skyray.runtime import places
-
-_LISTING_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,11 +25,11 @@ class Unit:
     uri : str
         The file (or the generator) it belongs to.
     number : int
-        Which piece of it.
+        Which piece of it, from 0 on.
     identity : str
         Changes when the content may have changed: size and time of a file, seed of a simulation.
     weight : int
-        Bytes, roughly; pieces are grouped into tasks by it.
+        Bytes, roughly; units are read together up to some of them.
     """
 
     uri: str
@@ -40,13 +38,30 @@ class Unit:
     weight: int
 
 
+@dataclass(frozen=True, slots=True)
+class Unclaimed:
+    """Files of a folder that are not this source's."""
+
+    count: int
+
+
 class RecordSource(Protocol):
-    """What ``ingest`` reads from. Picklable; `read` runs on the workers."""
+    """What ``ingest`` reads from. Picklable: `units` and `read` run on the workers."""
 
-    unclaimed: int  # files seen in folders that are not this card's
+    def starts(self) -> list[str]:
+        """Return where listing begins; each may be listed by another worker.
 
-    def units(self) -> list[Unit]:
-        """Return all units in a fixed order."""
+        Raises
+        ------
+        FileNotFoundError
+            If one is not there.
+        """
+
+    def units(self, start: str) -> Iterator[Unit | Unclaimed]:
+        """Yield all units from a start on; no unit belongs to two starts."""
+
+    def only(self, files: Sequence[str]) -> RecordSource:
+        """Return the same source with nothing but these files (`Unit.uri`)."""
 
     def read(self, unit: Unit) -> Iterator[Record | InvalidRecord]:
         """Yield a record, or a refusal, for everything the unit holds."""
@@ -61,19 +76,18 @@ class FileSource:
         Names the reader.
     sources : sequence of str
         Files, folders or URIs. A file named here is always taken; in a folder only the files that
-        the reader claims are, the others are counted in `unclaimed`.
+        the reader claims are.
     """
 
     def __init__(self, card: Card, sources: Sequence[str | os.PathLike]):
         self.reader_name = card.reader
         self.reader_options = dict(card.reader_options)
-        self.unclaimed = 0
-        self._roots: dict[str, fs.FileSystem] = {}
+        self.sources = list(dict.fromkeys(places.absolute(source) for source in sources))
         self._reader: Reader | None = None
-        self._files = self._list(sources)
+        self._named: frozenset[str] = frozenset()
 
     def __getstate__(self):
-        return {**self.__dict__, "_reader": None, "_files": {}}  # workers need no listing
+        return {**self.__dict__, "_reader": None}
 
     @property
     def reader(self) -> Reader:
@@ -81,58 +95,64 @@ class FileSource:
             self._reader = make_reader(self.reader_name, self.reader_options)
         return self._reader
 
-    def units(self) -> list[Unit]:
-        files = sorted(self._files.items())
-        if type(self.reader).units is Reader.units:
-            numbers = [[0]] * len(files)
-        else:
-            with ThreadPoolExecutor(_LISTING_THREADS) as pool:
-                numbers = list(pool.map(lambda item: self._numbers(item[0]), files))
-        return [
-            Unit(uri, number, identity, size // len(pieces))
-            for (uri, (size, identity)), pieces in zip(files, numbers, strict=True)
-            for number in pieces
-        ]
+    def starts(self) -> list[str]:
+        kinds = {source: _kind(source) for source in self.sources}
+        self._named = frozenset(s for s, kind in kinds.items() if kind == fs.FileType.File)
+        folders = sorted(s for s, kind in kinds.items() if kind != fs.FileType.File)
+        outer: list[str] = []
+        for folder in folders:  # sorted: a folder comes before what it holds
+            if not any(folder.startswith(places.join(known, "")) for known in outer):
+                outer.append(folder)
+        return [*sorted(self._named), *outer]
+
+    def only(self, files: Sequence[str]) -> FileSource:
+        """Return the same source with nothing but these files, of those that are there."""
+        source = copy.copy(self)
+        source.sources = [file for file in files if places.exists(file)]
+        return source
+
+    def units(self, start: str) -> Iterator[Unit | Unclaimed]:
+        others = 0
+        for uri, info in _walk(start):
+            if start not in self._named and (uri in self._named or not self.reader.claims(uri)):
+                others += uri not in self._named
+                continue
+            stamp = f"{info.size}:{info.mtime_ns if info.mtime_ns is not None else ''}"
+            numbers = self._numbers(uri)
+            for number in numbers:
+                yield Unit(uri, number, stamp, (info.size or 0) // len(numbers))
+        if others:
+            yield Unclaimed(others)
 
     def read(self, unit: Unit) -> Iterator[Record | InvalidRecord]:
-        return self.reader.read(self._file(unit.uri), unit.number)
+        return self.reader.read(SurveyFile(*places.resolve(unit.uri)), unit.number)
 
     def _numbers(self, uri: str) -> list[int]:
+        if type(self.reader).units is Reader.units:
+            return [0]
         try:
-            return self.reader.units(self._file(uri)) or [0]
-        except Exception:  # a damaged file: reading it on a worker says what is wrong
+            return self.reader.units(SurveyFile(*places.resolve(uri))) or [0]
+        except Exception:  # a damaged file: reading it says what is wrong
             return [0]
 
-    def _file(self, uri: str) -> SurveyFile:
-        if "://" not in uri:
-            return SurveyFile(fs.LocalFileSystem(), uri)
-        prefix, _, path = uri.partition("://")
-        if prefix in self._roots:
-            return SurveyFile(self._roots[prefix], path)
-        return SurveyFile(*places.resolve(uri))
 
-    def _list(self, sources: Sequence[str | os.PathLike]) -> dict[str, tuple[int, str]]:
-        files: dict[str, tuple[int, str]] = {}
-        for source in sources:
-            filesystem, path = places.resolve(source)
-            prefix = ""
-            if not isinstance(filesystem, fs.LocalFileSystem):
-                scheme = os.fspath(source).partition("://")[0]
-                self._roots[scheme] = filesystem
-                prefix = f"{scheme}://"
-            for info in self._claimed(filesystem, path, os.fspath(source)):
-                stamp = f"{info.size}:{info.mtime_ns if info.mtime_ns is not None else ''}"
-                files[prefix + info.path] = (info.size or 0, stamp)
-        return files
+def _kind(source: str) -> fs.FileType:
+    filesystem, path = places.resolve(source)
+    kind = filesystem.get_file_info(path).type
+    if kind == fs.FileType.NotFound:
+        raise FileNotFoundError(f"{source}: no such file or folder")
+    return kind
 
-    def _claimed(self, filesystem: fs.FileSystem, path: str, source: str) -> list[fs.FileInfo]:
-        info = filesystem.get_file_info(path)
-        if info.type == fs.FileType.NotFound:
-            raise FileNotFoundError(f"{source}: no such file or folder")
-        if info.type == fs.FileType.File:
-            return [info]
-        found = filesystem.get_file_info(fs.FileSelector(path, recursive=True))
-        files = [f for f in found if f.type == fs.FileType.File]
-        claimed = [f for f in files if self.reader.claims(f.path)]
-        self.unclaimed += len(files) - len(claimed)
-        return claimed
+
+def _walk(uri: str) -> Iterator[tuple[str, fs.FileInfo]]:
+    """Yield (place, what is known) of a file, or of all files under a folder, folder by folder."""
+    filesystem, path = places.resolve(uri)
+    info = filesystem.get_file_info(path)
+    if info.type == fs.FileType.File:
+        yield uri, info
+        return
+    for found in filesystem.get_file_info(fs.FileSelector(path)):
+        if found.type == fs.FileType.Directory:
+            yield from _walk(places.join(uri, found.base_name))
+        else:
+            yield places.join(uri, found.base_name), found

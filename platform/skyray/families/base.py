@@ -88,7 +88,7 @@ class Recipe(Config):
 class DataInfo:
     """What a dataset tells a family: its grid or images, its classes and where it came from.
 
-    `features` names the metadata of alerts in their order.
+    `fingerprint` and `version` name the snapshot; `features` the metadata of alerts in their order.
     """
 
     card: str
@@ -96,6 +96,7 @@ class DataInfo:
     classes: tuple[str, ...]
     coarse: Mapping[str, str]
     fingerprint: str
+    version: int = 0
     grid: Grid | None = None
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     min_good_pixels: int = 100
@@ -112,6 +113,7 @@ class DataInfo:
             "classes": list(self.classes),
             "coarse": dict(self.coarse),
             "fingerprint": self.fingerprint,
+            "version": self.version,
             "grid": self.grid.to_dict() if self.grid else None,
             "counts": {k: dict(v) for k, v in self.counts.items()},
             "min_good_pixels": self.min_good_pixels,
@@ -247,6 +249,21 @@ class Family(ABC):
 
         With `training`, targets are added. Must not depend on other rows of the batch.
         """
+
+    def transform_settings(self) -> dict[str, Any]:
+        """Return all that ``transform(training=True)`` reads of recipe and data, as JSON types.
+
+        Families of one name and equal settings turn equal columns into equal rows, bit by bit, so
+        that what one of them has transformed serves the others. Default: the whole recipe but its
+        name, seed and ``train``, and the data but its counts and its identity; families narrow it
+        to what their transform reads, with each switch by its resolved value.
+        """
+        recipe, data = self.recipe.snapshot(), self.data.to_dict()
+        for name in ("name", "seed", "train"):
+            del recipe[name]
+        for name in ("card", "counts", "fingerprint", "version"):
+            data.pop(name, None)
+        return {"recipe": recipe, "data": data}
 
     # after training ------------------------------------------------------------------------
     @abstractmethod

@@ -8,7 +8,7 @@ from typing import Any
 from skyray.bundles.bundle import Predictor, add_metrics, history_rows, read_bundle
 from skyray.data.dataset import Dataset
 from skyray.inference.predict import collect, predict_dataset
-from skyray.inference.report import write_report
+from skyray.pages.report import write_report
 from skyray.runtime import places, tracking
 
 

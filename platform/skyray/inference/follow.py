@@ -7,7 +7,7 @@ its object_id and left out. Packets that cannot be used are kept with their reas
 Layout::
 
     OUT/scored/*.parquet     one row an object: identity, predictions, model version, source
-    OUT/refused/*.parquet    source, object_id, reason, detail
+    OUT/refused/*.parquet    source, observation_id, object_id, reason, detail
 """
 
 from __future__ import annotations
@@ -29,8 +29,7 @@ from tqdm import tqdm
 from skyray.bundles.bundle import Predictor, read_bundle
 from skyray.cards import Card, load_card
 from skyray.config import ConfigError
-from skyray.data.dataset import QUARANTINE_SCHEMA
-from skyray.data.parts import write_table
+from skyray.data.outcomes import REFUSAL_FIELDS
 from skyray.data.rows import check_record
 from skyray.inference.predict import IDENTITY
 from skyray.readers.base import make_reader
@@ -218,6 +217,7 @@ class Scorer:
 def _refusal(error: InvalidRecord, source: str) -> dict[str, str]:
     return {
         "source": source,
+        "observation_id": error.object_id,
         "object_id": error.object_id,
         "reason": error.reason,
         "detail": error.detail[:1000],
@@ -249,11 +249,11 @@ class _Ledger:
         rows = [row for row in refused if row["source"] not in self.refused]
         scored = new.num_rows if new is not None else 0
         if rows:  # first: a file counts as done when its scores are there
-            content = pa.Table.from_pylist(rows, schema=QUARANTINE_SCHEMA)
-            write_table(self._place(REFUSED, [row["source"] for row in rows]), content)
+            content = pa.Table.from_pylist(rows, schema=pa.schema(REFUSAL_FIELDS))
+            _write_table(self._place(REFUSED, [row["source"] for row in rows]), content)
             self.refused.update(row["source"] for row in rows)
         if scored:
-            write_table(self._place(SCORED, new["object_id"].to_pylist()), new)
+            _write_table(self._place(SCORED, new["object_id"].to_pylist()), new)
             self.objects.update(new["object_id"].to_pylist())
         total = table.num_rows if table is not None else 0
         repeated = total - scored + len(refused) - len(rows)
@@ -269,6 +269,12 @@ class _Ledger:
     def _place(self, folder: str, names: Sequence[str]) -> str:
         digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:20]
         return places.join(self.out, folder, f"{digest}.parquet")
+
+
+def _write_table(uri: str, table: pa.Table) -> None:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    places.write_bytes(uri, sink.getvalue())
 
 
 def _column(folder: str, name: str) -> Iterator[str]:

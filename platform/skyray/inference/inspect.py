@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from skyray.data.dataset import MANIFEST, Dataset
+from skyray.data.dataset import RECORDS, Dataset, NotADataset, refuse_former
 from skyray.runtime import places
 
 _EXAMPLES = 2
@@ -19,8 +18,8 @@ _RANGES = ("redshift", "snr", "pixel_scale_arcsec", "jd")
 _BUNDLE_FILE = "bundle.json"
 
 
-def inspect(uri: str | os.PathLike) -> dict[str, Any]:
-    """Describe what lies at `uri` with plain JSON types.
+def inspect(uri: str | os.PathLike, version: int | None = None) -> dict[str, Any]:
+    """Describe what lies at `uri` with plain JSON types; of a dataset its newest or a `version`.
 
     Raises
     ------
@@ -32,8 +31,11 @@ def inspect(uri: str | os.PathLike) -> dict[str, Any]:
     uri = os.fspath(uri)
     if not places.exists(uri):
         raise FileNotFoundError(f"{uri}: no such file or folder")
-    if places.exists(places.join(uri, MANIFEST)):
-        return inspect_dataset(Dataset.open(uri))
+    if Dataset.started(uri):
+        return inspect_dataset(Dataset.open(uri, version))
+    refuse_former(uri)
+    if version is not None:
+        raise NotADataset(f"{uri}: expected a dataset, since version {version} was asked for")
     if places.exists(places.join(uri, _BUNDLE_FILE)):
         return _inspect_bundle(uri)
     if uri.endswith((".parquet", ".pq")):
@@ -41,7 +43,7 @@ def inspect(uri: str | os.PathLike) -> dict[str, Any]:
     if uri.endswith((".fits", ".fits.gz")):
         return _inspect_fits(uri)
     raise ValueError(
-        f"{uri}: expected a dataset (with {MANIFEST}), a bundle (with {_BUNDLE_FILE}) or a "
+        f"{uri}: expected a dataset (with {RECORDS}), a bundle (with {_BUNDLE_FILE}) or a "
         "catalogue (.parquet or .fits)"
     )
 
@@ -55,13 +57,14 @@ def inspect_dataset(dataset: Dataset) -> dict[str, Any]:
         "card": f"{dataset.card.name}: {dataset.card.title}",
         "record": manifest.record,
         "pixels": _pixels(dataset),
+        "version": _version(dataset),
         "fingerprint": manifest.fingerprint,
         "written by": f"skyray {manifest.skyray_version} ({manifest.git_commit}), "
         f"{manifest.created}",
         "files read": manifest.files_read,
         "files of other kinds": manifest.files_unclaimed,
         "rows": f"{manifest.rows_read} read = {manifest.rows_written} written + "
-        f"{manifest.rows_quarantined} quarantined",
+        f"{manifest.rows_quarantined} quarantined" + _unfinished(manifest.rows_unfinished),
         "objects by split": {s: sum(counts.values()) for s, counts in manifest.counts.items()},
         "classes (by split)": {
             label or "(no label)": ", ".join(
@@ -71,7 +74,7 @@ def inspect_dataset(dataset: Dataset) -> dict[str, Any]:
         },
         "ranges": _ranges(dataset),
         "quarantine": _quarantine(dataset),
-        "parts": len(manifest.parts),
+        "data files": len(dataset.table.get_fragments()),
         "size": _size(dataset.size_bytes()),
     }
 
@@ -90,8 +93,6 @@ def _pixels(dataset: Dataset) -> str:
 
 
 def _ranges(dataset: Dataset) -> dict[str, str]:
-    if not dataset.manifest.parts:
-        return {}
     names = [name for name in _RANGES if name in dataset.schema.names]
     values: dict[str, list[np.ndarray]] = {name: [] for name in names}
     for table in dataset.iter_tables(names):
@@ -113,15 +114,24 @@ def describe_numbers(values: np.ndarray) -> str:
 
 def _quarantine(dataset: Dataset) -> dict[str, str]:
     """Return for every reason how many rows it holds and some examples."""
-    table = dataset.quarantine()
     found: dict[str, str] = {}
     for reason, count in sorted(dataset.manifest.quarantine_reasons.items()):
-        rows = table.filter(pc.equal(table["reason"], reason)).slice(0, _EXAMPLES)
         examples = [
-            f"{os.path.basename(row['source'])}: {row['detail'][:120]}" for row in rows.to_pylist()
+            f"{os.path.basename(row['source'])}: {row['detail'][:120]}"
+            for row in dataset.quarantine(reason, _EXAMPLES).to_pylist()
         ]
         found[reason] = "\n  ".join([str(count), *examples])
     return found
+
+
+def _version(dataset: Dataset) -> str:
+    kept = [manifest.version for manifest in dataset.versions()]
+    others = f" (kept: {', '.join(map(str, kept))})" if len(kept) > 1 else ""
+    return f"{dataset.version}{others}"
+
+
+def _unfinished(rows: int) -> str:
+    return f" + {rows} of files that another ingest has begun: run it again" if rows else ""
 
 
 def _inspect_bundle(uri: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from skyray.readers.base import Reader, SurveyFile, register
-from skyray.readers.fits_bytes import FitsFile, Hdu, Table
+from skyray.readers.fits_bytes import FitsFile, Hdu, Header, Table
 from skyray.records import Grid, InvalidRecord, Spectrum, ivar_fault
 from skyray.transforms.spectra import coadd_arms, median_snr
 
@@ -34,7 +34,7 @@ _TARGET_COLUMNS = (
 
 @register
 class DesiCoaddReader(Reader):
-    """Many spectra a file; object_id is the TARGETID.
+    """Many spectra a file; object_id is the TARGETID, which is unique only in one co-addition.
 
     `Spectrum.extra`: fiberstatus (COADD_FIBERSTATUS), objtype, deltachi2, the target bits the file
     has (desi_target, sv1_desi_target, bgs_target …), and is_bgs and is_mws, which are true where
@@ -50,7 +50,8 @@ class DesiCoaddReader(Reader):
             fibermap = fits.need("FIBERMAP").table()
             targets = fibermap.column("targetid")
             arms = [_Arm(fits, arm, len(targets)) for arm in ARMS]
-            survey = str(next(fits.hdus()).header.get("SURVEY", "desi"))
+            header = next(fits.hdus()).header
+            survey, coaddition = str(header.get("SURVEY", "desi")), _coaddition(header, file)
             for start in range(0, len(targets), _ROWS_AT_ONCE):
                 rows = range(start, min(start + _ROWS_AT_ONCE, len(targets)))
                 blocks = [arm.block(rows) for arm in arms]
@@ -64,7 +65,20 @@ class DesiCoaddReader(Reader):
                     if row - start in bad:
                         yield InvalidRecord(*bad[row - start], where, str(target))
                         continue
-                    yield _record(where, survey, fibermap, row, arrays, redshifts.get(target, {}))
+                    yield _record(
+                        where, survey, coaddition, fibermap, row, arrays, redshifts.get(target, {})
+                    )
+
+
+def _coaddition(header: Header, file: SurveyFile) -> str:
+    """Return what tells one co-addition of exposures from another: healpix or tile, else the file.
+
+    The same target is observed in several programmes, pixels of the sky and nights.
+    """
+    for keys in (("SURVEY", "PROGRAM", "HPXPIXEL"), ("TILEID", "SPGRP", "SPGRPVAL", "PETAL")):
+        if all(header.get(key) is not None for key in keys):
+            return "-".join(str(header.get(key)).strip() for key in keys)
+    return file.name.partition(".fits")[0]
 
 
 class _Arm:
@@ -105,6 +119,7 @@ def _bad_ivar(blocks: list[tuple[np.ndarray, ...]]) -> dict[int, tuple[str, str]
 def _record(
     where: str,
     survey: str,
+    coaddition: str,
     fibermap: Table,
     row: int,
     arrays: list[np.ndarray],
@@ -128,6 +143,7 @@ def _record(
         survey=survey,
         source=where,
         extra=_extra(fibermap, row, fitted),
+        observation_id=f"{coaddition}-{fibermap.value('targetid', row)}",
     )
 
 

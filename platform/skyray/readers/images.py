@@ -27,7 +27,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from skyray.config import Config
-from skyray.readers.base import Reader, SurveyFile, register
+from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.columns import Columns, open_columns, parquet_units
 from skyray.readers.fits_bytes import FitsFile, Header
 from skyray.readers.image_bytes import MAX_PIXELS, as_planes, decode_image, load_npy, load_npz
@@ -82,6 +82,8 @@ class ImageOptions(Config):
         if not found["object_id"]:
             raise ValueError("object_id: expected text, found none")
         columns = {name: value(name) for name in self.extra}
+        if "object_id" not in self.fields:
+            found["observation_id"] = name_by_content(object_id, image)
         return Cutout(
             image=image,
             bands=self.bands,

@@ -44,6 +44,8 @@ class Alert:
         File, and row where it holds several.
     extra : mapping
         Columns beside the packet: labels of other catalogues.
+    observation_id : str
+        Unique for what was measured once; empty where `object_id` is.
     """
 
     object_id: str
@@ -61,6 +63,7 @@ class Alert:
     survey: str = ""
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    observation_id: str = ""
 
     def stamps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return science, template, difference: the order of every triplet."""

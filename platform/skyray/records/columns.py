@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SPLITS = ("train", "validation", "test")
 
 
@@ -68,6 +68,7 @@ def tensor_values(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
 
 
 OBJECT_FIELDS = [
+    pa.field("observation_id", pa.string(), nullable=False),
     pa.field("object_id", pa.string(), nullable=False),
     pa.field("object_key", pa.string(), nullable=False),
     pa.field("split", pa.string(), nullable=False),

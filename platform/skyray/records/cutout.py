@@ -19,7 +19,7 @@ class Cutout:
     Attributes
     ----------
     object_id : str
-        Identifier of this observation, unique in its survey.
+        The survey's own name of what was observed, exact.
     image : float32 [bands, height, width]
         In the survey's units (nanomaggies, counts, 0–255 of a JPEG); row 0 is the first row of the
         file. NaN where unmeasured.
@@ -35,6 +35,8 @@ class Cutout:
         File, and row where it holds several.
     extra : mapping
         Further survey columns that cards may cut on or label by (``petro_rad_arcsec``, votes …).
+    observation_id : str
+        Unique for what was measured once; empty where `object_id` is.
     """
 
     object_id: str
@@ -47,6 +49,7 @@ class Cutout:
     survey: str = ""
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    observation_id: str = ""
 
     def fields(self) -> dict[str, Any]:
         """Return the scalar columns that cards may name in cuts and label rules."""

@@ -53,7 +53,7 @@ class Spectrum:
     Attributes
     ----------
     object_id : str
-        Identifier of this observation, unique in its survey (``plate-mjd-fiber``, ``TARGETID``).
+        The survey's own name of what was observed, exact (``plate-mjd-fiber``, ``TARGETID``).
     wavelength : float64 [L]
         Vacuum Å, strictly increasing.
     flux, ivar : float32 [L]
@@ -72,6 +72,9 @@ class Spectrum:
         File, and row where it holds several.
     extra : mapping
         Further survey columns that cards may cut on (``deltachi2``, ``fiberstatus`` …).
+    observation_id : str
+        Unique for what was measured once (survey, programme, file, target); empty where
+        `object_id` is.
     """
 
     object_id: str
@@ -90,6 +93,7 @@ class Spectrum:
     survey: str = ""
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
+    observation_id: str = ""
 
     def fields(self) -> dict[str, Any]:
         """Return the scalar columns that cards may name in cuts and label rules."""

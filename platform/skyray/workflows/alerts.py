@@ -11,9 +11,15 @@ import numpy as np
 from skyray.bundles.bundle import Predictor
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset, table_to_columns
-from skyray.families.alerts.embedding import Embedding, agreed_table, embed, embedding_figure
+from skyray.families.alerts.embedding import (
+    Embedding,
+    agreed_table,
+    embed,
+    embedding_figure,
+    write_map_page,
+)
 from skyray.families.alerts.family import thumbnails
-from skyray.families.alerts.map_page import MAX_POINTS, write_map_page
+from skyray.pages.scatter_map import MAX_POINTS
 from skyray.runtime import places
 
 FIGURE, PAGE, OUTLIERS = "embedding.png", "map.html", "outliers.json"

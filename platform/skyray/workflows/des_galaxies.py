@@ -20,7 +20,7 @@ from skyray.data.dataset import MANIFEST
 from skyray.data.simulate import simulate
 from skyray.families.base import load_recipe
 from skyray.inference.evaluate import evaluate
-from skyray.inference.report import write_report
+from skyray.pages.report import write_report
 from skyray.runtime import places
 from skyray.workflows.recursion import (
     Resources,

@@ -26,7 +26,7 @@ from skyray.data.simulate import simulate
 from skyray.families.base import Columns, load_recipe
 from skyray.families.outliers import figures, metrics
 from skyray.inference.evaluate import evaluate
-from skyray.inference.report import write_report
+from skyray.pages.report import write_report
 from skyray.runtime import places
 from skyray.training.train import train
 from skyray.transforms.rest_frame import to_rest_frame

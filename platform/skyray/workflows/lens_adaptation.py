@@ -30,7 +30,7 @@ from skyray.data.dataset import MANIFEST, Dataset, table_to_columns
 from skyray.data.simulate import simulate
 from skyray.families.base import load_recipe
 from skyray.families.lensing.survey_figures import sample_figure, statistics
-from skyray.inference.report import write_report
+from skyray.pages.report import write_report
 from skyray.runtime import places
 from skyray.search.ensemble import Cell, train_cells
 from skyray.simulate.base import make_simulator

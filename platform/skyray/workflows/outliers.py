@@ -26,10 +26,9 @@ from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.families.base import Columns, OutputColumn
 from skyray.families.outliers import figures
-from skyray.families.outliers.explorer import write_explorer
 from skyray.families.outliers.family import with_notes
-from skyray.families.outliers.gallery import GalleryEntry, Neighbour, write_gallery
 from skyray.families.outliers.metrics import SCORES, stacked
+from skyray.families.outliers.scoring_table import TITLES
 from skyray.inference.catalogue import CatalogueWriter
 from skyray.inference.predict import (
     IDENTITY,
@@ -40,7 +39,9 @@ from skyray.inference.predict import (
     predict_dataset,
     table_to_columns,
 )
-from skyray.inference.report import write_report
+from skyray.pages.gallery import GalleryEntry, Neighbour, write_gallery
+from skyray.pages.report import write_report
+from skyray.pages.scatter_map import Points, write_scatter_map
 from skyray.runtime import places
 
 FAMILY = "outliers"
@@ -114,7 +115,8 @@ def find_outliers(
         "bundle": bundle, "stars": star_bundle or "none", "data": dataset.uri,
     }  # fmt: skip
     links = {"Gallery of the strangest": "gallery.html", "Catalogue": "catalogue.parquet"}
-    write_gallery(folder / "gallery.html", entries, f"Strangest of {dataset.card.name}", summary)
+    write_gallery(folder / "gallery.html", entries, f"Strangest of {dataset.card.name}", summary,
+                  TITLES)  # fmt: skip
     if explorer_rows:
         _write_map(folder / "latents.html", table, dataset, predictor, explorer_rows)
         links["Map of the latent space"] = "latents.html"
@@ -303,9 +305,9 @@ def _write_map(path: Path, table: Columns, dataset, predictor, most: int) -> Non
     columns = {name: table[name][chosen] for name in names}
     rows = _rows_of(dataset, table["object_id"][chosen])
     thumbnails = _thumbnails(predictor.family, [rows[str(i)] for i in columns["object_id"]])
-    write_explorer(
-        path, umap_2d(latents, 0), columns, thumbnails, f"Latents of {dataset.card.name}"
-    )
+    points = Points({"UMAP": umap_2d(latents, 0)}, columns, spectra=np.stack(thumbnails))
+    title, note = f"Latents of {dataset.card.name}", "UMAP of the latents"
+    write_scatter_map(path, points, title, color_by="neg_log_p", note=note, titles=TITLES)
 
 
 def _thumbnails(family, rows: Sequence[Columns]) -> list[np.ndarray]:

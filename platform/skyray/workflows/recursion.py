@@ -27,7 +27,7 @@ from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.families.base import Recipe
 from skyray.inference.evaluate import evaluate
-from skyray.inference.report import write_report
+from skyray.pages.report import write_report
 from skyray.runtime import places
 from skyray.training.lone import train_alone
 from skyray.training.train import train

@@ -19,6 +19,7 @@ from matplotlib import rc_context
 from skyray.analysis import plots
 from skyray.analysis.anomaly import IsolationScore
 from skyray.analysis.embedding import umap_2d
+from skyray.pages.scatter_map import Points, write_scatter_map
 
 TOP = 0.01
 MIN_ROWS = 20
@@ -120,6 +121,39 @@ def embedding_figure(embedding: Embedding, subset_N: np.ndarray, path: Path) -> 
             axis.set(xticks=[], yticks=[], title=model)
         axes[0, 0].legend(fontsize=7, markerscale=1.5)
         return plots.save(figure, path)
+
+
+def write_map_page(
+    path: Path,
+    embedding: Embedding,
+    object_id_N: Sequence[str],
+    subset_N: Sequence[str],
+    thumbnail_NCTT: np.ndarray,
+    columns: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """Write the map of every model as a page, the stamps of each alert side by side.
+
+    Parameters
+    ----------
+    thumbnail_NCTT : uint8 [N, C, T, T]
+        Stamps, row 0 below, as `family.thumbnails` makes them; N up to `MAX_POINTS`.
+    columns : mapping, optional
+        Name → values [N] that are shown beside the stamps.
+    """
+    rows, _, side, _ = thumbnail_NCTT.shape
+    stamps = thumbnail_NCTT[:, :, ::-1].transpose(0, 2, 1, 3).reshape(rows, side, -1)
+    told = {"object_id": np.asarray(object_id_N), "subset": np.asarray(subset_N, str)}
+    told["subset"] = np.where(told["subset"] == "", "unlabelled", told["subset"])
+    points = Points(
+        dict(zip(embedding.names, embedding.place_MN2, strict=True)),
+        told | {name: np.asarray(values) for name, values in (columns or {}).items()},
+        pictures=stamps,
+        ringed=embedding.agreed_N,
+    )
+    return write_scatter_map(
+        path, points, "Alerts as the networks see them", color_by="subset",
+        ringed_title="outliers all models agree on", note="UMAP of the penultimate features",
+    )  # fmt: skip
 
 
 def agreed_table(

@@ -229,6 +229,19 @@ class AlertsFamily(Family):
             }
         return inputs
 
+    def transform_settings(self) -> dict[str, Any]:
+        recipe = self.recipe
+        if self.data.record == "alert":
+            image = {name: getattr(recipe, name) for name in ("crop", "input_scale")}
+            image |= {"empty_stamps": recipe.switch("empty_stamps")}
+        else:
+            image = {"cutout_stretch": recipe.cutout_stretch}
+        return {
+            "image": {"record": self.data.record, **image},
+            "metadata": list(self.data.features) if self.multimodal else None,
+            "classes": [self.negative, self.positive],
+        }
+
     # after training ------------------------------------------------------------------------
     def optimise_for_inference(self, model: nn.Module) -> nn.Module:
         return optimised(model.eval(), self.recipe.precision)

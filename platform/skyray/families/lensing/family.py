@@ -139,6 +139,15 @@ class LensingFamily(Family):
             inputs["oracle_index"] = index
         return inputs
 
+    def transform_settings(self) -> dict[str, Any]:
+        recipe = self.recipe
+        return {
+            "field_arcsec": recipe.field_arcsec,
+            "scaling": recipe.switch("scaling"),
+            "surveys": [recipe.source, recipe.target],
+            "classes": list(self.data.classes),
+        }
+
     @classmethod
     def search_space(cls, recipe: LensingRecipe) -> dict[str, Choice | Range]:
         space: dict[str, Choice | Range] = {

@@ -211,6 +211,17 @@ class MorphologyFamily(Family):
             }
         return inputs
 
+    def transform_settings(self) -> dict[str, Any]:
+        settings: dict[str, Any] = {"classes": list(self.data.classes), "display": self.display}
+        if self.display:
+            return settings
+        published = self.recipe.switch("colours") == "as_published"
+        return settings | {
+            "bands": list(self.data.bands),
+            "colour": "as_published" if published else self.recipe.colour.snapshot(),
+            "clip": self.recipe.switch("clip"),
+        }
+
     def _colour(self, image: np.ndarray, survey: str) -> np.ndarray:
         if self.display:
             return display_to_unit(image)

@@ -15,7 +15,7 @@ from skyray.analysis.classification import roc_auc, roc_curve
 from skyray.analysis.embedding import MIN_ROWS, tsne_3d, umap_2d
 from skyray.families.base import Columns
 from skyray.families.morphology import metrics as scores
-from skyray.families.morphology.clusters_page import write_clusters
+from skyray.pages.scatter_map import Points, write_scatter_map
 
 _GALLERY = 32
 _UMAP_ROWS = 4000
@@ -128,15 +128,27 @@ def mistakes_figure(rows: Columns, path: Path) -> Path | None:
         return plots.save(figure, path)
 
 
+def clusters_page(rows: Columns, chosen: np.ndarray, place_N3: np.ndarray, path: Path) -> Path:
+    """Write the map of the `chosen` rows, with every galaxy's picture and mistakes ringed."""
+    names = ("object_id", "label", "label_pred", "probability")
+    columns = {name: np.asarray(rows[name])[chosen] for name in names}
+    points = Points(
+        {"t-SNE": place_N3},
+        columns,
+        pictures=rows["thumbnail"][chosen] if "thumbnail" in rows else None,
+        ringed=columns["label"].astype(str) != columns["label_pred"].astype(str),
+    )
+    return write_scatter_map(
+        path, points, "Clusters of features", color_by="label", ringed_title="mistakes",
+        note="t-SNE of the penultimate features", titles={"label_pred": "predicted"},
+    )  # fmt: skip
+
+
 def cluster_figures(rows: Columns, classes: Sequence[str], folder: Path) -> list[Path]:
     """Write a UMAP and the t-SNE map (3-D as an interactive page), coloured by the true class."""
     labels = np.asarray(rows["label"], str)
     chosen, place = tsne_3d(rows["embedding"])
-    columns = {
-        name: rows[name][chosen] for name in ("object_id", "label", "label_pred", "probability")
-    }
-    thumbnails = rows["thumbnail"][chosen] if "thumbnail" in rows else None
-    write_clusters(folder / "clusters.html", place, columns, thumbnails, "Clusters of features")
+    clusters_page(rows, chosen, place, folder / "clusters.html")
     flat = np.sort(np.random.default_rng(0).permutation(len(labels))[:_UMAP_ROWS])
     with rc_context(plots.STYLE):
         figure, axes = plots.panels(1, 2)

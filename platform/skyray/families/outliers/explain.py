@@ -21,7 +21,7 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from skyray.analysis import plots
-from skyray.families.outliers.svg import robust_limits
+from skyray.pages.svg import robust_limits
 
 Target = int | Callable[[torch.Tensor], torch.Tensor]
 Ranges = Mapping[str, Sequence[tuple[float, float]]]

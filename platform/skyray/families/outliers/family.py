@@ -181,6 +181,14 @@ class OutliersFamily(Family):
             "augment": np.full(len(flux), training),
         }
 
+    def transform_settings(self) -> dict[str, Any]:
+        return {
+            "input": self.recipe.input.snapshot(),
+            "masked_pixels": self.recipe.switch("masked_pixels"),
+            "negative_norm": self.recipe.switch("negative_norm"),
+            "grid": self.data.grid.to_dict(),
+        }
+
     def _redshift(self, redshift: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return z with unknown ones 0, and which are known."""
         z = np.asarray(redshift, dtype=np.float64)

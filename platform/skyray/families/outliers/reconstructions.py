@@ -9,9 +9,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 
 from skyray.analysis import plots
-from skyray.families.outliers.gallery_plots import LINES, MAIN_LINES, ZOOM_LINES, ZOOMS
 from skyray.families.outliers.scoring_table import Columns, column, rows_of, usable
-from skyray.families.outliers.svg import robust_limits
+from skyray.pages.spectrum_plot import LINES, MAIN_LINES, ZOOM_LINES, ZOOMS
+from skyray.pages.svg import robust_limits
 
 _NEEDED = ("wavelength", "flux", "ivar", "masked", "model")
 

@@ -18,6 +18,14 @@ SCORES = {
     "chi2_window": "windowed χ²", "isolation": "isolation forest on latents",
     "pca_error": "PCA: reconstruction error", "pca_isolation": "PCA: isolation forest",
 }  # fmt: skip
+# What a person calls the columns of a search, in galleries and maps.
+TITLES = {
+    "neg_log_p": "−log p galaxy", "neg_log_p_star": "−log p star", "chi2_reduced": "reduced χ²",
+    "chi2_whitened": "whitened χ²", "chi2_window": "windowed χ²",
+    "chi2_reduced_star": "reduced χ² of the star model", "log_ratio": "log p galaxy / star",
+    "log_likelihood_ratio": "log-likelihood galaxy / star", "strangeness": "combined rank",
+    "missing": "share without weight", "snr": "SNR",
+}  # fmt: skip
 BASELINES = ("pca_error", "pca_isolation")
 
 

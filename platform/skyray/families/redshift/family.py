@@ -161,6 +161,14 @@ class RedshiftFamily(Family):
             inputs["redshift"] = np.asarray(columns["redshift"], dtype=np.float64)
         return inputs
 
+    def transform_settings(self) -> dict[str, Any]:
+        return {
+            "input": self.recipe.input.snapshot(),
+            "masked_pixels": self.recipe.switch("masked_pixels"),
+            "grid": self.data.grid.to_dict(),
+            "classes": list(self.data.classes),
+        }
+
     # after training ------------------------------------------------------------------------
     def optimise_for_inference(self, model: GasNetPipeline) -> GasNetPipeline:
         folded = GasNetPipeline.__new__(GasNetPipeline)

@@ -1,17 +1,13 @@
-"""The panels of a gallery entry: the whole spectrum, its residuals, and zooms on the main lines."""
+"""A spectrum as panels of SVG: the whole of it, its residuals, and zooms on the main lines."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from skyray.analysis.page import text
-from skyray.families.outliers import svg
-
-if TYPE_CHECKING:
-    from skyray.families.outliers.gallery import GalleryEntry
+from skyray.pages import svg
+from skyray.pages.page import text
 
 # Rest wavelengths in vacuum, Å; those an eye needs first come first and keep their names on phones.
 LINES = {
@@ -36,20 +32,41 @@ _SIGMA = 6.0  # the residual panel's limits
 _LABEL_LEVELS, _LABEL_PIXELS = 3, (1000, 300)  # widths for which labels are kept apart
 
 
-def spectrum(entry: GalleryEntry) -> str:
-    """Return the figures of an entry: whole spectrum over residuals, and one zoom a line group."""
-    z = entry.redshift if math.isfinite(entry.redshift) else 0.0
-    rest = np.asarray(entry.wavelength_L, np.float64) / (1.0 + z)
-    flux = np.asarray(entry.flux_L, np.float64)
-    ivar = np.asarray(entry.ivar_L, np.float64)
-    model = np.asarray(entry.model_L, np.float64)
+def spectrum_panels(
+    name: str,
+    wavelength_L: np.ndarray,
+    flux_L: np.ndarray,
+    ivar_L: np.ndarray,
+    masked_L: np.ndarray,
+    model_L: np.ndarray,
+    redshift: float,
+) -> str:
+    """Return a spectrum's figures: the whole of it over residuals, and one zoom a line group.
+
+    Parameters
+    ----------
+    name : str
+        Of the object, for those who hear the page.
+    wavelength_L : float [L]
+        Observed vacuum Å, ascending.
+    flux_L, ivar_L : float [L]
+        Any unit and its inverse variance, 0: not measured.
+    masked_L : bool [L]
+    model_L : float [L]
+        In the unit of the flux; NaN where there is none.
+    redshift : float
+        NaN draws the observed frame.
+    """
+    z = redshift if math.isfinite(redshift) else 0.0
+    rest = np.asarray(wavelength_L, np.float64) / (1.0 + z)
+    flux, ivar, model = (np.asarray(a, np.float64) for a in (flux_L, ivar_L, model_L))
     measured = (ivar > 0) & np.isfinite(ivar) & np.isfinite(flux)
-    used = measured & ~np.asarray(entry.masked_L, bool)
+    used = measured & ~np.asarray(masked_L, bool)
     if not measured.any():
         return '<div class="none">nothing measured</div>'
     panels = _Panels(rest, flux, ivar, model, measured, used)
     zooms = "".join(panels.zoom(title, *limits) for title, limits in ZOOMS.items())
-    return f'{panels.whole(entry.object_id)}<div class="zooms">{zooms}</div>'
+    return f'{panels.whole(name)}<div class="zooms">{zooms}</div>'
 
 
 def spark(wavelength: np.ndarray, flux: np.ndarray) -> str:
@@ -66,7 +83,7 @@ def spark(wavelength: np.ndarray, flux: np.ndarray) -> str:
 
 
 class _Panels:
-    """Draws one object; arrays [L] as in `spectrum`, wavelengths in the rest frame."""
+    """Draws one object; arrays [L] as in `spectrum_panels`, wavelengths in the rest frame."""
 
     def __init__(self, rest, flux, ivar, model, measured, used):
         self.rest, self.flux, self.model = rest, flux, model

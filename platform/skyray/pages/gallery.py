@@ -1,9 +1,8 @@
-"""The gallery: one page on which a person goes through the strangest objects of a survey.
+"""The gallery: one page on which a person goes through spectra of a survey, one by one.
 
-One self-contained HTML file of any number of objects, tens of kilobytes each: rest-frame spectrum
-with masked regions, model and residuals, zooms on the main lines, scores, the nearest normal
-objects, a link to the image in a public viewer, and marks that can be exported. Nothing is loaded
-from elsewhere; only links that a person follows lead out.
+Any number of objects, tens of kilobytes each: rest-frame spectrum with masked regions, model and
+residuals, zooms on the main lines, scores, the nearest normal objects, a link to the image in a
+public viewer, and marks that can be exported. Only links that a person follows lead out.
 """
 
 from __future__ import annotations
@@ -18,17 +17,16 @@ from typing import Any
 
 import numpy as np
 
-from skyray.analysis.page import THEME, number, text, write_whole
-from skyray.families.outliers import gallery_page
-from skyray.families.outliers.gallery_plots import spark, spectrum
+from skyray.pages.page import document, readable, text, write_whole
+from skyray.pages.spectrum_plot import spark, spectrum_panels
 
-SCORES = {
-    "neg_log_p": "−log p galaxy", "neg_log_p_galaxy": "−log p galaxy",
-    "neg_log_p_star": "−log p star", "percentile": "percentile", "chi2_reduced": "reduced χ²",
-    "chi2_whitened": "whitened χ²",
-    "chi2_window": "windowed χ²", "isolation": "isolation", "strangeness": "combined rank",
-}  # fmt: skip
 MARKS = ("interesting", "artefact", "known")
+HELP = (
+    "<kbd>j</kbd> next, <kbd>k</kbd> previous, <kbd>i</kbd> interesting, <kbd>a</kbd> artefact, "
+    "<kbd>n</kbd> known, <kbd>/</kbd> find. Marks and notes stay in this browser; export them as "
+    "CSV. Grey: range of the pixels (zooms: ±1σ); dark line: their mean; orange: the model; "
+    "stripes: masked, not used. Below, (flux − model) / σ: grey for pixels, line for bins."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,7 @@ class GalleryEntry:
     label : str
         Class, or kind of a planted outlier: what one filters by.
     scores : mapping
-        Name → value; names of `SCORES` get their titles. NaN is shown as –.
+        Name → value. NaN is shown as –.
     wavelength_L, flux_L, ivar_L : float [L]
         Observed vacuum Å, ascending; flux in any unit and its inverse variance, 0: not measured.
     masked_L : bool [L]
@@ -108,19 +106,25 @@ class GalleryEntry:
 
 
 def write_gallery(
-    path: str | Path, entries: Sequence[GalleryEntry], title: str, summary: Mapping[str, Any]
+    path: str | Path,
+    entries: Sequence[GalleryEntry],
+    title: str,
+    summary: Mapping[str, Any],
+    titles: Mapping[str, str] | None = None,
 ) -> Path:
     """Write the gallery as one HTML file, whole or not at all, and return its path.
 
     Parameters
     ----------
     path : path
-        The file; its folder is made if it is not there.
+        Of this machine; its folder is made if it is not there.
     entries : sequence of GalleryEntry
         Shown in the given order; about 45 kB each at DESI's 7781 pixels.
     title : str
     summary : mapping
         Name → value, shown at the top.
+    titles : mapping, optional
+        Score → how a person calls it; else its name without underscores.
 
     Raises
     ------
@@ -131,33 +135,30 @@ def write_gallery(
         values = [getattr(entry, name) for entry in entries]
         if len(set(values)) < len(values):
             raise ValueError(f"gallery: {name}: expected a different one for every entry")
-    return write_whole(path, gallery_html(entries, title, summary))
+    return write_whole(path, _page(entries, title, summary, titles or {}))
 
 
-def gallery_html(entries: Sequence[GalleryEntry], title: str, summary: Mapping[str, Any]) -> str:
-    """Return the gallery's page; see `write_gallery`."""
+def _page(entries, title: str, summary: Mapping[str, Any], titles: Mapping[str, str]) -> str:
     when = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     facts = "".join(
-        f"<div><dt>{text(name)}</dt><dd>{text(number(value))}</dd></div>"
+        f"<div><dt>{text(name)}</dt><dd>{text(readable(value))}</dd></div>"
         for name, value in {**summary, "written": when}.items()
     )
-    style = THEME + gallery_page.STYLE
-    return "\n".join([
-        "<!doctype html>",
-        '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">',
-        f"<title>{text(title)}</title><style>{style}</style></head><body>",
-        f'<div class="top"><h1>{text(title)}</h1><dl class="facts">{facts}</dl>',
-        f'<p class="help">{gallery_page.HELP}</p></div>',
-        _toolbar(entries),
-        "<main>", *(_card(entry) for entry in entries), "</main>",
-        f"<script>{gallery_page.SCRIPT}</script></body></html>",
-    ])  # fmt: skip
-
-
-def _toolbar(entries: Sequence[GalleryEntry]) -> str:
     names = list(dict.fromkeys(name for entry in entries for name in entry.scores))
-    sorts = "".join(f'<option value="{text(n)}">{text(_score_title(n))}</option>' for n in names)
+    called = {name: titles.get(name, name.replace("_", " ")) for name in names}
+    body = [
+        f'<div class="top"><h1>{text(title)}</h1><dl class="facts">{facts}</dl>',
+        f'<p class="help">{HELP}</p></div>',
+        _toolbar(entries, called),
+        "<main>",
+        *(_card(entry, called) for entry in entries),
+        "</main>",
+    ]
+    return document(title, body, "gallery.css", "gallery.js")
+
+
+def _toolbar(entries: Sequence[GalleryEntry], called: Mapping[str, str]) -> str:
+    sorts = "".join(f'<option value="{text(n)}">{text(t)}</option>' for n, t in called.items())
     labels = "".join(  # the sign in front tells an empty label from "all"
         f'<option value="={text(label)}">{text(label) or "(none)"}</option>'
         for label in sorted({entry.label for entry in entries})
@@ -179,11 +180,7 @@ def _toolbar(entries: Sequence[GalleryEntry]) -> str:
     )
 
 
-def _score_title(name: str) -> str:
-    return SCORES.get(name, name.replace("_", " "))
-
-
-def _card(entry: GalleryEntry) -> str:
+def _card(entry: GalleryEntry, called: Mapping[str, str]) -> str:
     z = float(entry.redshift)
     numbers = {
         k: float(v) if v is not None and math.isfinite(v) else None for k, v in entry.scores.items()
@@ -196,15 +193,22 @@ def _card(entry: GalleryEntry) -> str:
     }  # fmt: skip
     attributes = " ".join(f'data-{name}="{text(value)}"' for name, value in data.items())
     scores = "".join(
-        f"<dt>{text(_score_title(name))}</dt><dd>{text(number(value))}</dd>"
+        f"<dt>{text(called[name])}</dt><dd>{text(readable(value))}</dd>"
         for name, value in numbers.items()
     )
     return (
         f'<article class="card" id="rank-{entry.rank}" tabindex="-1" {attributes}>'
         f"{_header(entry, z)}"
-        f'<div class="body"><div>{spectrum(entry)}</div><div class="side">'
+        f'<div class="body"><div>{_spectrum(entry)}</div><div class="side">'
         f"<dl>{scores}</dl>{_neighbours(entry.neighbours)}{_marks(entry)}</div></div></article>"
     )
+
+
+def _spectrum(entry: GalleryEntry) -> str:
+    return spectrum_panels(
+        entry.object_id, entry.wavelength_L, entry.flux_L, entry.ivar_L, entry.masked_L,
+        entry.model_L, entry.redshift,
+    )  # fmt: skip
 
 
 def _header(entry: GalleryEntry, z: float) -> str:
@@ -272,7 +276,7 @@ def _neighbours(neighbours: Sequence[Neighbour]) -> str:
         return ""
     items = "".join(
         f"<li>{spark(near.wavelength_rest, near.flux_rest)}{text(near.object_id)}"
-        f"<span>{text(number(float(near.distance)))}</span></li>"
+        f"<span>{text(readable(float(near.distance)))}</span></li>"
         for near in neighbours
     )
     return f'<div class="near"><h3>nearest normal objects, distance</h3><ol>{items}</ol></div>'

@@ -9,7 +9,8 @@ from html.parser import HTMLParser
 import pytest
 from matplotlib.figure import Figure
 
-from skyray.inference.report import format_value, write_report
+from skyray.pages.page import readable
+from skyray.pages.report import write_report
 
 
 class Page(HTMLParser):
@@ -99,7 +100,7 @@ def test_figures_must_exist_and_be_images(tmp_path):
 @pytest.mark.parametrize(
     ("value", "text"),
     [(None, "–"), (float("nan"), "–"), (True, "yes"), (1234567, "1,234,567"), (0.123456, "0.1235"),
-     (1.5e-7, "1.5e-07"), (54321.9, "54,322"), ([1, 2.5], "1, 2.5"), ("x", "x")],
+     (1.5e-7, "1.5e-07"), (54321.9, "54,322"), ([1, 2.5], "1, 2.5"), (-0.5, "−0.5"), ("x", "x")],
 )  # fmt: skip
 def test_values_as_a_person_reads_them(value, text):
-    assert format_value(value) == text
+    assert readable(value) == text

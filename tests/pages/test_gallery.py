@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from skyray.cards import load_card
-from skyray.families.outliers import svg
-from skyray.families.outliers.gallery import GalleryEntry, Neighbour, write_gallery
+from skyray.pages import svg
+from skyray.pages.gallery import GalleryEntry, Neighbour, write_gallery
 from skyray.simulate.spectra import MockSurvey
 
+TITLES = {"neg_log_p": "−log p galaxy"}
 VOID = ("meta", "input", "path")
 
 
@@ -74,7 +75,9 @@ def entries() -> list[GalleryEntry]:
 
 
 def test_every_object_is_there_and_nothing_is_loaded(entries, tmp_path):
-    path = write_gallery(tmp_path / "new" / "gallery.html", entries, "BGS", {"objects": 5000})
+    path = write_gallery(
+        tmp_path / "new" / "gallery.html", entries, "BGS", {"objects": 5000}, TITLES
+    )
     page, source = read(path), path.read_text(encoding="utf-8")
     assert [card["data-id"] for card in page.cards()] == [entry.object_id for entry in entries]
     assert [json.loads(c["data-scores"])["neg_log_p"] for c in page.cards()] == [

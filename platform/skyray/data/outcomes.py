@@ -1,0 +1,177 @@
+"""From units of survey files to outcomes: every object is a row of the dataset, or a refusal.
+
+Outcomes travel as Arrow blocks from the reader on: the dataset's columns, where each came from, and
+for a refusal its reason in place of the pixels. Whatever a unit holds is numbered (``ingest_row``
+of ``ingest_rows``), so that a unit is finished when all its numbers are there, in records or in the
+quarantine, and work done twice is seen to be.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from skyray.cards import Card
+from skyray.data.rows import row_of, schema_of
+from skyray.data.sources import RecordSource, Unit
+from skyray.records import InvalidRecord, Record, tensor_array
+
+INGEST_FIELDS = [
+    pa.field("ingest_file", pa.string(), nullable=False),
+    pa.field("ingest_stamp", pa.string(), nullable=False),  # changes when the file does
+    pa.field("ingest_unit", pa.int32(), nullable=False),
+    pa.field("ingest_row", pa.int32(), nullable=False),
+    pa.field("ingest_rows", pa.int32(), nullable=False),
+]
+INGEST_COLUMNS = tuple(field.name for field in INGEST_FIELDS)
+DIGEST = pa.field("digest", pa.binary(32), nullable=False)
+HIDDEN_COLUMNS = (*INGEST_COLUMNS, DIGEST.name)
+REFUSAL_FIELDS = [
+    pa.field("source", pa.string(), nullable=False),
+    pa.field("observation_id", pa.string(), nullable=False),
+    pa.field("object_id", pa.string(), nullable=False),
+    pa.field("reason", pa.string(), nullable=False),
+    pa.field("detail", pa.string(), nullable=False),
+]
+QUARANTINE_SCHEMA = pa.schema([*REFUSAL_FIELDS, *INGEST_FIELDS])
+_DETAIL_CHARACTERS = 1000
+# Where a survey's file lies is not what it says: a moved copy is the same data.
+_NOT_CONTENT = frozenset({"source"})
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all tasks of an ingest share; sent to the workers once.
+
+    With `readmit`, rows that were refused since another had their observation are read again.
+    """
+
+    card: Card
+    source: RecordSource
+    out: str
+    apply_cuts: bool
+    readmit: bool = False
+
+    @property
+    def key(self) -> str:
+        """Names what decides a row's content besides the sources."""
+        text = f"{self.card.digest()}:{self.apply_cuts}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def records_schema(card: Card) -> pa.Schema:
+    """Return the schema of the table of records: the dataset's columns and where they came from."""
+    schema = schema_of(card)
+    return pa.schema([*schema, *INGEST_FIELDS, DIGEST], metadata=schema.metadata)
+
+
+def outcomes_schema(card: Card) -> pa.Schema:
+    """Return the schema of outcomes: `records_schema`, and ``reason``, ``detail``, ``note``.
+
+    ``reason`` is null for a record. A row with a ``note`` (JSON) is none of a unit's outcomes but
+    a word to whoever commits them.
+    """
+    words = [pa.field(name, pa.string()) for name in ("reason", "detail", "note")]
+    return pa.schema([*records_schema(card), *words])
+
+
+def records_of(source: RecordSource, unit: Unit) -> Iterator[Record | InvalidRecord]:
+    """Yield what a unit holds; whatever goes wrong in reading is one refusal, never an abort."""
+    found = False
+    try:
+        for record in source.read(unit):
+            found = True
+            yield record
+    except InvalidRecord as error:
+        yield error
+    except Exception as error:  # any damage of a survey file, in any library below the reader
+        yield InvalidRecord("unreadable", f"{type(error).__name__}: {error}", unit.uri)
+    else:
+        if not found:
+            yield InvalidRecord("no_objects", "expected at least one object, found none", unit.uri)
+
+
+def unit_outcomes(job: Job, unit: Unit, there: Collection[int] = ()) -> list[dict[str, Any]]:
+    """Read a unit and return its outcomes, without those whose numbers are `there` already."""
+    rows = [_outcome(job, record) for record in records_of(job.source, unit)]
+    place = {
+        "ingest_file": unit.uri, "ingest_stamp": unit.identity, "ingest_unit": unit.number,
+        "ingest_rows": len(rows),
+    }  # fmt: skip
+    for number, row in enumerate(rows):
+        row |= place
+        row["ingest_row"] = number
+        row["source"] = row["source"] or unit.uri
+    known = set(there)
+    return [row for row in rows if row["ingest_row"] not in known]
+
+
+def _outcome(job: Job, record: Record | InvalidRecord) -> dict[str, Any]:
+    if isinstance(record, InvalidRecord):
+        return _refusal(record)
+    try:
+        row = row_of(job.card, record, job.apply_cuts)
+        return {**row, "digest": row_digest(row)}
+    except InvalidRecord as error:
+        return _refusal(error, record)
+    except Exception as error:  # one strange record must not end the ingest of all the others
+        detail = f"{type(error).__name__}: {error}"
+        return _refusal(InvalidRecord("not_processed", detail), record)
+
+
+def _refusal(error: InvalidRecord, record: Record | None = None) -> dict[str, Any]:
+    object_id = error.object_id or (record.object_id if record else "")
+    return {
+        "source": error.source or (record.source if record else ""),
+        "observation_id": (record.observation_id if record else "") or object_id,
+        "object_id": object_id,
+        "reason": error.reason,
+        "detail": error.detail[:_DETAIL_CHARACTERS],
+    }
+
+
+def row_digest(row: Mapping[str, Any]) -> bytes:
+    """Return the sha256 of a row's content: plain values as sorted JSON, then the arrays' bytes."""
+    plain, arrays = {}, []
+    for name, value in row.items():
+        if isinstance(value, np.ndarray):
+            arrays.append((name, value))
+        elif name not in _NOT_CONTENT:
+            plain[name] = value
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True, default=_number).encode())
+    for _, values in sorted(arrays, key=lambda item: item[0]):
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.digest()
+
+
+def _number(value: Any) -> Any:
+    return value.item()  # numpy's scalars
+
+
+def table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Return rows as a table; what a row does not have is null, zero or empty."""
+    columns = [_column(field, [row.get(field.name) for row in rows]) for field in schema]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _column(field: pa.Field, values: list[Any]) -> pa.Array:
+    if isinstance(field.type, pa.FixedShapeTensorType):
+        shape, kind = field.type.shape, field.type.value_type
+        stacked = np.zeros((len(values), *shape), kind.to_pandas_dtype())
+        for row, value in enumerate(values):
+            if value is not None:
+                stacked[row] = value
+        return tensor_array(stacked, kind)
+    if not field.nullable:
+        nothing = _NOTHING.get(field.type, 0)
+        values = [nothing if value is None else value for value in values]
+    return pa.array(values, type=field.type)
+
+
+_NOTHING = {pa.string(): "", pa.binary(32): bytes(32)}

@@ -1,0 +1,153 @@
+"""Lance tables: workers write data files, a commit makes them rows of the table.
+
+A commit is optimistic: any number of writers append at once and lose nothing. Data files that no
+commit has named count for nothing and are removed by `skyray vacuum`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+os.environ.setdefault("LANCE_LOG", "error")  # it warns of every table that is new
+
+import lance
+import pyarrow as pa
+from lance.fragment import FragmentMetadata
+from lance.fragment import write_fragments as _write_fragments
+
+from skyray.runtime import places
+
+# Ray starts its processes before Lance has any thread in them.
+warnings.filterwarnings("ignore", message="lance is not fork-safe")
+
+STORAGE_VERSION = "2.0"  # writes faster than 2.1 and reads alike
+_ATTEMPTS = 6
+_ROWS_PER_DELETE = 10_000  # addresses in one predicate
+_Made = TypeVar("_Made")
+
+
+def table_exists(uri: str) -> bool:
+    """Return whether there is a Lance table at a place."""
+    return places.exists(places.join(uri, "_versions"))
+
+
+def open_table(uri: str, version: int | str | None = None) -> lance.LanceDataset:
+    """Open a table at its newest version, or at a version (number or tag).
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no table.
+    """
+    if not table_exists(uri):
+        raise FileNotFoundError(f"{uri}: no such table")
+    return patiently(
+        lambda: lance.dataset(uri, version=version, storage_options=places.lance_options(uri))
+    )
+
+
+def create_table(uri: str, schema: pa.Schema) -> bool:
+    """Make an empty table unless there is one; return whether this call made it."""
+
+    def create() -> bool:
+        if table_exists(uri):
+            return False
+        try:
+            lance.write_dataset(
+                schema.empty_table(), uri, mode="create", data_storage_version=STORAGE_VERSION,
+                storage_options=places.lance_options(uri),
+            )  # fmt: skip
+        except OSError as error:
+            if "already exists" in str(error):  # another writer was first
+                return False
+            raise
+        return True
+
+    return patiently(create)
+
+
+def write_fragments(uri: str, table: pa.Table) -> list[str]:
+    """Write rows as data files of a table, on any worker; return their descriptions (JSON).
+
+    They become rows of the table when `commit_append` names them.
+    """
+    if not table.num_rows:
+        return []
+    made = patiently(
+        lambda: _write_fragments(
+            table, uri, schema=table.schema, data_storage_version=STORAGE_VERSION,
+            storage_options=places.lance_options(uri),
+        )
+    )  # fmt: skip
+    return [json.dumps(fragment.to_json()) for fragment in made]
+
+
+def commit_append(uri: str, fragments: Sequence[str]) -> None:
+    """Make written data files rows of an existing table; safe beside any other writer.
+
+    A commit whose answer was lost is recognised by its files and not made twice.
+    """
+    if not fragments:
+        return
+    described = [FragmentMetadata.from_json(text) for text in fragments]
+    ours = {file.path for fragment in described for file in fragment.files}
+
+    def commit() -> None:
+        table = open_table(uri)
+        if ours & _files(table):
+            return
+        lance.LanceDataset.commit(
+            uri, lance.LanceOperation.Append(described), read_version=table.version,
+            storage_options=places.lance_options(uri),
+        )  # fmt: skip
+
+    patiently(commit)
+
+
+def _files(table: lance.LanceDataset) -> set[str]:
+    return {file.path for fragment in table.get_fragments() for file in fragment.metadata.files}
+
+
+def delete_rows(uri: str, which: str) -> None:
+    """Delete the rows that a filter (SQL) names."""
+    patiently(lambda: open_table(uri).delete(which))
+
+
+def delete_addresses(uri: str, addresses: Sequence[int]) -> None:
+    """Delete rows by their ``_rowaddr``."""
+    for start in range(0, len(addresses), _ROWS_PER_DELETE):
+        chosen = ", ".join(str(int(a)) for a in addresses[start : start + _ROWS_PER_DELETE])
+        delete_rows(uri, f"_rowaddr IN ({chosen})")
+
+
+def quoted(values: Sequence[str]) -> str:
+    """Return text values as a list for a filter: ``'a', 'it''s'``."""
+    return ", ".join("'" + value.replace("'", "''") + "'" for value in values)
+
+
+def fragment_rows(
+    table: lance.LanceDataset, columns: Sequence[str], filter: str | None = None
+) -> Iterator[pa.Table]:
+    """Yield narrow columns with ``_rowaddr``, fragment by fragment."""
+    for fragment in table.get_fragments():
+        scanner = fragment.scanner(columns=list(columns), filter=filter, with_row_address=True)
+        found = scanner.to_table()
+        if found.num_rows:
+            yield found
+
+
+def patiently(work: Callable[[], _Made]) -> _Made:
+    """Return what `work` returns; a storage that fails now and then is asked again."""
+    for attempt in range(_ATTEMPTS):
+        try:
+            return work()
+        except OSError:
+            if attempt == _ATTEMPTS - 1:
+                raise
+            time.sleep(0.05 * 2**attempt)
+    raise AssertionError("unreachable")
