@@ -11,7 +11,7 @@ import sys
 import lance
 import pyarrow as pa
 import pytest
-from tests.object_store import FAULTS, REGION, SECRET, object_store
+from tests.object_store import FAULTS, SECRET, object_store
 
 from skyray.runtime import filesystems, places
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.object_store import FAULTS, LATE_FAULTS, REGION, SECRET, object_store
+from tests.object_store import FAULTS, LATE_FAULTS, REGION, object_store
 
 from skyray.runtime import filesystems, places
 
