@@ -15,7 +15,7 @@ from skyray.cli import main
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = (
-    "download", "simulate", "ingest", "inspect", "train", "evaluate", "predict", "serve"
+    "download", "simulate", "ingest", "inspect", "prepare", "train", "evaluate", "predict", "serve"
 )  # fmt: skip
 TINY = (
     "network.widths=[2,2,4,4,8,8]", "network.dense=16", "members=1", "train.epochs=1",

@@ -150,6 +150,42 @@ def inspect(
 
 
 @verb
+def prepare(
+    recipe: RecipeName,
+    data: TrainingData,
+    set_: Changes = None,
+    progress: Progress = True,
+    address: Address = None,
+    json: Json = None,
+):
+    """Run a recipe's transform over a dataset, once for all trainings that need the same.
+
+    Trainings do it by themselves where it was not done; this does it beforehand, on CPUs alone.
+
+    Example: skyray prepare redshift/sdss_dr16 --data mock
+    """
+    from skyray.families.base import load_family, load_recipe
+    from skyray.runtime.session import ray_session
+
+    chosen = load_recipe(recipe).override(set_ or [])
+    with ray_session(address):
+        from skyray.data.dataset import Dataset
+        from skyray.data.prepared import prepare as run
+        from skyray.records import SPLITS
+
+        dataset = Dataset.open(data)
+        family = load_family(chosen.family)(chosen, dataset.info())
+        table = run(dataset, family, progress=progress)
+        return {
+            "table": table.uri,
+            "dataset version": dataset.version,
+            "rows": {split: table.count(split) for split in SPLITS},
+            "bytes of a row": table.bytes_per_row(),
+            "made": table.about["created"],
+        }
+
+
+@verb
 def train(
     recipe: RecipeName,
     data: TrainingData,

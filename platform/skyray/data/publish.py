@@ -31,8 +31,8 @@ from skyray.data.dataset import (
     version_tag,
 )
 from skyray.data.outcomes import DIGEST, INGEST_COLUMNS, QUARANTINE_SCHEMA, Job, records_schema
-from skyray.data.settle import drop_superseded, settle
-from skyray.data.tables import create_table, fragment_rows, open_table, patiently
+from skyray.data.settle import Tables, drop_superseded, settle
+from skyray.data.tables import create_table, fragment_rows, open_table
 from skyray.records import SCHEMA_VERSION, SPLITS
 from skyray.runtime import places
 from skyray.runtime.provenance import git_commit
@@ -108,46 +108,48 @@ def publish(job: Job, unclaimed: int = 0, changed: Mapping[str, str] | None = No
     deadline = time.monotonic() + _PATIENCE_S
     for attempt in range(_ATTEMPTS):
         before = read_manifest(open_table(places.join(job.out, RECORDS)))
-        records, refused = settle(job.out, before)
-        if before is not None and _same(before, records, refused):
-            _keep(records, refused, before)
+        tables = settle(job.out, before)
+        if before is not None and _same(before, tables):
+            _keep(tables, before)
             return Dataset(job.out, before)
-        census = Census(records, refused)
+        census = Census(tables.records, tables.quarantine)
         if census.unfinished and time.monotonic() < deadline:
             time.sleep(0.2)
             continue
         manifest = census.manifest(job, before.version + 1 if before else 1, unclaimed)
-        if _commit(records, manifest):
-            _keep(records, refused, manifest)
+        if _commit(tables, manifest):
+            _keep(tables, manifest)
             return Dataset(job.out, manifest)
         time.sleep(0.05 * (1 + attempt))
     raise RowsLost(f"{job.out}: others published {_ATTEMPTS} times meanwhile; run it again")
 
 
-def _commit(table: lance.LanceDataset, manifest: Manifest) -> bool:
-    """Set the manifest unless another one has been set since `table` was opened."""
+def _commit(tables: Tables, manifest: Manifest) -> bool:
+    """Set the manifest unless another one has been set since the tables were opened."""
     text = json.dumps(manifest.snapshot(), sort_keys=True)
     try:
-        table.update_config({MANIFEST_KEY: text})
+        tables.records.update_config({MANIFEST_KEY: text})
     except OSError:  # a conflict, or an answer that was lost
-        latest = patiently(lambda: open_table(table.uri))
-        return latest.config().get(MANIFEST_KEY) == text
+        return open_table(tables.records_place).config().get(MANIFEST_KEY) == text
     return True
 
 
-def _same(before: Manifest, records: lance.LanceDataset, refused: lance.LanceDataset) -> bool:
+def _same(before: Manifest, tables: Tables) -> bool:
     """Return whether nothing was added or removed since a version was published."""
-    then = ((records, before.records_version), (refused, before.quarantine_version))
-    return all(_state(now) == _state(open_table(now.uri, version)) for now, version in then)
+    records = open_table(tables.records_place, before.records_version)
+    refused = open_table(tables.quarantine_place, before.quarantine_version)
+    return (_state(records), _state(refused)) == (
+        _state(tables.records), _state(tables.quarantine),
+    )  # fmt: skip
 
 
 def _state(table: lance.LanceDataset) -> list[tuple[int, int]]:
     return [(f.fragment_id, f.count_rows()) for f in table.get_fragments()]
 
 
-def _keep(records: lance.LanceDataset, refused: lance.LanceDataset, manifest: Manifest) -> None:
+def _keep(tables: Tables, manifest: Manifest) -> None:
     """Tag what a published version needs, so that no vacuum takes it while it is kept."""
-    tag = version_tag(manifest.version)
+    tag, records, refused = version_tag(manifest.version), tables.records, tables.quarantine
     wanted = [
         (records, tag, records.latest_version), (records, f"{tag}-rows", manifest.records_version),
         (refused, tag, manifest.quarantine_version),

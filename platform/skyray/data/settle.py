@@ -7,6 +7,7 @@ ingest that does the same, changes nothing in the end.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import lance
 import numpy as np
@@ -53,46 +54,65 @@ def drop_superseded(out: str, changed: Mapping[str, str]) -> None:
             delete_rows(places.join(out, name), which)
 
 
-def settle(out: str, published: Manifest | None) -> tuple[lance.LanceDataset, lance.LanceDataset]:
-    """Leave one row of every observation, the others in the quarantine; return both tables so.
+@dataclass(frozen=True)
+class Tables:
+    """Both tables of a dataset as they were when they were opened, and where they lie."""
+
+    out: str
+    records: lance.LanceDataset
+    quarantine: lance.LanceDataset
+
+    @classmethod
+    def open(cls, out: str) -> Tables:
+        return cls(out, *(open_table(places.join(out, name)) for name in (RECORDS, QUARANTINE)))
+
+    @property
+    def records_place(self) -> str:
+        return places.join(self.out, RECORDS)
+
+    @property
+    def quarantine_place(self) -> str:
+        return places.join(self.out, QUARANTINE)
+
+
+def settle(out: str, published: Manifest | None) -> Tables:
+    """Leave one row of every observation, the others in the quarantine; return the tables so.
 
     A published row stays; among new ones the first by source (then by row) is kept: a rule that
     knows nothing of how files were dealt out.
     """
     while True:  # until a snapshot of both has nothing left to settle
-        records = open_table(places.join(out, RECORDS))
-        quarantine = open_table(places.join(out, QUARANTINE))
-        if _settle_refusals(records, quarantine):
-            continue
-        if not _settle_records(records, quarantine, published):
-            return records, quarantine
+        tables = Tables.open(out)
+        if not (_settle_refusals(tables) or _settle_records(tables, published)):
+            return tables
 
 
-def _settle_refusals(records: lance.LanceDataset, quarantine: lance.LanceDataset) -> bool:
+def _settle_refusals(tables: Tables) -> bool:
     """Delete refusals that came twice, or whose row was read again; return whether there were."""
-    twice = repeated_rows(quarantine, UNIT_ROW)
+    twice = repeated_rows(tables.quarantine_place, tables.quarantine, UNIT_ROW)
     gone = twice[twice.duplicated(UNIT_ROW)]["_rowaddr"].tolist()
-    gone += _readmitted(records, quarantine)
-    delete_addresses(quarantine.uri, gone)
+    gone += _readmitted(tables.records, tables.quarantine)
+    delete_addresses(tables.quarantine_place, gone)
     return bool(gone)
 
 
-def _settle_records(
-    records: lance.LanceDataset, quarantine: lance.LanceDataset, published: Manifest | None
-) -> bool:
-    copies = repeated_rows(records, ["observation_id"], ["object_id", "source", "digest"])
+def _settle_records(tables: Tables, published: Manifest | None) -> bool:
+    """Leave one row of every observation; return whether one came more than once."""
+    records, quarantine = tables.records_place, tables.quarantine_place
+    more = ["object_id", "source", "digest"]
+    copies = repeated_rows(records, tables.records, ["observation_id"], more)
     if copies.empty:
         return False
     fragment = (copies["_rowaddr"].to_numpy(np.uint64) >> np.uint64(32)).astype(np.int64)
-    copies["later"] = ~np.isin(fragment, _fragments(records.uri, published))
+    copies["later"] = ~np.isin(fragment, _fragments(records, published))
     copies = copies.sort_values(
         ["observation_id", "later", "source", "ingest_unit", "ingest_row", "_rowaddr"]
     )
     again = copies.duplicated(["observation_id", *UNIT_ROW])  # one outcome, written twice
     refused = _refusals(copies[~again])
-    commit_append(quarantine.uri, write_fragments(quarantine.uri, refused))
+    commit_append(quarantine, write_fragments(quarantine, refused))
     lost = copies.duplicated("observation_id") | again
-    delete_addresses(records.uri, copies[lost]["_rowaddr"].tolist())
+    delete_addresses(records, copies[lost]["_rowaddr"].tolist())
     return True
 
 
@@ -133,10 +153,10 @@ def _readmitted(records: lance.LanceDataset, quarantine: lance.LanceDataset) -> 
 
 
 def repeated_rows(
-    table: lance.LanceDataset, keys: Sequence[str], more: Sequence[str] = ()
+    place: str, table: lance.LanceDataset, keys: Sequence[str], more: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Return the rows of a table whose `keys` occur more than once, with where they came from."""
-    hashes = _repeated_hashes(table.uri, table.version, table.count_rows(), keys)
+    hashes = _repeated_hashes(place, table.version, table.count_rows(), keys)
     columns = list(dict.fromkeys([*keys, *more, *INGEST_COLUMNS]))
     pieces = [pa.schema([table.schema.field(name) for name in columns]).empty_table().to_pandas()]
     if len(hashes):

@@ -47,7 +47,9 @@ def open_table(uri: str, version: int | str | None = None) -> lance.LanceDataset
     if not table_exists(uri):
         raise FileNotFoundError(f"{uri}: no such table")
     return patiently(
-        lambda: lance.dataset(uri, version=version, storage_options=places.lance_options(uri))
+        lambda: lance.dataset(
+            places.lance_uri(uri), version=version, storage_options=places.lance_options(uri)
+        )
     )
 
 
@@ -59,7 +61,8 @@ def create_table(uri: str, schema: pa.Schema) -> bool:
             return False
         try:
             lance.write_dataset(
-                schema.empty_table(), uri, mode="create", data_storage_version=STORAGE_VERSION,
+                schema.empty_table(), places.lance_uri(uri), mode="create",
+                data_storage_version=STORAGE_VERSION,
                 storage_options=places.lance_options(uri),
             )  # fmt: skip
         except OSError as error:
@@ -80,7 +83,7 @@ def write_fragments(uri: str, table: pa.Table) -> list[str]:
         return []
     made = patiently(
         lambda: _write_fragments(
-            table, uri, schema=table.schema, data_storage_version=STORAGE_VERSION,
+            table, places.lance_uri(uri), schema=table.schema, data_storage_version=STORAGE_VERSION,
             storage_options=places.lance_options(uri),
         )
     )  # fmt: skip
@@ -102,8 +105,8 @@ def commit_append(uri: str, fragments: Sequence[str]) -> None:
         if ours & _files(table):
             return
         lance.LanceDataset.commit(
-            uri, lance.LanceOperation.Append(described), read_version=table.version,
-            storage_options=places.lance_options(uri),
+            places.lance_uri(uri), lance.LanceOperation.Append(described),
+            read_version=table.version, storage_options=places.lance_options(uri),
         )  # fmt: skip
 
     patiently(commit)

@@ -21,8 +21,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from skyray.cards import Card
 from skyray.config import Config, ConfigError
-from skyray.records import Grid
+from skyray.records import Grid, Record
 
 Mode = Literal["corrected", "as_published"]
 Columns = dict[str, np.ndarray]
@@ -65,9 +66,11 @@ class TrainConfig(Config):
     checkpoint_every_steps: int | None = Field(
         None, description="also save inside an epoch, every so many steps"
     )
-    cache: bool = Field(
-        True, description="hold transformed shards in worker memory; False streams every epoch"
-    )
+    memory_bytes: int = Field(
+        1 << 30, ge=0,
+        description="rows that take no more than this stay in a worker's memory; others are read "
+        "batch by batch, in the same order",
+    )  # fmt: skip
 
 
 class Recipe(Config):
@@ -144,7 +147,8 @@ class Stage:
     loss : callable
         (part, batch) → (scalar loss, dict of scalar metrics). Called under autocast.
     rows : callable, optional
-        columns → boolean array: the rows of the transformed data this stage uses. Default: all.
+        columns → boolean array: the rows of a split this stage uses. Default: all. Each column is
+        read from the prepared table when it is asked for: ask for labels, not for pixels.
     train : TrainConfig
         Batch size, epochs, optimiser, stopping.
     monitor, better : str
@@ -153,11 +157,11 @@ class Stage:
         ``best`` epoch by `monitor`, or the ``last`` one (a loss that changes with the epoch).
     features : callable, optional
         (model, batch) → the tensors this stage trains on, made by frozen parts of the model. They
-        are computed once, with the model in evaluation mode, and held in memory; streamed data
-        compute them batch by batch.
+        are computed once, with the model in evaluation mode, and kept in a table of their own.
     prepare : callable, optional
-        (part, all training rows of this rank) → None, before the first epoch: for buffers that
-        depend on the data, such as a standardisation. Rank 0's buffers reach the other ranks.
+        (part, training rows) → None, before the first epoch: for buffers that depend on the data,
+        such as a standardisation. The rows are a mapping that reads a column when it is asked for:
+        all rows of the stage, or 100,000 drawn at random where there are more.
     at_epoch : callable, optional
         epoch → None, before each epoch: for losses with a schedule of their own.
     trains : callable, optional
@@ -170,12 +174,12 @@ class Stage:
     part: Callable[[nn.Module], nn.Module]
     loss: Callable[[nn.Module, Tensors], tuple[torch.Tensor, dict[str, torch.Tensor]]]
     train: TrainConfig
-    rows: Callable[[Columns], np.ndarray] | None = None
+    rows: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
     monitor: str = "loss"
     better: Literal["min", "max"] = "min"
     keep: Literal["best", "last"] = "best"
     features: Callable[[nn.Module, Tensors], Tensors] | None = None
-    prepare: Callable[[nn.Module, Tensors], None] | None = None
+    prepare: Callable[[nn.Module, Mapping[str, torch.Tensor]], None] | None = None
     at_epoch: Callable[[int], None] | None = None
     trains: Callable[[str], bool] | None = None
     lr_factor: Callable[[str], float] | None = None
@@ -215,6 +219,25 @@ class OutputColumn:
     dtype: str
     unit: str
     description: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A recipe that runs in seconds, and the card it is tried on (`training.contract`).
+
+    Attributes
+    ----------
+    recipe : Recipe
+    card : Card
+        Its mock gives the objects, in turn of each class, so many as `rows` says.
+    records : tuple of Record
+        Objects to take instead, for a card without a mock.
+    """
+
+    recipe: Recipe
+    card: Card
+    rows: int = 36
+    records: tuple[Record, ...] = ()
 
 
 class Family(ABC):
@@ -306,6 +329,11 @@ class Family(ABC):
     def search_space(cls, recipe: Recipe) -> dict[str, Choice | Range]:
         """Return the hyper-parameters a sweep varies, by recipe key (``train.batch_size``)."""
         return {}
+
+    @classmethod
+    def examples(cls) -> list[Example]:
+        """Return the small recipes on which the family's contracts are checked."""
+        return []
 
     def objective(self) -> Objective:
         """Return what a sweep improves; default: what the last stage chooses its epoch by."""

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
+from skyray.data.prepared import prepare
 from skyray.families.base import Choice, Family, Objective, Range, Recipe, load_family
 from skyray.runtime import places, tracking
 from skyray.runtime.session import cores_for
@@ -91,14 +92,19 @@ def tune_recipe(
     ConfigError
         If the family declares no search space, or `out` holds a sweep of something else.
     """
-    dataset = Dataset.open(data)
+    out, data = places.absolute(out), places.absolute(data)
+    begun = _begun(out)
+    dataset = Dataset.open(data, begun["version"] if begun.get("data") == data else None)
     family = load_family(recipe.family)(recipe, dataset.info())
     space = family.search_space(recipe)
     if not space:
         raise ConfigError(f"family {recipe.family!r}: declares no search space for {recipe.name!r}")
-    out, data = places.absolute(out), places.absolute(data)
     run_id, objective = _open_sweep(recipe, family, out, data), family.objective()
-    trial = _Trial(recipe.family, recipe.snapshot(), data, out, run_id, objective, threads, use_gpu)
+    prepare(dataset, family, progress=progress)  # once for all trials but those that change it
+    trial = _Trial(
+        recipe.family, recipe.snapshot(), data, dataset.version, out, run_id, objective, threads,
+        use_gpu,
+    )  # fmt: skip
     resources = {"cpu": threads, **({"gpu": 1} if use_gpu else {}), **cores_for(threads)}
     trainable = tune.with_resources(lambda settings: trial.run(settings), resources)
     epochs = next(s.train.epochs for s in family.stages() if s.name == objective.stage)
@@ -139,10 +145,8 @@ def assignments(settings: dict[str, Any]) -> list[str]:
 
 def _open_sweep(recipe: Recipe, family: Family, out: str, data: str) -> str:
     """Return the sweep's MLflow run; refuse a folder that holds another sweep."""
-    place = places.join(out, SWEEP_FILE)
     about = {"recipe": recipe.snapshot(), "data": data, "fingerprint": family.data.fingerprint}
-    if places.exists(place):
-        found = places.read_json(place)
+    if found := _begun(out):
         for key, value in about.items():
             if found.get(key) != value:
                 raise ConfigError(f"{out}: holds a sweep with another {key}; name another --out")
@@ -150,8 +154,15 @@ def _open_sweep(recipe: Recipe, family: Family, out: str, data: str) -> str:
     run_id = tracking.start_run(
         recipe.family, f"sweep-{recipe.name}", recipe.snapshot(), {"skyray.data": data}
     )
-    places.write_json(place, {**about, "run_id": run_id})
+    told = {**about, "version": family.data.version, "run_id": run_id}
+    places.write_json(places.join(out, SWEEP_FILE), told)
     return run_id
+
+
+def _begun(out: str) -> dict[str, Any]:
+    """Return what the sweep in a folder is of; nothing where none was begun."""
+    place = places.join(out, SWEEP_FILE)
+    return places.read_json(place) if places.exists(place) else {}
 
 
 @dataclass(frozen=True)
@@ -161,6 +172,7 @@ class _Trial:
     family: str
     recipe: dict[str, Any]
     data: str
+    version: int
     out: str
     parent: str
     objective: Objective
@@ -183,9 +195,9 @@ class _Trial:
 
         name = tune.get_context().get_trial_id()
         train_alone(
-            recipe, self.data, places.join(self.out, _RUNS, name), parent=self.parent,
-            threads=self.threads, use_gpu=self.use_gpu, last_stage=self.objective.stage,
-            on_epoch=report,
+            recipe, self.data, places.join(self.out, _RUNS, name), version=self.version,
+            parent=self.parent, threads=self.threads, use_gpu=self.use_gpu,
+            last_stage=self.objective.stage, on_epoch=report,
         )  # fmt: skip
 
 

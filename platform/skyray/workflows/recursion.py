@@ -276,7 +276,7 @@ def _train_and_score(
     bundle = places.join(place, "bundle")
     if not places.exists(places.join(bundle, BUNDLE_FILE)):
         if resources.workers == 1:
-            train_alone(recipe, current, places.join(place, "run"), out=bundle,
+            train_alone(recipe, current, places.join(place, "run"), out=bundle, spread=True,
                         threads=resources.threads, use_gpu=resources.use_gpu)  # fmt: skip
         else:
             train(recipe, current, bundle, workers=resources.workers, threads=resources.threads,

@@ -18,11 +18,12 @@ from skyray.analysis.calibration import fit_temperature
 from skyray.analysis.domain import DomainGate
 from skyray.config import ConfigError
 from skyray.families.alerts import metrics
-from skyray.families.alerts.recipes import AlertsRecipe
+from skyray.families.alerts.recipes import AlertsRecipe, examples
 from skyray.families.base import (
     Choice,
     Columns,
     DataInfo,
+    Example,
     Family,
     OutputColumn,
     Range,
@@ -174,6 +175,10 @@ class AlertsFamily(Family):
         surplus = np.arange(len(order)) - start >= self.recipe.alerts_per_object
         used[order[surplus]] = False
         return used
+
+    @classmethod
+    def examples(cls) -> list[Example]:
+        return examples()
 
     @classmethod
     def search_space(cls, recipe: Recipe) -> dict[str, Choice | Range]:

@@ -16,6 +16,7 @@ from skyray.families.base import (
     Choice,
     Columns,
     DataInfo,
+    Example,
     Family,
     Objective,
     OutputColumn,
@@ -33,7 +34,7 @@ from skyray.families.lensing.adaptation import (
     learns,
 )
 from skyray.families.lensing.networks import LensClassifier, LensingModel, ServingModel
-from skyray.families.lensing.recipes import LensingRecipe
+from skyray.families.lensing.recipes import LensingRecipe, examples
 from skyray.models.vision_weights import load_pretrained
 from skyray.transforms.field import to_field
 
@@ -147,6 +148,10 @@ class LensingFamily(Family):
             "surveys": [recipe.source, recipe.target],
             "classes": list(self.data.classes),
         }
+
+    @classmethod
+    def examples(cls) -> list[Example]:
+        return examples()
 
     @classmethod
     def search_space(cls, recipe: LensingRecipe) -> dict[str, Choice | Range]:

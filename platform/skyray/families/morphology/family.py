@@ -20,6 +20,7 @@ from skyray.families.base import (
     Choice,
     Columns,
     DataInfo,
+    Example,
     Family,
     OutputColumn,
     Range,
@@ -28,7 +29,7 @@ from skyray.families.base import (
     Tensors,
 )
 from skyray.families.morphology import metrics
-from skyray.families.morphology.recipes import MorphologyRecipe
+from skyray.families.morphology.recipes import MorphologyRecipe, examples
 from skyray.models.vision import VisionNetwork, unfreeze_from
 from skyray.models.vision_inference import optimised
 from skyray.models.vision_weights import load_pretrained
@@ -174,6 +175,10 @@ class MorphologyFamily(Family):
         known = columns["label_index"] >= 0
         chosen = columns["object_hash"] < self.recipe.fraction * 2**62
         return known & (~columns["is_train"] | chosen)
+
+    @classmethod
+    def examples(cls) -> list[Example]:
+        return examples()
 
     @classmethod
     def search_space(cls, recipe: Recipe) -> dict[str, Choice | Range]:

@@ -22,6 +22,7 @@ from skyray.families.base import (
     Choice,
     Columns,
     DataInfo,
+    Example,
     Family,
     Objective,
     OutputColumn,
@@ -39,7 +40,7 @@ from skyray.families.outliers.networks import (
     OutlierModel,
     flow_loss,
 )
-from skyray.families.outliers.recipes import OutliersRecipe
+from skyray.families.outliers.recipes import OutliersRecipe, examples
 from skyray.models.fast_spender import fast_encoder
 from skyray.records import Grid
 from skyray.transforms.rest_frame import rebin, rebin_grid, rest_median
@@ -98,6 +99,10 @@ class OutliersFamily(Family):
         return self.sky_L[: size * factor].reshape(size, factor).all(axis=1)
 
     @classmethod
+    def examples(cls) -> list[Example]:
+        return examples()
+
+    @classmethod
     def search_space(cls, recipe: OutliersRecipe) -> dict[str, Choice | Range]:
         return {
             "train.optimizer.lr": Range(2e-4, 1e-2, log=True),
@@ -149,8 +154,8 @@ class OutliersFamily(Family):
         """Co-add pixels, mask sky lines, divide by the rest-frame median (paper §2).
 
         Returns ``y``, ``w`` float32 [B, L] (normalised flux and its inverse variance, 0 where
-        nothing counts), ``z`` float64 [B], ``norm`` float32 [B] (flux units), ``problem`` int8 [B]
-        (index into `PROBLEMS`; such rows are 0) and ``augment`` bool [B], true in training.
+        nothing counts), ``z`` float32 [B], ``norm`` float32 [B] (flux units), ``problem`` int8 [B]
+        (index into `PROBLEMS`; such rows are 0); with `training` also ``augment`` bool [B], true.
         """
         how = self.recipe.input
         flux = np.asarray(columns["flux"], dtype=np.float32)
@@ -172,14 +177,14 @@ class OutliersFamily(Family):
         norm = np.where(problem == 0, norm, 1.0).astype(np.float32)
         y, w = flux / norm[:, None], ivar * np.square(norm[:, None])
         y[problem != 0], w[problem != 0] = 0.0, 0.0
-        return {
+        inputs = {
             "y": y.astype(np.float32),
             "w": w.astype(np.float32),
             "z": z.astype(np.float32),
             "norm": norm,
             "problem": problem,
-            "augment": np.full(len(flux), training),
         }
+        return inputs | ({"augment": np.ones(len(flux), dtype=bool)} if training else {})
 
     def transform_settings(self) -> dict[str, Any]:
         return {
@@ -230,6 +235,10 @@ class OutliersFamily(Family):
     def predict(
         self, model: nn.Module, inputs: Columns, calibration: dict[str, Any], tensors: Tensors
     ) -> Columns:
+        if not len(inputs["y"]):  # networks and forests refuse no rows: answer one, and cut it
+            blank = {name: np.zeros((1, *v.shape[1:]), v.dtype) for name, v in inputs.items()}
+            answer = self.predict(model, blank, calibration, tensors)
+            return {name: values[:0] for name, values in answer.items()}
         kept = {name: value.cpu().numpy() for name, value in tensors.items()}
         if getattr(self, "_forest_of", None) is not tensors:  # once a predictor
             self._forest = _isolation(kept["latents"], self.recipe.seed)
@@ -240,7 +249,7 @@ class OutliersFamily(Family):
         bad = inputs["problem"] != 0
         unknown = [name for name in SCORES if name != "missing"]
         for name in ("latent", *unknown, "fidelity"):
-            scores[name] = np.where(bad.reshape(-1, *[1] * (scores[name].ndim - 1)), np.nan,
+            scores[name] = np.where(bad.reshape(len(bad), *[1] * (scores[name].ndim - 1)), np.nan,
                                     scores[name]).astype(np.float32)  # fmt: skip
         reference = {name: kept[f"reference_{name}"] for name in SCORES}
         rows = len(reference["neg_log_p"])
@@ -257,7 +266,7 @@ class OutliersFamily(Family):
         output["norm"] = inputs["norm"]
         output["model"] = scores["model"] * inputs["norm"][:, None]
         output["model_wavelength"] = np.broadcast_to(self.grid.wavelength(), output["model"].shape)
-        if inputs["augment"].any():  # scoring: latents of the same object at another redshift
+        if "augment" in inputs:  # scoring: latents of the same object at another redshift
             moved = self._augmented_latents(model, inputs)
             output |= {f"moved_latent_{i}": moved[:, i] for i in range(moved.shape[1])}
         return output
@@ -366,7 +375,7 @@ def _rebinned(flux: np.ndarray, ivar: np.ndarray, factor: int) -> tuple[np.ndarr
         return flux, ivar
     coadded, weight = rebin(flux, ivar, factor)
     whole = flux[:, : coadded.shape[1] * factor]
-    plain = whole.reshape(len(flux), -1, factor).mean(axis=2)
+    plain = whole.reshape(*coadded.shape, factor).mean(axis=2)
     return np.where(weight > 0, coadded, plain).astype(np.float32), weight
 
 
@@ -375,7 +384,7 @@ def _isolation(latents: np.ndarray, seed: int) -> IsolationScore:
 
 
 def _chunks(rows: int):
-    return [slice(start, start + _CHUNK) for start in range(0, rows, _CHUNK)] or [slice(0, 0)]
+    return [slice(start, start + _CHUNK) for start in range(0, rows, _CHUNK)]
 
 
 FAMILY = OutliersFamily
