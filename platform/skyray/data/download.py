@@ -16,9 +16,9 @@ import random
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -159,11 +159,15 @@ def download(
     return summary | _report(out, failures)
 
 
-def _parts(out: str) -> AbstractContextManager[Path | str]:
+@contextmanager
+def _parts(out: str) -> Iterator[Path]:
     """Hold the local folder in which files grow: `out` itself, or a temporary one for a URI."""
     if places.is_local(out):
-        return places.local_folder(out)
-    return tempfile.TemporaryDirectory(prefix="skyray-")
+        with places.local_folder(out) as folder:
+            yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="skyray-") as folder:
+            yield Path(folder)
 
 
 def _report(out: str, failures: list[tuple[str, str]]) -> dict[str, str]:
@@ -182,7 +186,7 @@ def _report(out: str, failures: list[tuple[str, str]]) -> dict[str, str]:
 # the list ------------------------------------------------------------------------------------
 
 
-def _wanted(card: Card, listing: Any, out: str, parts: Path | str) -> list[_Wanted]:
+def _wanted(card: Card, listing: Any, out: str, parts: Path) -> list[_Wanted]:
     if card.files is None:
         raise ConfigError(f"card {card.name}: files: the card does not say where its files are")
     wanted: dict[str, _Wanted] = {}
@@ -199,7 +203,7 @@ def _wanted(card: Card, listing: Any, out: str, parts: Path | str) -> list[_Want
             raise ConfigError(f"list of files, row {number}: no file name in {url!r}")
         checksum = next(((k, str(row[k]).lower()) for k in CHECKSUMS if row.get(k)), None)
         size = int(row["size"]) if row.get("size") else None
-        part = Path(parts, f"{name}.part")
+        part = parts / f"{name}.part"
         item = _Wanted(url, places.join(out, name), part, size, checksum)
         other = wanted.setdefault(name, item)
         if other.url != url:
