@@ -169,12 +169,11 @@ class NearestLatents:
         names[:] = found.to_pylist()
         return names.reshape(index.shape)
 
-    def save(self, folder: str | os.PathLike) -> Path:
-        """Write the index: ``latents.npy`` (float32), ``ids.arrow`` and ``index.json``, last.
+    def save(self, path: Path) -> Path:
+        """Write the index to a folder: ``latents.npy``, ``ids.arrow`` and ``index.json``, last.
 
         An index already there is replaced; those who have it loaded keep theirs.
         """
-        path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         (path / _INDEX).unlink(missing_ok=True)
         shape = self._tree.data.shape
@@ -202,8 +201,10 @@ class NearestLatents:
         return path
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> NearestLatents:
-        """Read an index; ids stay in the mapped file, the tree is built again and is the same.
+    def load(cls, path: Path) -> NearestLatents:
+        """Read an index from its folder, which may be removed afterwards.
+
+        The ids stay in the mapped file, the tree is built again and is the same.
 
         Raises
         ------
@@ -212,7 +213,6 @@ class NearestLatents:
         ValueError
             If its files do not belong together or are of another format.
         """
-        path = Path(folder)
         if not (path / _INDEX).is_file():
             raise FileNotFoundError(f"{path}: no similarity index ({_INDEX} is missing)")
         about = json.loads((path / _INDEX).read_text(encoding="utf-8"))

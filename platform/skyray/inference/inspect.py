@@ -119,7 +119,7 @@ def _quarantine(dataset: Dataset) -> dict[str, str]:
     found: dict[str, str] = {}
     for reason, count in sorted(dataset.manifest.quarantine_reasons.items()):
         examples = [
-            f"{os.path.basename(row['source'])}: {row['detail'][:120]}"
+            f"{places.name(row['source'])}: {row['detail'][:120]}"
             for row in dataset.quarantine(reason, _EXAMPLES).to_pylist()
         ]
         found[reason] = "\n  ".join([str(count), *examples])

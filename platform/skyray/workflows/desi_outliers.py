@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,13 +81,13 @@ def reproduce(
     if scale not in SCALES:
         raise ConfigError(f"scale {scale!r}: expected one of {sorted(SCALES)}")
     size = SCALES[scale]
-    galaxies, stars = bgs or f"{out}/bgs", mws or f"{out}/mws"
+    galaxies, stars = bgs or places.join(out, "bgs"), mws or places.join(out, "mws")
     if not _there(galaxies, MANIFEST):
         simulate(load_card("desi_bgs"), size.galaxies, seed, galaxies, planted=planted,
                  progress=progress)  # fmt: skip
     if not _there(stars, MANIFEST):
         simulate(load_card("desi_mws"), size.stars, seed, stars, progress=progress)
-    bundles = {"galaxies": f"{out}/galaxies", "stars": f"{out}/stars"}
+    bundles = {"galaxies": places.join(out, "galaxies"), "stars": places.join(out, "stars")}
     for name, data, recipe in (
         ("galaxies", galaxies, size.galaxy_recipe),
         ("stars", stars, size.star_recipe),
@@ -99,22 +98,24 @@ def reproduce(
                   progress=progress)  # fmt: skip
     found: dict[str, Any] = {}
     for split in ("train", "test"):
-        scores = evaluate(bundles["galaxies"], galaxies, f"{out}/scores-{split}", split=split,
-                          figures=split == "test")  # fmt: skip
-        found[split] = scores
+        found[split] = evaluate(
+            bundles["galaxies"], galaxies, places.join(out, f"scores-{split}"), split=split,
+            figures=split == "test",
+        )  # fmt: skip
     found["stage_invariance"] = stage_invariance(bundles["galaxies"])
-    find_outliers(bundles["galaxies"], [galaxies], f"{out}/search", star_bundle=bundles["stars"],
-                  use_gpu=use_gpu, progress=progress)  # fmt: skip
+    find_outliers(bundles["galaxies"], [galaxies], places.join(out, "search"),
+                  star_bundle=bundles["stars"], use_gpu=use_gpu, progress=progress)  # fmt: skip
     table, decision = _judge(galaxies, stars, bundles)
     found |= decision
-    places.write_json(f"{out}/figures.json", found)
+    places.write_json(places.join(out, "figures.json"), found)
     drawn = {
         "star_galaxy_auc": found["star_galaxy_density_auc"],
         "planted_auc": found["planted_auc"],
     }
-    paths = figures.write_figures(table, drawn, Path(out) / "figures")
-    write_report(Path(out), "Outliers in DESI BGS, reproduced", summary(found), paths, {},
-                 {"The search": "search/index.html", "Gallery": "search/gallery.html"})  # fmt: skip
+    links = {"The search": "search/index.html", "Gallery": "search/gallery.html"}
+    with places.local_folder(out) as folder:
+        paths = figures.write_figures(table, drawn, folder / "figures")
+        write_report(folder, "Outliers in DESI BGS, reproduced", summary(found), paths, {}, links)
     return summary(found)
 
 

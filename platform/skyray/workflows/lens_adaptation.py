@@ -103,7 +103,7 @@ def reproduce(
     if scale not in SCALES:
         raise ConfigError(f"scale {scale!r}: expected one of {sorted(SCALES)}")
     size = SCALES[scale]
-    lenses = data or f"{out}/lenses"
+    lenses = data or places.join(out, "lenses")
     if not places.exists(places.join(lenses, MANIFEST)):
         simulate(load_card(CARD), size.objects, seed, lenses, progress=progress)
     cells: dict[tuple[Key, int], Cell] = {}
@@ -123,7 +123,8 @@ def reproduce(
     trainings: dict[Key, list[dict[str, Any]]] = {}
     for (key, _), cell in cells.items():
         trainings.setdefault(key, []).append(_scores(cell, metrics[cell.name]))
-    return _report(Path(out), trainings, _survey(lenses))
+    with places.local_folder(out) as folder:
+        return _report(folder, trainings, _survey(lenses))
 
 
 def _report(out: Path, trainings: Trainings, survey: Mapping[str, Any]) -> dict[str, Any]:

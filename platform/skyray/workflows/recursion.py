@@ -153,14 +153,14 @@ def recurse(
     settings, resources = settings or Settings(), resources or Resources()
     current, rounds = data, []
     for number in range(settings.rounds + 1):
-        place = f"{out}/round-{number}"
+        place = places.join(out, f"round-{number}")
         added: dict[str, int] = {}
         purity = None
         if number:
-            current = f"{place}/dataset"
+            current = places.join(place, "dataset")
             added, purity = _label(rounds[-1].bundle, data, unlabelled, place, settings, resources)
         made = _train_and_score(recipe, data, current, place, tests, settings, resources)
-        rounds.append(Round(number, f"{place}/bundle", *made, added, purity))
+        rounds.append(Round(number, places.join(place, "bundle"), *made, added, purity))
         if number and rounds[-1].held_out < rounds[-2].held_out - settings.tolerance:
             fell = rounds[-2].held_out - rounds[-1].held_out
             stopped = (
@@ -183,17 +183,19 @@ def recurse_seeds(
 ) -> list[Recursion]:
     """Run a recursion for every seed and write ``recursion.json``, a figure and a page to `out`."""
     found = [
-        recurse(recipe.override([f"seed={seed}"]), data, unlabelled, f"{out}/seed-{seed}",
-                tests=tests, settings=settings, resources=resources)
+        recurse(recipe.override([f"seed={seed}"]), data, unlabelled,
+                places.join(out, f"seed-{seed}"), tests=tests, settings=settings,
+                resources=resources)
         for seed in seeds
     ]  # fmt: skip
-    places.write_json(f"{out}/recursion.json", [asdict(one) for one in found])
+    places.write_json(places.join(out, "recursion.json"), [asdict(one) for one in found])
     rows = before_and_after(found)
     summary = {"data": data, "unlabelled": unlabelled, "seeds": len(found),
                "stopped early": sum(one.stopped != "all rounds done" for one in found)}  # fmt: skip
-    figure = gain_figure(found, Path(out) / "figures" / "gain.png")
-    write_report(Path(out), f"Recursive training of {recipe.name}", summary, [figure],
-                 {"Before and after": rows}, {})  # fmt: skip
+    with places.local_folder(out) as folder:
+        figure = gain_figure(found, folder / "figures" / "gain.png")
+        write_report(folder, f"Recursive training of {recipe.name}", summary, [figure],
+                     {"Before and after": rows}, {})  # fmt: skip
     return found
 
 
@@ -271,21 +273,19 @@ def _train_and_score(
     recipe, data: str, current: str, place: str, tests, settings: Settings, resources: Resources
 ) -> tuple[float, dict[str, dict[str, float]]]:
     """Return held-out accuracy and the scores of every test set, training first if need be."""
-    bundle = f"{place}/bundle"
+    bundle = places.join(place, "bundle")
     if not places.exists(places.join(bundle, BUNDLE_FILE)):
         if resources.workers == 1:
-            train_alone(recipe, current, f"{place}/run", out=bundle, spread=True,
+            train_alone(recipe, current, places.join(place, "run"), out=bundle, spread=True,
                         threads=resources.threads, use_gpu=resources.use_gpu)  # fmt: skip
         else:
             train(recipe, current, bundle, workers=resources.workers, threads=resources.threads,
                   use_gpu=resources.use_gpu, progress=resources.progress)  # fmt: skip
-    held_out = _scores(bundle, data, f"{place}/scores-held-out", "validation", resources)
-    scores = {
-        name: _scores(
-            bundle, test, f"{place}/scores-{name.replace(' ', '-')}", settings.test_split, resources
-        )
-        for name, test in tests.items()
-    }
+    held_out = _scores(bundle, data, places.join(place, "scores-held-out"), "validation", resources)
+    scores = {}
+    for name, test in tests.items():
+        out = places.join(place, f"scores-{name.replace(' ', '-')}")
+        scores[name] = _scores(bundle, test, out, settings.test_split, resources)
     return held_out["accuracy"], scores
 
 
