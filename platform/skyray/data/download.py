@@ -32,6 +32,8 @@ from tqdm import tqdm
 from skyray.cards import Card
 from skyray.config import ConfigError
 from skyray.readers import foreign_arrow as pq
+from skyray.readers.base import SurveyFile
+from skyray.readers.fits_bytes import check_headers
 from skyray.runtime import places
 
 CHECKSUMS = ("sha256", "sha1", "md5")
@@ -218,6 +220,7 @@ def _rows(listing: Any) -> Iterable[Mapping[str, Any]]:
     if path.endswith((".fits", ".fit", ".fits.gz")):
         from astropy.table import Table
 
+        check_headers(SurveyFile(filesystem, path))  # astropy follows whatever they say
         with places.local_copy(listing) as copy:
             table = Table.read(copy)
         table.convert_bytestring_to_unicode()
