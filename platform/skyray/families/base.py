@@ -302,6 +302,28 @@ class Family(ABC):
     ) -> Columns:
         """Return the output columns for transformed inputs, in the order of the rows."""
 
+    def infer(
+        self, model: nn.Module, inputs: Columns, calibration: dict[str, Any], tensors: Tensors
+    ) -> Columns:
+        """Return what `finish` needs: the share of `predict` that wants the network's device.
+
+        Default: all of it. A family whose scores take long on a processor overrides both, and
+        batch jobs run the two on different workers; `predict` is then the one after the other.
+        """
+        return self.predict(model, inputs, calibration, tensors)
+
+    def finish(self, found: Columns, calibration: dict[str, Any], tensors: Tensors) -> Columns:
+        """Return the output columns from what `infer` gave, row by row, without the network."""
+        return found
+
+    def scoring_table(self, table: Columns) -> Columns:
+        """Return what `evaluate` and `figures` need of predictions joined with the truth.
+
+        Row by row, on the workers: what a text or an array holds that scores ask for becomes a
+        column of its own, and the rest of it can go.
+        """
+        return table
+
     @abstractmethod
     def output_columns(self) -> list[OutputColumn]:
         """Describe the columns `predict` returns."""
@@ -310,12 +332,20 @@ class Family(ABC):
     def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
         """Return metrics (JSON) of a table of predictions joined with the truth columns.
 
+        The table is what `scoring_table` left. Columns that hold an array a row come for a random
+        part of very large datasets only, and without the others: scores that need them are of that
+        part. Names of objects are not among the columns.
+
         Of what training knew (`calibration`) only limits may be used, such as a validation error.
         """
 
     @abstractmethod
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:
-        """Write the family's figures and return their paths."""
+        """Write the family's figures and return their paths.
+
+        Of very large datasets `table` is a random part, with all its columns and ``object_id``;
+        `metrics` are those of all.
+        """
 
     def detail_columns(self) -> list[str]:
         """Return the outputs of `predict` that no catalogue holds: arrays [B, ...] on request."""

@@ -310,12 +310,12 @@ class AlertsFamily(Family):
         )  # fmt: skip
 
     def scoring_table(self, table: Columns) -> Columns:
-        """Return the table with ``magpsf`` from the metadata and ``subset`` from the extras."""
+        """Return ``magpsf`` in place of the metadata and ``subset`` in place of the extras."""
         found = dict(table)
         if "metadata" in found:
             found["magpsf"] = _stack(found.pop("metadata"))[:, _MAGPSF].astype(np.float64)
         if "extra" in found:
-            found["subset"] = metrics.subset_of(found["extra"])
+            found["subset"] = metrics.subset_of(found.pop("extra"))
         return found
 
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:

@@ -263,7 +263,7 @@ class LensingFamily(Family):
         return [OutputColumn(*entry) for entry in described]
 
     def truth_columns(self) -> list[str]:
-        return ["label", "survey", "extra"]
+        return ["label", "survey"]
 
     def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
         return metrics.evaluate_table(

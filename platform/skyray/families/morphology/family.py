@@ -287,6 +287,13 @@ class MorphologyFamily(Family):
     def truth_columns(self) -> list[str]:
         return ["label", "survey", "extra"]
 
+    def scoring_table(self, table: Columns) -> Columns:
+        """Return ``vote_share`` in place of the extras."""
+        shares = metrics.vote_shares(table)
+        found = {name: values for name, values in table.items() if name != "extra"}
+        unknown = np.full(len(table["label"]), np.nan)
+        return {**found, "vote_share": unknown if shares is None else shares}
+
     def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
         return metrics.evaluate_table(table, self.data.classes, self.positive)
 

@@ -239,14 +239,25 @@ class OutliersFamily(Family):
             blank = {name: np.zeros((1, *v.shape[1:]), v.dtype) for name, v in inputs.items()}
             answer = self.predict(model, blank, calibration, tensors)
             return {name: values[:0] for name, values in answer.items()}
+        found = self.infer(model, inputs, calibration, tensors)
+        return self.finish(found, calibration, tensors)
+
+    def infer(
+        self, model: nn.Module, inputs: Columns, calibration: dict[str, Any], tensors: Tensors
+    ) -> Columns:
+        found = self._measure(model, inputs)
+        if "augment" in inputs:  # scoring: latents of the same object at another redshift
+            found["moved_latent"] = self._augmented_latents(model, inputs)
+        return found | {name: inputs[name] for name in ("y", "z", "norm", "problem")}
+
+    def finish(self, found: Columns, calibration: dict[str, Any], tensors: Tensors) -> Columns:
         kept = {name: value.cpu().numpy() for name, value in tensors.items()}
         if getattr(self, "_forest_of", None) is not tensors:  # once a predictor
             self._forest = _isolation(kept["latents"], self.recipe.seed)
             self._forest_of = tensors
-        scores = self._measure(model, inputs)
-        scores["isolation"] = self._forest.score(scores["latent"])
-        scores |= self._whitened(ModelError.from_tensors(kept), scores, inputs)
-        bad = inputs["problem"] != 0
+        scores = {**found, "isolation": self._forest.score(found["latent"])}
+        scores |= self._whitened(ModelError.from_tensors(kept), scores, found)
+        bad = found["problem"] != 0
         unknown = [name for name in SCORES if name != "missing"]
         for name in ("latent", *unknown, "fidelity"):
             scores[name] = np.where(bad.reshape(len(bad), *[1] * (scores[name].ndim - 1)), np.nan,
@@ -262,12 +273,12 @@ class OutliersFamily(Family):
         strange = metrics.combined_rank({name: scores[name] for name in RANKED}, reference)
         output["strangeness"] = np.where(bad, np.nan, strange).astype(np.float32)
         output["in_domain"] = ~bad & (strange < np.log10(rows))
-        output["problem"] = np.array(PROBLEMS, dtype=object)[inputs["problem"]]
-        output["norm"] = inputs["norm"]
-        output["model"] = scores["model"] * inputs["norm"][:, None]
+        output["problem"] = np.array(PROBLEMS, dtype=object)[found["problem"]]
+        output["norm"] = found["norm"]
+        output["model"] = scores["model"] * found["norm"][:, None]
         output["model_wavelength"] = np.broadcast_to(self.grid.wavelength(), output["model"].shape)
-        if "augment" in inputs:  # scoring: latents of the same object at another redshift
-            moved = self._augmented_latents(model, inputs)
+        if "moved_latent" in found:
+            moved = found["moved_latent"]
             output |= {f"moved_latent_{i}": moved[:, i] for i in range(moved.shape[1])}
         return output
 
@@ -353,8 +364,12 @@ class OutliersFamily(Family):
     def truth_columns(self) -> list[str]:
         return ["label", "redshift", "snr", "extra"]
 
+    def scoring_table(self, table: Columns) -> Columns:
+        """Return ``planted`` and ``type`` in place of the extras."""
+        return with_notes(table)
+
     def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
-        return metrics.evaluate_table(table)
+        return metrics.evaluate_table(with_notes(table))
 
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:
         from skyray.families.outliers import figures  # matplotlib is no business of workers
@@ -363,10 +378,14 @@ class OutliersFamily(Family):
 
 
 def with_notes(table: Columns) -> Columns:
-    """Add what the figures show of the column ``extra``: planted kinds and mock types."""
-    kinds = {"planted": metrics.notes(table["extra"], "planted")}
+    """Return planted kinds and types (mock types, else labels) in place of ``extra``."""
+    if "extra" not in table:
+        return table
     types = metrics.notes(table["extra"], "mock_type")
-    return {**table, **kinds, **({"type": types} if (types != "").any() else {})}
+    found = {name: values for name, values in table.items() if name != "extra"}
+    found["planted"] = metrics.notes(table["extra"], "planted")
+    found["type"] = np.where(types == "", np.asarray(table["label"], str), types)
+    return found
 
 
 def _rebinned(flux: np.ndarray, ivar: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:

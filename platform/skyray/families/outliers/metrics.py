@@ -281,8 +281,7 @@ def evaluate_table(table: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """
     scored = table["problem"] == ""
     latent = stacked(table, "latent_")
-    planted, kinds = notes(table["extra"], "planted"), notes(table["extra"], "mock_type")
-    kinds = np.where(kinds == "", table["label"], kinds)
+    planted, kinds = np.asarray(table["planted"], str), table["type"]
     found: dict[str, Any] = {
         "objects": len(scored),
         "unscored": int((~scored).sum()),
