@@ -21,6 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from scipy.spatial import cKDTree
 
+from skyray.readers.foreign_arrow import open_ipc
+
 FORMAT = 1
 _CHUNK = 1 << 18
 _SAME = 1e-5  # standardised distance below which two latents are one and the same
@@ -167,12 +169,11 @@ class NearestLatents:
         names[:] = found.to_pylist()
         return names.reshape(index.shape)
 
-    def save(self, folder: str | os.PathLike) -> Path:
-        """Write the index: ``latents.npy`` (float32), ``ids.arrow`` and ``index.json``, last.
+    def save(self, path: Path) -> Path:
+        """Write the index to a folder: ``latents.npy``, ``ids.arrow`` and ``index.json``, last.
 
         An index already there is replaced; those who have it loaded keep theirs.
         """
-        path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
         (path / _INDEX).unlink(missing_ok=True)
         shape = self._tree.data.shape
@@ -200,8 +201,10 @@ class NearestLatents:
         return path
 
     @classmethod
-    def load(cls, folder: str | os.PathLike) -> NearestLatents:
-        """Read an index; ids stay in the mapped file, the tree is built again and is the same.
+    def load(cls, path: Path) -> NearestLatents:
+        """Read an index from its folder, which may be removed afterwards.
+
+        The ids stay in the mapped file, the tree is built again and is the same.
 
         Raises
         ------
@@ -210,14 +213,14 @@ class NearestLatents:
         ValueError
             If its files do not belong together or are of another format.
         """
-        path = Path(folder)
         if not (path / _INDEX).is_file():
             raise FileNotFoundError(f"{path}: no similarity index ({_INDEX} is missing)")
         about = json.loads((path / _INDEX).read_text(encoding="utf-8"))
         if about.get("format") != FORMAT:
             raise ValueError(f"{path}: expected format {FORMAT}, found {about.get('format')}")
         latent = np.load(path / _LATENTS, mmap_mode="r", allow_pickle=False)
-        ids = pa.ipc.open_file(pa.memory_map(str(path / _IDS))).read_all().column(0)
+        stored = pa.memory_map(str(path / _IDS)).read_buffer()
+        ids = open_ipc(stored, str(path / _IDS)).read_all().column(0)
         names = ids.chunk(0) if ids.num_chunks == 1 else ids.combine_chunks()
         mean, scale = (np.array(about[name], dtype=np.float64) for name in ("mean", "scale"))
         if latent.shape != (about["rows"], mean.size) or len(names) != len(latent):

@@ -135,6 +135,7 @@ def recurse(
     """
     from skyray.config import ConfigError
     from skyray.families.base import load_recipe
+    from skyray.runtime import places
     from skyray.runtime.session import ray_session
 
     tests = dict(item.split("=", 1) for item in test if "=" in item)
@@ -159,7 +160,7 @@ def recurse(
         f"({row['seeds that gained']} seeds gained)"
         for row in before_and_after(found)
     }
-    return {**rows, "models": [one.bundle for one in found], "page": f"{out}/index.html"}
+    return {**rows, "models": [one.bundle for one in found], "page": places.join(out, "index.html")}
 
 
 @verb

@@ -160,9 +160,12 @@ class _Work:
         for start in range(0, len(rows), BATCH_ROWS):
             columns = table_to_columns(self.dataset.take(rows[start : start + BATCH_ROWS], names))
             made = self.family.transform({n: columns[n] for n in wanted}, training=True)
-            for name in (KEY, "split"):
-                if name in made:
-                    raise ValueError(f"family {self.family.name!r}: transform returns {name!r}")
+            for name, values in made.items():
+                if name in (KEY, "split") or len(values) != len(columns[KEY]):
+                    raise ValueError(
+                        f"family {self.family.name!r}: transform: {name!r}: expected a column of "
+                        f"its own with a row for each of {len(columns[KEY])}, found {len(values)}"
+                    )
             yield {KEY: columns[KEY], "split": columns["split"], **made}
 
 

@@ -31,6 +31,10 @@ _ROWS_PER_DELETE = 10_000  # addresses in one predicate
 _Made = TypeVar("_Made")
 
 
+class ForeignType(ValueError):
+    """A table holds an extension type, which code of its own would turn into objects."""
+
+
 def table_exists(uri: str) -> bool:
     """Return whether there is a Lance table at a place."""
     return places.exists(places.join(uri, "_versions"))
@@ -43,14 +47,30 @@ def open_table(uri: str, version: int | str | None = None) -> lance.LanceDataset
     ------
     FileNotFoundError
         If there is no table.
+    ForeignType
+        If a column is of an extension type other than Arrow's own tensor.
     """
     if not table_exists(uri):
         raise FileNotFoundError(f"{uri}: no such table")
-    return patiently(
+    table = patiently(
         lambda: lance.dataset(
             places.lance_uri(uri), version=version, storage_options=places.lance_options(uri)
         )
     )
+    for field in table.schema:
+        _check_plain(field.type, field.name, uri)
+    return table
+
+
+def _check_plain(kind: pa.DataType, column: str, uri: str) -> None:
+    """Refuse a stranger's table whose types would be turned into objects by code of their own."""
+    if isinstance(kind, pa.BaseExtensionType) and not isinstance(kind, pa.FixedShapeTensorType):
+        raise ForeignType(
+            f"{uri}: column {column}: expected a plain type or arrow.fixed_shape_tensor, found "
+            f"{kind.extension_name!r}"
+        )
+    for number in range(kind.num_fields):
+        _check_plain(kind.field(number).type, f"{column}.{kind.field(number).name}", uri)
 
 
 def create_table(uri: str, schema: pa.Schema) -> bool:

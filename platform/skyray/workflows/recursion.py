@@ -283,16 +283,10 @@ def _train_and_score(
             train(recipe, current, bundle, workers=resources.workers, threads=resources.threads,
                   use_gpu=resources.use_gpu, progress=resources.progress)  # fmt: skip
     held_out = _scores(bundle, data, places.join(place, "scores-held-out"), "validation", resources)
-    scores = {
-        name: _scores(
-            bundle,
-            test,
-            places.join(place, f"scores-{name.replace(' ', '-')}"),
-            settings.test_split,
-            resources,
-        )
-        for name, test in tests.items()
-    }
+    scores = {}
+    for name, test in tests.items():
+        out = places.join(place, f"scores-{name.replace(' ', '-')}")
+        scores[name] = _scores(bundle, test, out, settings.test_split, resources)
     return held_out["accuracy"], scores
 
 
