@@ -27,15 +27,6 @@ ALLOWED = {
     ("platform/skyray/data/prepared_space.py", "_remove", "os.walk"): "asks whether it is local",
     ("platform/skyray/data/prepared_space.py", "_remove", "os.rmdir"): "asks whether it is local",
 }
-# These go when results are written in parts by the workers.
-LEAVING = {
-    ("platform/skyray/inference/catalogue.py", "__enter__", "os.path.dirname"),
-    ("platform/skyray/inference/catalogue.py", "__exit__", "shutil.rmtree"),
-    ("platform/skyray/inference/evaluate.py", "evaluate", "pathlib.Path"),
-    ("platform/skyray/workflows/alerts.py", "map_alerts", "pathlib.Path"),
-    ("platform/skyray/workflows/outliers.py", "find_outliers", "pathlib.Path"),
-    ("platform/skyray/workflows/outliers.py", "nearest_spectra", "pathlib.Path"),
-}
 
 _GIVE_LOCAL = {
     "local_folder", "local_copy", "as_directory", "TemporaryDirectory", "NamedTemporaryFile",
@@ -165,7 +156,7 @@ FOUND = {
 
 
 def test_rooms_treat_no_place_as_a_local_path():
-    new = {key: line for key, line in FOUND.items() if key not in ALLOWED and key not in LEAVING}
+    new = {key: line for key, line in FOUND.items() if key not in ALLOWED}
     assert not new, "use skyray.runtime.places:\n" + "\n".join(
         f"  {name}:{line}: {function}: {what}" for (name, function, what), line in new.items()
     )

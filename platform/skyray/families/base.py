@@ -12,7 +12,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -111,20 +111,11 @@ class DataInfo:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "card": self.card,
-            "record": self.record,
-            "classes": list(self.classes),
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            **{name: list(getattr(self, name)) for name in ("classes", "bands", "features")},
             "coarse": dict(self.coarse),
-            "fingerprint": self.fingerprint,
-            "version": self.version,
-            "grid": self.grid.to_dict() if self.grid else None,
             "counts": {k: dict(v) for k, v in self.counts.items()},
-            "min_good_pixels": self.min_good_pixels,
-            "bands": list(self.bands),
-            "image_size": self.image_size,
-            "image_fit": self.image_fit,
-            "pixel_scale_arcsec": self.pixel_scale_arcsec,
-            "features": list(self.features),
+            "grid": self.grid.to_dict() if self.grid else None,
         }
 
     @classmethod
@@ -307,8 +298,8 @@ class Family(ABC):
     ) -> Columns:
         """Return what `finish` needs: the share of `predict` that wants the network's device.
 
-        Default: all of it. A family whose scores take long on a processor overrides both, and
-        batch jobs run the two on different workers; `predict` is then the one after the other.
+        A family whose scores take long on a processor overrides both, and `predict` is the one
+        after the other; batch jobs run them on different workers.
         """
         return self.predict(model, inputs, calibration, tensors)
 
@@ -319,8 +310,7 @@ class Family(ABC):
     def scoring_table(self, table: Columns) -> Columns:
         """Return what `evaluate` and `figures` need of predictions joined with the truth.
 
-        Row by row, on the workers: what a text or an array holds that scores ask for becomes a
-        column of its own, and the rest of it can go.
+        Row by row, on the workers: what scores ask of a text or array becomes a column of its own.
         """
         return table
 
@@ -332,20 +322,15 @@ class Family(ABC):
     def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
         """Return metrics (JSON) of a table of predictions joined with the truth columns.
 
-        The table is what `scoring_table` left. Columns that hold an array a row come for a random
-        part of very large datasets only, and without the others: scores that need them are of that
-        part. Names of objects are not among the columns.
+        The table is what `scoring_table` left, without names of objects. Arrays a row come for a
+        random part of very large datasets only: scores that need them are of that part.
 
         Of what training knew (`calibration`) only limits may be used, such as a validation error.
         """
 
     @abstractmethod
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:
-        """Write the family's figures and return their paths.
-
-        Of very large datasets `table` is a random part, with all its columns and ``object_id``;
-        `metrics` are those of all.
-        """
+        """Write the family's figures and return their paths; `table` may be a random part."""
 
     def detail_columns(self) -> list[str]:
         """Return the outputs of `predict` that no catalogue holds: arrays [B, ...] on request."""

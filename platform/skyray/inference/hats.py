@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
-from skyray import __version__
+import skyray
 from skyray.data.dataset import Dataset
 from skyray.families.base import Columns
 from skyray.inference.catalogue import Catalogue
@@ -295,7 +295,7 @@ def _write_properties(out: str, rows: int, pixels, threshold: int) -> None:
         "hats_order": max(order for order, _ in pixels),
         "hats_estsize": size // 1024,
         "moc_sky_fraction": f"{sky:.6g}",
-        "hats_builder": f"skyray {__version__}",
+        "hats_builder": f"skyray {skyray.__version__}",
         "hats_creation_date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%MUTC"),
         "hats_version": "v1.0",
     }

@@ -28,7 +28,7 @@ from skyray.data.dataset import Dataset, table_to_columns
 from skyray.data.tables import quoted
 from skyray.families.base import OutputColumn
 from skyray.families.outliers import figures
-from skyray.families.outliers.family import with_notes
+from skyray.families.outliers.metrics import with_notes
 from skyray.families.outliers.scoring_table import TITLES
 from skyray.inference.catalogue import Catalogue
 from skyray.inference.catalogue_parts import write_catalogue

@@ -366,26 +366,15 @@ class OutliersFamily(Family):
 
     def scoring_table(self, table: Columns) -> Columns:
         """Return ``planted`` and ``type`` in place of the extras."""
-        return with_notes(table)
+        return metrics.with_notes(table)
 
     def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
-        return metrics.evaluate_table(with_notes(table))
+        return metrics.evaluate_table(table)
 
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:
         from skyray.families.outliers import figures  # matplotlib is no business of workers
 
-        return figures.write_figures(with_notes(table), metrics, folder)
-
-
-def with_notes(table: Columns) -> Columns:
-    """Return planted kinds and types (mock types, else labels) in place of ``extra``."""
-    if "extra" not in table:
-        return table
-    types = metrics.notes(table["extra"], "mock_type")
-    found = {name: values for name, values in table.items() if name != "extra"}
-    found["planted"] = metrics.notes(table["extra"], "planted")
-    found["type"] = np.where(types == "", np.asarray(table["label"], str), types)
-    return found
+        return figures.write_figures(self.scoring_table(table), metrics, folder)
 
 
 def _rebinned(flux: np.ndarray, ivar: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
