@@ -38,7 +38,7 @@ from report import Row, finish  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from skyray.analysis import plots, scaling  # noqa: E402
-from skyray.data.dataset import MANIFEST, Dataset  # noqa: E402
+from skyray.data.dataset import Dataset  # noqa: E402
 from skyray.data.simulate import simulate  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
 from skyray.families.morphology.family import MorphologyFamily  # noqa: E402
@@ -344,7 +344,7 @@ def main() -> None:
     os.environ.setdefault("SKYRAY_HOME", str(options.out / "home"))
     data = options.out / "dataset"
     with ray_session(num_cpus=max(4, 2 * max(options.workers) + 1)):
-        if not (data / MANIFEST).exists():
+        if not Dataset.exists(data):
             simulate(mock_cards(options.image_size)["sdss"], options.objects, 1, str(data))
         found: dict[int, list[dict[str, Any]]] = {n: [] for n in options.workers}
         for seed in options.seeds:  # turns, so that a busy machine slows all alike
