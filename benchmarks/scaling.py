@@ -35,6 +35,7 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from report import Row, finish  # noqa: E402
+from skyray.training.shards import CachedShard, stage_rows, to_tensors  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from skyray.analysis import plots, scaling  # noqa: E402
@@ -46,7 +47,6 @@ from skyray.families.morphology.recipes import scaled_to_workers  # noqa: E402
 from skyray.runtime.session import ray_session  # noqa: E402
 from skyray.training.loop import StageLoss  # noqa: E402
 from skyray.training.optimizers import make_optimizer  # noqa: E402
-from skyray.training.shards import CachedShard, stage_rows, to_tensors  # noqa: E402
 from skyray.training.train import train, transformed_rows  # noqa: E402
 from skyray.workflows.des_galaxies import mock_cards  # noqa: E402
 
