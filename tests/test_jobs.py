@@ -11,7 +11,7 @@ import pytest
 import yaml
 from ray_head import ROOT, Head, program, ray_head
 
-VERBS = ("simulate", "ingest", "download", "train", "evaluate", "predict", "outliers")
+VERBS = ("simulate", "ingest", "download", "prepare", "train", "evaluate", "predict", "outliers")
 SIMULATE = ("simulate", "sdss_coarse", "--objects", "30", "--seed", "5")
 
 

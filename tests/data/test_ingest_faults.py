@@ -10,8 +10,11 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from tests.damaged_fits import DAMAGED, spec_file
+from tests.hostile_arrow import pickled, write_parquet
 
 from skyray.cards import load_card
 from skyray.data.dataset import Dataset
@@ -39,6 +42,27 @@ def test_every_damage_has_its_reason_and_good_files_are_written(tmp_path, ray_cl
     assert dataset.manifest.rows_written == 1
     assert dataset.manifest.quarantine_reasons == Counter(reason for _, reason in DAMAGED.values())
     assert len(dataset.manifest.quarantine_reasons) == len(DAMAGED) >= 20
+
+
+def test_a_table_that_carries_code_runs_nothing_in_the_workers(tmp_path, ray_cluster):
+    wave = pa.array([np.linspace(4000.0, 8000.0, 500)])
+    flux, noise = pa.array([np.linspace(1.0, 2.0, 500)]), pa.array([np.ones(500)])
+    good = {"w": wave, "flux": flux, "ivar": noise, "name": pa.array(["a"])}
+    write_parquet(tmp_path / "good.parquet", good)
+    bad = {**good, "name": pickled(1, tmp_path / "marker")}
+    write_parquet(tmp_path / "bad.parquet", bad)
+    options = {"medium": "vacuum", "wavelength": {"column": "w"}, "flux": "flux", "ivar": "ivar",
+               "fields": {"object_id": "name"}}  # fmt: skip
+    card = load_card("sdss_coarse")
+    card = card.model_copy(update={"reader": "spectrum_table", "reader_options": options})
+    out = tmp_path / "out"
+    dataset = ingest(card, [tmp_path / "bad.parquet", tmp_path / "good.parquet"], out,
+                     progress=False, apply_cuts=False)  # fmt: skip
+    assert dataset.manifest.quarantine_reasons["extension_type"] == 1
+    (row,) = [r for r in dataset.quarantine().to_pylist() if r["reason"] == "extension_type"]
+    assert row["source"].endswith("bad.parquet")
+    assert "column name" in row["detail"]
+    assert not (tmp_path / "marker").exists()
 
 
 @pytest.mark.slow

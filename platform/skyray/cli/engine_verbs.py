@@ -45,7 +45,7 @@ def download(
     listing: Annotated[
         str, typer.Option("--list", help="Table of files to fetch (CSV, FITS, Parquet), one a row.")
     ],
-    out: Annotated[str, typer.Option(help="Folder for the files.")],
+    out: Annotated[str, typer.Option(help="Folder or URI for the files.")],
     rate_limit: Annotated[float, typer.Option(help="Requests a second at most.")] = 5.0,
     retries: Annotated[int, typer.Option(help="Attempts after the first.")] = 5,
     workers: Annotated[int, typer.Option(help="Files fetched at once.")] = 4,
@@ -150,6 +150,42 @@ def inspect(
 
 
 @verb
+def prepare(
+    recipe: RecipeName,
+    data: TrainingData,
+    set_: Changes = None,
+    progress: Progress = True,
+    address: Address = None,
+    json: Json = None,
+):
+    """Run a recipe's transform over a dataset, once for all trainings that need the same.
+
+    Trainings do it by themselves where it was not done; this does it beforehand, on CPUs alone.
+
+    Example: skyray prepare redshift/sdss_dr16 --data mock
+    """
+    from skyray.families.base import load_family, load_recipe
+    from skyray.runtime.session import ray_session
+
+    chosen = load_recipe(recipe).override(set_ or [])
+    with ray_session(address):
+        from skyray.data.dataset import Dataset
+        from skyray.data.prepared import prepare as run
+        from skyray.records import SPLITS
+
+        dataset = Dataset.open(data)
+        family = load_family(chosen.family)(chosen, dataset.info())
+        table = run(dataset, family, progress=progress)
+        return {
+            "table": table.uri,
+            "dataset version": dataset.version,
+            "rows": {split: table.count(split) for split in SPLITS},
+            "bytes of a row": table.bytes_per_row(),
+            "made": table.about["created"],
+        }
+
+
+@verb
 def train(
     recipe: RecipeName,
     data: TrainingData,
@@ -208,6 +244,7 @@ def evaluate(
 
     Example: skyray evaluate bundle --data mock --out scores
     """
+    from skyray.runtime import places
     from skyray.runtime.session import ray_session
 
     with ray_session(address):
@@ -215,7 +252,11 @@ def evaluate(
 
         scores = run(bundle, data, out, split=None if split == "all" else split)
     short = {name: value for name, value in scores.items() if isinstance(value, int | float)}
-    return {**short, "all scores": f"{out}/metrics.json", "page": f"{out}/index.html"}
+    return {
+        **short,
+        "all scores": places.join(out, "metrics.json"),
+        "page": places.join(out, "index.html"),
+    }
 
 
 @verb

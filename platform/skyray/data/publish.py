@@ -31,7 +31,7 @@ from skyray.data.dataset import (
     version_tag,
 )
 from skyray.data.outcomes import DIGEST, INGEST_COLUMNS, QUARANTINE_SCHEMA, Job, records_schema
-from skyray.data.settle import claim, drop_superseded, settle
+from skyray.data.settle import Tables, claim, drop_superseded, settle
 from skyray.data.tables import create_table, fragment_rows, open_table
 from skyray.records import SCHEMA_VERSION, SPLITS
 from skyray.runtime import places
@@ -116,57 +116,59 @@ def publish(
     deadline = time.monotonic() + _PATIENCE_S
     reread: list[str] = []
     for attempt in range(_ATTEMPTS):
-        settled = settle(job.out)
-        records, refused = settled.records, settled.quarantine
-        if read_again and not set(settled.stranded) <= set(reread):
-            reread = settled.stranded
+        tables, stranded = settle(job.out)
+        if read_again and not set(stranded) <= set(reread):
+            reread = stranded
             read_again(reread)
             continue
-        before = read_manifest(records)
+        before = read_manifest(tables.records)
         if before is not None:
-            _keep(records, refused, before)
-            if _same(before, records, refused):
+            _keep(tables, before)
+            if _same(before, tables):
                 return Dataset(job.out, before)
-        census = Census(records, refused)
+        census = Census(tables.records, tables.quarantine)
         if census.unfinished and time.monotonic() < deadline:
             time.sleep(0.2)
             continue
         manifest = census.manifest(job, before.version + 1 if before else 1, unclaimed)
-        if published := _commit(records, manifest):
-            _keep(published, refused, manifest)
+        if published := _commit(tables, manifest):
+            _keep(published, manifest)
             return Dataset(job.out, manifest)
         time.sleep(0.05 * (1 + attempt))
     raise RowsLost(f"{job.out}: others published {_ATTEMPTS} times meanwhile; run it again")
 
 
-def _commit(table: lance.LanceDataset, manifest: Manifest) -> lance.LanceDataset | None:
-    """Set the manifest unless another one has been set since `table` was opened.
+def _commit(tables: Tables, manifest: Manifest) -> Tables | None:
+    """Set the manifest unless another one has been set since the tables were opened.
 
-    Returns the table with it, or None.
+    Returns the tables with it, or None.
     """
     text = json.dumps(manifest.snapshot(), sort_keys=True)
-    if claim(table, **{MANIFEST_KEY: text}):
-        return table
-    latest = open_table(table.uri)  # of a commit whose answer was lost, it holds what was set
-    return latest if latest.config().get(MANIFEST_KEY) == text else None
+    if claim(tables.records, **{MANIFEST_KEY: text}):
+        return tables
+    latest = Tables.open(tables.out)  # of a commit whose answer was lost, it holds what was set
+    return latest if latest.records.config().get(MANIFEST_KEY) == text else None
 
 
-def _same(before: Manifest, records: lance.LanceDataset, refused: lance.LanceDataset) -> bool:
+def _same(before: Manifest, tables: Tables) -> bool:
     """Return whether nothing was added or removed since a version was published."""
-    then = ((records, before.records_version), (refused, before.quarantine_version))
-    return all(_state(now) == _state(open_table(now.uri, version)) for now, version in then)
+    records = open_table(tables.records_place, before.records_version)
+    refused = open_table(tables.quarantine_place, before.quarantine_version)
+    return (_state(records), _state(refused)) == (
+        _state(tables.records), _state(tables.quarantine),
+    )  # fmt: skip
 
 
 def _state(table: lance.LanceDataset) -> list[tuple[int, int]]:
     return [(f.fragment_id, f.count_rows()) for f in table.get_fragments()]
 
 
-def _keep(records: lance.LanceDataset, refused: lance.LanceDataset, manifest: Manifest) -> None:
+def _keep(tables: Tables, manifest: Manifest) -> None:
     """Tag what a published version needs, so that no vacuum takes it while it is kept.
 
-    `records` is the table at any version that has this manifest.
+    The table of records may be at any version that has this manifest.
     """
-    tag = version_tag(manifest.version)
+    tag, records, refused = version_tag(manifest.version), tables.records, tables.quarantine
     wanted = [
         (records, tag, records.version), (records, f"{tag}-rows", manifest.records_version),
         (refused, tag, manifest.quarantine_version),

@@ -42,16 +42,31 @@ UNIT_ROW = ["ingest_file", "ingest_stamp", "ingest_unit", "ingest_row"]
 
 
 @dataclass(frozen=True)
-class Settled:
-    """Both tables as they were at one moment, with nothing left to settle.
+class Tables:
+    """Both tables of a dataset as they were at one moment, and where they lie."""
 
-    `stranded` are files of refusals whose observation has no record any more: they are to be read
-    again.
-    """
-
+    out: str
     records: lance.LanceDataset
     quarantine: lance.LanceDataset
-    stranded: list[str]
+
+    @classmethod
+    def open(cls, out: str) -> Tables:
+        """Open both; a row on its way between them is seen in one of them at least."""
+        records, quarantine = (places.join(out, name) for name in (RECORDS, QUARANTINE))
+        refused = open_table(quarantine)
+        while True:
+            tables = cls(out, open_table(records), refused)
+            refused = open_table(quarantine)
+            if refused.version == tables.quarantine.version:
+                return tables
+
+    @property
+    def records_place(self) -> str:
+        return places.join(self.out, RECORDS)
+
+    @property
+    def quarantine_place(self) -> str:
+        return places.join(self.out, QUARANTINE)
 
 
 def files_seen_twice(out: str) -> list[str]:
@@ -73,52 +88,48 @@ def drop_superseded(out: str, changed: Mapping[str, str]) -> None:
             delete_rows(places.join(out, name), which)
 
 
-def settle(out: str) -> Settled:
+def settle(out: str) -> tuple[Tables, list[str]]:
     """Leave one row of every observation, the others in the quarantine.
 
     A published row stays; among new ones the first by source (then by row) is kept: a rule that
     knows nothing of how files were dealt out.
+
+    Returns
+    -------
+    Tables
+        With nothing left to settle.
+    list of str
+        Files of refusals whose observation has no record any more: they are to be read again.
     """
     while True:
-        records, quarantine = _snapshot(out)
-        if _drop_repeated(quarantine):
+        tables = Tables.open(out)
+        if _drop_repeated(tables):
             continue
-        refused = _Refused(quarantine)
-        refused.look_for(records)
+        refused = _Refused(tables)
         if refused.condemned:  # by an ingest that was killed, or is at it
-            delete_addresses(records.uri, refused.condemned)
-        elif _refuse_copies(records, quarantine):
+            delete_addresses(tables.records_place, refused.condemned)
+        elif _refuse_copies(tables):
             continue
-        elif back := refused.back(records):
-            delete_addresses(quarantine.uri, back)
+        elif back := refused.back():
+            delete_addresses(tables.quarantine_place, back)
         else:
-            return Settled(records, quarantine, refused.stranded())
+            return tables, refused.stranded()
 
 
-def _snapshot(out: str) -> tuple[lance.LanceDataset, lance.LanceDataset]:
-    """Return the table of records and the quarantine of one moment."""
-    quarantine = open_table(places.join(out, QUARANTINE))
-    while True:
-        records = open_table(places.join(out, RECORDS))
-        later = open_table(quarantine.uri)
-        if later.version == quarantine.version:
-            return records, quarantine
-        quarantine = later
-
-
-def _drop_repeated(quarantine: lance.LanceDataset) -> bool:
+def _drop_repeated(tables: Tables) -> bool:
     """Delete all but the newest refusal of one outcome; return whether there were."""
-    twice = repeated_rows(quarantine, UNIT_ROW).sort_values("_rowaddr", ascending=False)
+    twice = repeated_rows(tables.quarantine_place, tables.quarantine, UNIT_ROW)
+    twice = twice.sort_values("_rowaddr", ascending=False)
     gone = twice[twice.duplicated(UNIT_ROW)]["_rowaddr"].tolist()
-    delete_addresses(quarantine.uri, gone)
+    delete_addresses(tables.quarantine_place, gone)
     return bool(gone)
 
 
 class _Refused:
     """Refusals of copies, as hashes and addresses, and what the records hold of them."""
 
-    def __init__(self, quarantine: lance.LanceDataset):
-        self._table = quarantine
+    def __init__(self, tables: Tables):
+        self._table = tables.quarantine
         columns = [*UNIT_ROW, "observation_id", REFUSED_RECORD.name]
         parts = [
             (
@@ -127,7 +138,7 @@ class _Refused:
                 _hashes(part, UNIT_ROW),
                 _hashes(part, ["observation_id"]),
             )
-            for part in fragment_rows(quarantine, columns, _TWICE)
+            for part in fragment_rows(self._table, columns, _TWICE)
         ]
         parts.append((np.zeros(0, np.uint64),) * 4)
         joined = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
@@ -135,12 +146,12 @@ class _Refused:
         self._record = record[record != NO_RECORD]
         self._kept = np.zeros(len(self._address), bool)
         self._units: list[pa.Table] = []
-        self.condemned: list[int] = []
+        self.condemned: list[int] = []  # addresses of records
+        if len(self._address):
+            self._look_for(tables.records)
 
-    def look_for(self, records: lance.LanceDataset) -> None:
+    def _look_for(self, records: lance.LanceDataset) -> None:
         """Find the records that were refused, those of the same outcomes, and those kept."""
-        if not len(self._address):
-            return
         for part in fragment_rows(records, [*UNIT_ROW, "observation_id"]):
             address = part["_rowaddr"].to_numpy()
             self.condemned += address[np.isin(address, self._record)].tolist()
@@ -148,7 +159,7 @@ class _Refused:
             self._units.append(part.filter(pa.array(same)).select(UNIT_ROW))
             self._kept |= np.isin(self._observation, _hashes(part, ["observation_id"]))
 
-    def back(self, records: lance.LanceDataset) -> list[int]:
+    def back(self) -> list[int]:
         """Return the addresses of refusals whose outcomes were read again and are records now."""
         there = [part.to_pandas() for part in self._units if part.num_rows]
         if not there:
@@ -165,21 +176,23 @@ class _Refused:
         return sorted(set(found["ingest_file"].to_pylist()))
 
 
-def _refuse_copies(records: lance.LanceDataset, quarantine: lance.LanceDataset) -> bool:
+def _refuse_copies(tables: Tables) -> bool:
     """Refuse and delete all records but one of every observation; return whether there were."""
-    copies = repeated_rows(records, ["observation_id"], ["object_id", "source", "digest"])
+    records, quarantine = tables.records_place, tables.quarantine_place
+    more = ["object_id", "source", "digest"]
+    copies = repeated_rows(records, tables.records, ["observation_id"], more)
     if copies.empty:
         return False
-    if not claim(records):
+    if not claim(tables.records):
         return True  # a version was published meanwhile: another record may have to stay
     fragment = (copies["_rowaddr"].to_numpy(np.uint64) >> np.uint64(32)).astype(np.int64)
-    copies["later"] = ~np.isin(fragment, _published_fragments(records))
+    copies["later"] = ~np.isin(fragment, _published_fragments(tables))
     copies = copies.sort_values(
         ["observation_id", "later", "source", "ingest_unit", "ingest_row", "_rowaddr"]
     )
-    commit_append(quarantine.uri, write_fragments(quarantine.uri, _refusals(copies)))
+    commit_append(quarantine, write_fragments(quarantine, _refusals(copies)))
     lost = copies.duplicated("observation_id")
-    delete_addresses(records.uri, copies[lost]["_rowaddr"].tolist())
+    delete_addresses(records, copies[lost]["_rowaddr"].tolist())
     return True
 
 
@@ -195,11 +208,11 @@ def claim(records: lance.LanceDataset, **entries: str) -> bool:
     return True
 
 
-def _published_fragments(records: lance.LanceDataset) -> list[int]:
-    published = read_manifest(records)
+def _published_fragments(tables: Tables) -> list[int]:
+    published = read_manifest(tables.records)
     if published is None:
         return []
-    table = open_table(records.uri, published.records_version)
+    table = open_table(tables.records_place, published.records_version)
     return [fragment.fragment_id for fragment in table.get_fragments()]
 
 
@@ -225,10 +238,10 @@ def _refusals(copies: pd.DataFrame) -> pa.Table:
 
 
 def repeated_rows(
-    table: lance.LanceDataset, keys: Sequence[str], more: Sequence[str] = ()
+    place: str, table: lance.LanceDataset, keys: Sequence[str], more: Sequence[str] = ()
 ) -> pd.DataFrame:
     """Return the rows of a table whose `keys` occur more than once, with where they came from."""
-    hashes = _repeated_hashes(table.uri, table.version, table.count_rows(), keys)
+    hashes = _repeated_hashes(place, table.version, table.count_rows(), keys)
     columns = list(dict.fromkeys([*keys, *more, *INGEST_COLUMNS]))
     pieces = [pa.schema([table.schema.field(name) for name in columns]).empty_table().to_pandas()]
     if len(hashes):

@@ -31,6 +31,10 @@ _ROWS_PER_FILTER = 10_000  # addresses in one predicate
 _Made = TypeVar("_Made")
 
 
+class ForeignType(ValueError):
+    """A table holds an extension type, which code of its own would turn into objects."""
+
+
 def table_exists(uri: str) -> bool:
     """Return whether there is a Lance table at a place: one that has a version."""
     try:
@@ -47,12 +51,28 @@ def open_table(uri: str, version: int | str | None = None) -> lance.LanceDataset
     ------
     FileNotFoundError
         If there is no table.
+    ForeignType
+        If a column is of an extension type other than Arrow's own tensor.
     """
-    options = places.lance_options(uri)
+    where, options = places.lance_uri(uri), places.lance_options(uri)
     try:
-        return patiently(lambda: lance.dataset(uri, version=version, storage_options=options))
+        table = patiently(lambda: lance.dataset(where, version=version, storage_options=options))
     except ValueError as error:
         raise FileNotFoundError(f"{uri}: no such table, or no version {version}: {error}") from None
+    for field in table.schema:
+        _check_plain(field.type, field.name, uri)
+    return table
+
+
+def _check_plain(kind: pa.DataType, column: str, uri: str) -> None:
+    """Refuse a stranger's table whose types would be turned into objects by code of their own."""
+    if isinstance(kind, pa.BaseExtensionType) and not isinstance(kind, pa.FixedShapeTensorType):
+        raise ForeignType(
+            f"{uri}: column {column}: expected a plain type or arrow.fixed_shape_tensor, found "
+            f"{kind.extension_name!r}"
+        )
+    for number in range(kind.num_fields):
+        _check_plain(kind.field(number).type, f"{column}.{kind.field(number).name}", uri)
 
 
 def create_table(uri: str, schema: pa.Schema) -> bool:
@@ -67,7 +87,8 @@ def create_table(uri: str, schema: pa.Schema) -> bool:
             return False
         try:
             lance.LanceDataset.commit(
-                uri, lance.LanceOperation.Overwrite(schema, []), read_version=0, max_retries=0,
+                places.lance_uri(uri), lance.LanceOperation.Overwrite(schema, []),
+                read_version=0, max_retries=0,
                 storage_options=places.lance_options(uri),
             )  # fmt: skip
         except OSError:
@@ -88,7 +109,7 @@ def write_fragments(uri: str, table: pa.Table) -> list[str]:
         return []
     made = patiently(
         lambda: _write_fragments(
-            table, uri, schema=table.schema, data_storage_version=STORAGE_VERSION,
+            table, places.lance_uri(uri), schema=table.schema, data_storage_version=STORAGE_VERSION,
             storage_options=places.lance_options(uri),
         )
     )  # fmt: skip
@@ -110,8 +131,8 @@ def commit_append(uri: str, fragments: Sequence[str]) -> None:
         if ours & _files(table):
             return
         lance.LanceDataset.commit(
-            uri, lance.LanceOperation.Append(described), read_version=table.version,
-            storage_options=places.lance_options(uri),
+            places.lance_uri(uri), lance.LanceOperation.Append(described),
+            read_version=table.version, storage_options=places.lance_options(uri),
         )  # fmt: skip
 
     patiently(commit)

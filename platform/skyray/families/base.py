@@ -12,7 +12,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,8 +21,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from skyray.cards import Card
 from skyray.config import Config, ConfigError
-from skyray.records import Grid
+from skyray.records import Grid, Record
 
 Mode = Literal["corrected", "as_published"]
 Columns = dict[str, np.ndarray]
@@ -65,9 +66,11 @@ class TrainConfig(Config):
     checkpoint_every_steps: int | None = Field(
         None, description="also save inside an epoch, every so many steps"
     )
-    cache: bool = Field(
-        True, description="hold transformed shards in worker memory; False streams every epoch"
-    )
+    memory_bytes: int = Field(
+        1 << 30, ge=0,
+        description="rows that take no more than this stay in a worker's memory; others are read "
+        "batch by batch, in the same order",
+    )  # fmt: skip
 
 
 class Recipe(Config):
@@ -108,20 +111,11 @@ class DataInfo:
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "card": self.card,
-            "record": self.record,
-            "classes": list(self.classes),
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            **{name: list(getattr(self, name)) for name in ("classes", "bands", "features")},
             "coarse": dict(self.coarse),
-            "fingerprint": self.fingerprint,
-            "version": self.version,
-            "grid": self.grid.to_dict() if self.grid else None,
             "counts": {k: dict(v) for k, v in self.counts.items()},
-            "min_good_pixels": self.min_good_pixels,
-            "bands": list(self.bands),
-            "image_size": self.image_size,
-            "image_fit": self.image_fit,
-            "pixel_scale_arcsec": self.pixel_scale_arcsec,
-            "features": list(self.features),
+            "grid": self.grid.to_dict() if self.grid else None,
         }
 
     @classmethod
@@ -144,7 +138,8 @@ class Stage:
     loss : callable
         (part, batch) → (scalar loss, dict of scalar metrics). Called under autocast.
     rows : callable, optional
-        columns → boolean array: the rows of the transformed data this stage uses. Default: all.
+        columns → boolean array: the rows of a split this stage uses. Default: all. Each column is
+        read from the prepared table when it is asked for: ask for labels, not for pixels.
     train : TrainConfig
         Batch size, epochs, optimiser, stopping.
     monitor, better : str
@@ -153,11 +148,11 @@ class Stage:
         ``best`` epoch by `monitor`, or the ``last`` one (a loss that changes with the epoch).
     features : callable, optional
         (model, batch) → the tensors this stage trains on, made by frozen parts of the model. They
-        are computed once, with the model in evaluation mode, and held in memory; streamed data
-        compute them batch by batch.
+        are computed once, with the model in evaluation mode, and kept in a table of their own.
     prepare : callable, optional
-        (part, all training rows of this rank) → None, before the first epoch: for buffers that
-        depend on the data, such as a standardisation. Rank 0's buffers reach the other ranks.
+        (part, training rows) → None, before the first epoch: for buffers that depend on the data,
+        such as a standardisation. The rows are a mapping that reads a column when it is asked for:
+        all rows of the stage, or 100,000 drawn at random where there are more.
     at_epoch : callable, optional
         epoch → None, before each epoch: for losses with a schedule of their own.
     trains : callable, optional
@@ -170,12 +165,12 @@ class Stage:
     part: Callable[[nn.Module], nn.Module]
     loss: Callable[[nn.Module, Tensors], tuple[torch.Tensor, dict[str, torch.Tensor]]]
     train: TrainConfig
-    rows: Callable[[Columns], np.ndarray] | None = None
+    rows: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
     monitor: str = "loss"
     better: Literal["min", "max"] = "min"
     keep: Literal["best", "last"] = "best"
     features: Callable[[nn.Module, Tensors], Tensors] | None = None
-    prepare: Callable[[nn.Module, Tensors], None] | None = None
+    prepare: Callable[[nn.Module, Mapping[str, torch.Tensor]], None] | None = None
     at_epoch: Callable[[int], None] | None = None
     trains: Callable[[str], bool] | None = None
     lr_factor: Callable[[str], float] | None = None
@@ -215,6 +210,25 @@ class OutputColumn:
     dtype: str
     unit: str
     description: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """A recipe that runs in seconds, and the card it is tried on (`training.contract`).
+
+    Attributes
+    ----------
+    recipe : Recipe
+    card : Card
+        Its mock gives the objects, in turn of each class, so many as `rows` says.
+    records : tuple of Record
+        Objects to take instead, for a card without a mock.
+    """
+
+    recipe: Recipe
+    card: Card
+    rows: int = 36
+    records: tuple[Record, ...] = ()
 
 
 class Family(ABC):
@@ -279,6 +293,27 @@ class Family(ABC):
     ) -> Columns:
         """Return the output columns for transformed inputs, in the order of the rows."""
 
+    def infer(
+        self, model: nn.Module, inputs: Columns, calibration: dict[str, Any], tensors: Tensors
+    ) -> Columns:
+        """Return what `finish` needs: the share of `predict` that wants the network's device.
+
+        A family whose scores take long on a processor overrides both, and `predict` is the one
+        after the other; batch jobs run them on different workers.
+        """
+        return self.predict(model, inputs, calibration, tensors)
+
+    def finish(self, found: Columns, calibration: dict[str, Any], tensors: Tensors) -> Columns:
+        """Return the output columns from what `infer` gave, row by row, without the network."""
+        return found
+
+    def scoring_table(self, table: Columns) -> Columns:
+        """Return what `evaluate` and `figures` need of predictions joined with the truth.
+
+        Row by row, on the workers: what scores ask of a text or array becomes a column of its own.
+        """
+        return table
+
     @abstractmethod
     def output_columns(self) -> list[OutputColumn]:
         """Describe the columns `predict` returns."""
@@ -287,12 +322,15 @@ class Family(ABC):
     def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
         """Return metrics (JSON) of a table of predictions joined with the truth columns.
 
+        The table is what `scoring_table` left, without names of objects. Arrays a row come for a
+        random part of very large datasets only: scores that need them are of that part.
+
         Of what training knew (`calibration`) only limits may be used, such as a validation error.
         """
 
     @abstractmethod
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:
-        """Write the family's figures and return their paths."""
+        """Write the family's figures and return their paths; `table` may be a random part."""
 
     def detail_columns(self) -> list[str]:
         """Return the outputs of `predict` that no catalogue holds: arrays [B, ...] on request."""
@@ -306,6 +344,11 @@ class Family(ABC):
     def search_space(cls, recipe: Recipe) -> dict[str, Choice | Range]:
         """Return the hyper-parameters a sweep varies, by recipe key (``train.batch_size``)."""
         return {}
+
+    @classmethod
+    def examples(cls) -> list[Example]:
+        """Return the small recipes on which the family's contracts are checked."""
+        return []
 
     def objective(self) -> Objective:
         """Return what a sweep improves; default: what the last stage chooses its epoch by."""

@@ -22,8 +22,8 @@ from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
+from pyarrow.parquet import write_table
 from tqdm import tqdm
 
 from skyray.bundles.bundle import Predictor, read_bundle
@@ -32,6 +32,7 @@ from skyray.config import ConfigError
 from skyray.data.outcomes import REFUSAL_FIELDS
 from skyray.data.rows import check_record
 from skyray.inference.predict import IDENTITY
+from skyray.readers import foreign_arrow
 from skyray.readers.base import make_reader
 from skyray.readers.memory import memory_file
 from skyray.records import InvalidRecord, Record
@@ -273,7 +274,7 @@ class _Ledger:
 
 def _write_table(uri: str, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    write_table(table, sink, compression="zstd")
     places.write_bytes(uri, sink.getvalue())
 
 
@@ -282,7 +283,7 @@ def _column(folder: str, name: str) -> Iterator[str]:
         filesystem, _ = places.resolve(folder)
         for path, _ in places.list_files(folder):
             if path.endswith(".parquet"):
-                yield from pq.read_table(path, columns=[name], filesystem=filesystem)[
+                yield from foreign_arrow.read_table(path, columns=[name], filesystem=filesystem)[
                     name
                 ].to_pylist()
 

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from skyray.bundles.bundle import BUNDLE_FILE, read_bundle
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
+from skyray.data.prepared import prepare
 from skyray.families.base import Recipe, load_family
 from skyray.inference.evaluate import evaluate
 from skyray.runtime import places, tracking
@@ -73,7 +74,11 @@ def train_cells(
     RuntimeError
         If trainings failed, after all others have finished; it names each with its cause.
     """
-    waiting = [cell for cell in cells if not _done(cell)]
+    datasets = {place: Dataset.open(place) for place in {cell.data for cell in cells}}
+    waiting = [cell for cell in cells if not _done(cell, datasets[cell.data])]
+    for cell in waiting:  # those with the same transform find the table of the first
+        dataset, recipe = datasets[cell.data], cell.recipe
+        prepare(dataset, load_family(recipe.family)(recipe, dataset.info()), progress=progress)
     for family in {cell.recipe.family for cell in waiting}:
         tracking.open_experiment(family)
     task = ray.remote(
@@ -81,8 +86,8 @@ def train_cells(
     )(_train)
     running = {
         task.remote(
-            cell.recipe.family, cell.recipe.snapshot(), cell.data, cell.out, parent, threads,
-            use_gpu,
+            cell.recipe.family, cell.recipe.snapshot(), cell.data, datasets[cell.data].version,
+            cell.out, parent, threads, use_gpu,
         ): cell
         for cell in waiting
     }  # fmt: skip
@@ -108,12 +113,12 @@ def train_cells(
     return metrics
 
 
-def _done(cell: Cell) -> bool:
+def _done(cell: Cell, dataset: Dataset) -> bool:
     """Return whether a cell has its bundle; refuse one that is not what the cell asks for."""
     if not places.exists(places.join(cell.bundle, BUNDLE_FILE)):
         return False
     found = read_bundle(cell.bundle)
-    fingerprint = Dataset.open(cell.data).manifest.fingerprint
+    fingerprint = dataset.manifest.fingerprint
     if found["recipe"] != cell.recipe.snapshot() or found["data"]["fingerprint"] != fingerprint:
         raise ConfigError(
             f"{cell.bundle}: was trained with another recipe or on other data than asked for now; "
@@ -122,11 +127,11 @@ def _done(cell: Cell) -> bool:
     return True
 
 
-def _train(family, recipe, data, out, parent, threads, use_gpu) -> None:
+def _train(family, recipe, data, version, out, parent, threads, use_gpu) -> None:
     loaded = load_family(family).recipe_type.load(recipe)
     train_alone(
-        loaded, data, places.join(out, _RUN), out=places.join(out, _BUNDLE), parent=parent,
-        threads=threads, use_gpu=use_gpu,
+        loaded, data, places.join(out, _RUN), out=places.join(out, _BUNDLE), version=version,
+        parent=parent, threads=threads, use_gpu=use_gpu,
     )  # fmt: skip
 
 

@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
+from skyray.data.prepared import prepare
 from skyray.families.base import Choice, Family, Objective, Range, Recipe, load_family
 from skyray.runtime import places, tracking
 from skyray.runtime.session import cores_for
@@ -92,14 +92,19 @@ def tune_recipe(
     ConfigError
         If the family declares no search space, or `out` holds a sweep of something else.
     """
-    dataset = Dataset.open(data)
+    out, data = places.absolute(out), places.absolute(data)
+    begun = _begun(out)
+    dataset = Dataset.open(data, begun["version"] if begun.get("data") == data else None)
     family = load_family(recipe.family)(recipe, dataset.info())
     space = family.search_space(recipe)
     if not space:
         raise ConfigError(f"family {recipe.family!r}: declares no search space for {recipe.name!r}")
-    out, data = places.absolute(out), places.absolute(data)
     run_id, objective = _open_sweep(recipe, family, out, data), family.objective()
-    trial = _Trial(recipe.family, recipe.snapshot(), data, out, run_id, objective, threads, use_gpu)
+    prepare(dataset, family, progress=progress)  # once for all trials but those that change it
+    trial = _Trial(
+        recipe.family, recipe.snapshot(), data, dataset.version, out, run_id, objective, threads,
+        use_gpu,
+    )  # fmt: skip
     resources = {"cpu": threads, **({"gpu": 1} if use_gpu else {}), **cores_for(threads)}
     trainable = tune.with_resources(lambda settings: trial.run(settings), resources)
     epochs = next(s.train.epochs for s in family.stages() if s.name == objective.stage)
@@ -140,10 +145,8 @@ def assignments(settings: dict[str, Any]) -> list[str]:
 
 def _open_sweep(recipe: Recipe, family: Family, out: str, data: str) -> str:
     """Return the sweep's MLflow run; refuse a folder that holds another sweep."""
-    place = places.join(out, SWEEP_FILE)
     about = {"recipe": recipe.snapshot(), "data": data, "fingerprint": family.data.fingerprint}
-    if places.exists(place):
-        found = places.read_json(place)
+    if found := _begun(out):
         for key, value in about.items():
             if found.get(key) != value:
                 raise ConfigError(f"{out}: holds a sweep with another {key}; name another --out")
@@ -151,8 +154,15 @@ def _open_sweep(recipe: Recipe, family: Family, out: str, data: str) -> str:
     run_id = tracking.start_run(
         recipe.family, f"sweep-{recipe.name}", recipe.snapshot(), {"skyray.data": data}
     )
-    places.write_json(place, {**about, "run_id": run_id})
+    told = {**about, "version": family.data.version, "run_id": run_id}
+    places.write_json(places.join(out, SWEEP_FILE), told)
     return run_id
+
+
+def _begun(out: str) -> dict[str, Any]:
+    """Return what the sweep in a folder is of; nothing where none was begun."""
+    place = places.join(out, SWEEP_FILE)
+    return places.read_json(place) if places.exists(place) else {}
 
 
 @dataclass(frozen=True)
@@ -162,6 +172,7 @@ class _Trial:
     family: str
     recipe: dict[str, Any]
     data: str
+    version: int
     out: str
     parent: str
     objective: Objective
@@ -184,9 +195,9 @@ class _Trial:
 
         name = tune.get_context().get_trial_id()
         train_alone(
-            recipe, self.data, places.join(self.out, _RUNS, name), parent=self.parent,
-            threads=self.threads, use_gpu=self.use_gpu, last_stage=self.objective.stage,
-            on_epoch=report,
+            recipe, self.data, places.join(self.out, _RUNS, name), version=self.version,
+            parent=self.parent, threads=self.threads, use_gpu=self.use_gpu,
+            last_stage=self.objective.stage, on_epoch=report,
         )  # fmt: skip
 
 
@@ -217,7 +228,7 @@ class _Watch(tune.Callback):
 
 def _tuner(trainable, space, objective, out, trials, concurrent, seed, epochs, grace) -> tune.Tuner:
     filesystem, path = places.resolve(out)
-    place = places.join(path, _RAY)
+    place = f"{path}/{_RAY}"
     if tune.Tuner.can_restore(place, storage_filesystem=filesystem):
         return tune.Tuner.restore(
             place, trainable, storage_filesystem=filesystem, resume_unfinished=True,
@@ -251,7 +262,7 @@ def _table(found: tune.ResultGrid, out: str, objective: Objective, keys: list[st
     rows = []
     for result in found:
         metrics = result.metrics or {}
-        name = Path(result.path).name.split("_")[1] if result.path else ""
+        name = places.name(result.path).split("_")[1] if result.path else ""
         run = places.join(out, _RUNS, metrics.get("trial_id", name), "run.json")
         run_id = places.read_json(run)["run_id"] if places.exists(run) else ""
         if run_id:
@@ -283,13 +294,12 @@ def _conclude(
     best = assignments({key: _plain(first[key]) for key in keys})
     value = float(first[objective.metric])
     shown = table.assign(**{key: table[key].map(str) for key in keys if table[key].dtype == object})
-    sink = Path(out) if "://" not in out else None
     places.write_bytes(places.join(out, TRIALS_FILE), shown.to_parquet())
     places.write_json(
         places.join(out, BEST_FILE), {"changes": best, "metric": objective.metric, "value": value}
     )
-    if sink:
-        sweep_figures(table, objective, list(keys), sink / "figures")
+    with places.local_folder(places.join(out, "figures")) as folder:
+        sweep_figures(table, objective, list(keys), folder)
     uri = tracking.tracking_uri()
     tracking.log_metrics(uri, run_id, {f"best/{objective.metric}": value}, step=len(table))
     return SweepResult(out, run_id, table, best, value, objective)

@@ -16,13 +16,19 @@ import torch
 from skyray.bundles import registry
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
-from skyray.families.base import Columns, Family, Recipe, load_family
+from skyray.data.prepared import prepare
+from skyray.families.base import Family, Recipe, load_family
 from skyray.runtime import places, tracking
 from skyray.training import loop
-from skyray.training.train import assemble_bundle, run_provenance, start_run, transformed_rows
+from skyray.training.train import (
+    RUN_FILE,
+    assemble_bundle,
+    data_of_run,
+    record_run,
+    run_provenance,
+    start_run,
+)
 from skyray.training.worker import LoneWorker
-
-_RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
@@ -33,23 +39,14 @@ class LoneResult:
     history: list[dict[str, Any]]
 
 
-class _AllRows(loop.TrainingRows):
-    """The whole dataset, read and transformed in this process."""
-
-    def __init__(self, family: Family, dataset: Dataset):
-        super().__init__()
-        self._family, self._dataset = family, dataset
-
-    def fetch(self, split: str) -> Columns:
-        return transformed_rows(self._family, self._dataset, split)
-
-
 def train_alone(
     recipe: Recipe,
     data: str,
     run_uri: str,
     *,
     out: str | None = None,
+    version: int | None = None,
+    spread: bool = False,
     parent: str | None = None,
     threads: int | None = 1,
     use_gpu: bool = False,
@@ -64,6 +61,11 @@ def train_alone(
         Folder or URI of checkpoints, finished stages and the MLflow run's id.
     out : str, optional
         Bundle to write; a trial of a sweep needs none.
+    version : int, optional
+        Of the dataset; default: the newest, or the one that this training began with.
+    spread : bool
+        Whether the cluster may help when the transform is still to be run; not in a task that holds
+        the CPUs it would wait for.
     threads : int, optional
         CPU threads; None: all of this machine.
     parent : str, optional
@@ -77,28 +79,24 @@ def train_alone(
     Raises
     ------
     ConfigError
-        If the recipe streams its rows, or `run_uri` holds another training.
+        If `run_uri` holds another training.
     """
     torch.set_num_threads(threads or os.cpu_count() or 1)
-    if not recipe.train.cache:
-        raise ConfigError(
-            "train.cache=false: a training in one process holds its rows in memory; "
-            "use `skyray train`, which can stream"
-        )
-    dataset = Dataset.open(data)
+    dataset = Dataset.open(data, version) if version else data_of_run(data, run_uri)
     family = load_family(recipe.family)(recipe, dataset.info())
+    table = prepare(dataset, family, progress=False, on_ray=None if spread else False)
     run_id = _run(run_uri, recipe, family, parent)
     worker = LoneWorker(
         rank=0, world_size=1, device=torch.device("cuda" if use_gpu else "cpu"), seed=recipe.seed,
-        run_uri=run_uri, run_id=run_id, tracking_uri=tracking.tracking_uri(), streamed_rows=0,
+        run_uri=run_uri, run_id=run_id, tracking_uri=tracking.tracking_uri(),
         on_epoch=on_epoch,
     )  # fmt: skip
     failed = True
     try:
-        position = loop.run_stages(worker, family, _AllRows(family, dataset), last_stage)
+        position = loop.run_stages(worker, family, table, last_stage)
         if out:
             assemble_bundle(
-                recipe.family, recipe.snapshot(), family.data.to_dict(), data, run_uri, out,
+                recipe.family, recipe.snapshot(), family.data.to_dict(), table, run_uri, out,
                 run_provenance(family, run_id), position.history,
             )  # fmt: skip
             registry.register(out, run_id)
@@ -113,7 +111,7 @@ def train_alone(
 
 def _run(run_uri: str, recipe: Recipe, family: Family, parent: str | None) -> str:
     """Return the MLflow run of this folder, opened the first time; refuse another training's."""
-    place = places.join(run_uri, _RUN_FILE)
+    place = places.join(run_uri, RUN_FILE)
     about = {"recipe": recipe.snapshot(), "fingerprint": family.data.fingerprint}
     if places.exists(place):
         found = places.read_json(place)
@@ -121,5 +119,5 @@ def _run(run_uri: str, recipe: Recipe, family: Family, parent: str | None) -> st
             raise ConfigError(f"{run_uri}: holds an unfinished training of another recipe or data")
         return found["run_id"]
     run_id = start_run(recipe, family, parent=parent)
-    places.write_json(place, {"run_id": run_id, **about})
+    record_run(run_uri, run_id, family)
     return run_id

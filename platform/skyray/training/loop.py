@@ -1,34 +1,33 @@
 """The one training loop. It runs on every worker of every family and knows only stages.
 
-A stage trains one part of the model on its rows of the shard. After each epoch (and inside epochs,
-when asked) rank 0 saves the part, the best part so far, optimiser and schedule with the position
-(stage, epoch, step). All randomness is re-seeded at every step as a pure function of (seed, stage,
-epoch, step, rank); a resumed run therefore repeats exactly what an undisturbed one does.
+A stage trains one part of the model on its rows of the prepared table; every rank takes its share
+of each global batch. After each epoch (and inside epochs, when asked) rank 0 saves the part, the
+best part so far, optimiser and schedule with the position (stage, epoch, step). Batches are a pure
+function of (seed, stage, epoch, step), and all other randomness is re-seeded at every step with the
+rank as well; a resumed run therefore repeats exactly what an undisturbed one does.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import time
-from abc import ABC, abstractmethod
 from typing import Any
 
-import ray.train
 import torch
-import torch.distributed as dist
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import nn
-from torch.distributed.algorithms.join import Join
 
-from skyray.families.base import Columns, DataInfo, Family, Stage, Tensors, load_family
+from skyray.data.prepared_tables import PreparedTable
+from skyray.families.base import DataInfo, Family, Stage, Tensors, load_family
 from skyray.runtime import places, tracking
-from skyray.training import shards
+from skyray.training.features import stage_rows
+from skyray.training.loader import Batch, Rows, StageRows, batch_bounds, stream_seed
 from skyray.training.optimizers import Schedule, learning_rate, make_optimizer
 from skyray.training.worker import GroupWorker, Position, Worker
 
+PREPARE_ROWS = 100_000  # at most so many does a stage see before its first epoch
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -56,17 +55,18 @@ def train_worker(config: dict[str, Any]) -> None:
     family = family_type(
         family_type.recipe_type.load(config["recipe"]), DataInfo.from_dict(config["data"])
     )
-    run_stages(worker, family, GroupRows(family.recipe.train.cache))
+    run_stages(worker, family, config["table"])
 
 
 def run_stages(
-    worker: Worker, family: Family, rows: TrainingRows, last: str | None = None
+    worker: Worker, family: Family, table: PreparedTable, last: str | None = None
 ) -> Position:
     """Train a family's stages (up to `last`) from where the run stands; return where it ended."""
     torch.manual_seed(worker.seed)
     model = family.build_model()
     family.initialise(model)
     model.to(worker.device)
+    rows = Rows(table)
     position, saved = worker.restore()
     for number, stage in enumerate(family.stages()):
         if number < position.stage:
@@ -74,7 +74,9 @@ def run_stages(
             stage.part(model).load_state_dict(part)
             continue
         position.stage = number
-        _StageRun(worker, stage, model, rows, position).run(saved)
+        model.eval().requires_grad_(False)
+        here = stage_rows(rows, family, stage, model, worker)
+        _StageRun(worker, stage, model, here, position).run(saved)
         saved = None
         position = Position(stage=number + 1, history=position.history, resumed=position.resumed)
         if stage.name == last:
@@ -85,47 +87,11 @@ def run_stages(
 
 def _accumulate(sums: dict[str, Any], metrics: dict[str, torch.Tensor], rows: int) -> None:
     """Add row-weighted metrics; they stay on the device, so that no step waits for the host."""
+    if rows == 0:
+        return
     for name, value in metrics.items():
         sums[name] = sums.get(name, 0.0) + value.detach().double() * rows
     sums["rows"] = sums.get("rows", 0.0) + rows
-
-
-class TrainingRows(ABC):
-    """Where this rank's transformed rows come from: fetched once and kept in memory."""
-
-    cache = True
-
-    def __init__(self):
-        self._kept: dict[str, tuple[Columns, Tensors]] = {}
-
-    @abstractmethod
-    def fetch(self, split: str) -> Columns:
-        """Return all transformed rows of a split that are this rank's."""
-
-    def shard(self, split: str, stage: Stage, model: nn.Module, device: torch.device):
-        """Return the rows a stage uses, with its frozen features where it has any."""
-        if split not in self._kept:
-            columns = self.fetch(split)
-            self._kept[split] = columns, shards.to_tensors(columns)
-        columns, tensors = self._kept[split]
-        cached = shards.CachedShard(tensors, shards.stage_rows(stage, columns))
-        return cached.with_features(stage, model, device) if stage.features else cached
-
-
-class GroupRows(TrainingRows):
-    """The shards Ray Train gives this rank; streamed anew at every epoch unless `cache` is set."""
-
-    def __init__(self, cache: bool):
-        super().__init__()
-        self.cache = cache
-
-    def fetch(self, split: str) -> Columns:
-        return shards.fetch(ray.train.get_dataset_shard(split))
-
-    def shard(self, split: str, stage: Stage, model: nn.Module, device: torch.device):
-        if self.cache:
-            return super().shard(split, stage, model, device)
-        return shards.StreamedShard(ray.train.get_dataset_shard(split), stage, model)
 
 
 class _StageRun:
@@ -136,28 +102,26 @@ class _StageRun:
         worker: Worker,
         stage: Stage,
         model: nn.Module,
-        source: TrainingRows,
+        rows: dict[str, StageRows],
         position: Position,
     ):
         self.worker, self.stage, self.position = worker, stage, position
-        model.eval().requires_grad_(False)
-        self.train_rows = source.shard("train", stage, model, worker.device)
-        self.validation_rows = source.shard("validation", stage, model, worker.device)
-        self.cached = source.cache
+        self.train_rows, self.validation_rows = rows["train"], rows["validation"]
         self.config = stage.train
-        self.batch_size = max(1, self.config.batch_size // worker.world_size)
+        self.steps = len(batch_bounds(len(self.train_rows), self.config.batch_size)) - 1
         self.part = stage.part(model)
         for name, parameter in self.part.named_parameters():
             parameter.requires_grad_(stage.trains is None or stage.trains(name))
         self.best: dict[str, torch.Tensor] | None = None
 
     def run(self, saved: dict[str, Any] | None) -> None:
-        if self.cached and self._skip_or_refuse():
+        if not len(self.train_rows):  # a class the data do not hold
+            self.position.history.append({"stage": self.stage.name, "skipped": "no rows"})
             self._finish(self.part.state_dict())
             return
-        self.steps = self._steps_per_epoch()
         if self.stage.prepare and not saved:
-            self._prepare_part()
+            seed = stream_seed(self.worker.seed, self.stage.name, "prepare")
+            self.stage.prepare(self.part, self.train_rows.sample(PREPARE_ROWS, seed))
         self._prepare()
         if saved:
             self._load(saved)
@@ -178,31 +142,6 @@ class _StageRun:
             self._end_epoch(training, validation, times)
         best = self.best if self.stage.keep == "best" else None
         self._finish(best or self.part.state_dict())
-
-    def _skip_or_refuse(self) -> bool:
-        """Skip a stage without rows (a class the data do not hold); refuse a split too thin."""
-        here = len(self.train_rows)
-        if self.worker.largest(here) == 0:
-            self.position.history.append({"stage": self.stage.name, "skipped": "no rows"})
-            return True
-        if self.worker.smallest(here) == 0:
-            raise ValueError(
-                f"stage {self.stage.name}: a worker has no training rows; expected at least one on "
-                f"each of {self.worker.world_size}: use fewer workers or more data"
-            )
-        return False
-
-    def _prepare_part(self) -> None:
-        """Let the part look at the data it starts from; all ranks then hold what rank 0 saw."""
-        if not self.cached:
-            raise ValueError(f"stage {self.stage.name}: needs train.cache=true")
-        self.stage.prepare(self.part, self.train_rows.selected())
-
-    def _steps_per_epoch(self) -> int:
-        if self.cached:
-            return math.ceil(self.worker.largest(len(self.train_rows)) / self.batch_size)
-        # Streamed batches are cut before a stage chooses its rows: this many, or one fewer.
-        return self.worker.streamed_rows // (self.batch_size * self.worker.world_size) + 2
 
     def _prepare(self) -> None:
         self.optimizer = make_optimizer(self.config.optimizer, self.part, self.stage.lr_factor)
@@ -243,18 +182,9 @@ class _StageRun:
         if self.worker.largest(int(due)):  # rank 0 decides for all
             self._save()
 
-    def _seed(self, step: int) -> int:
-        at = (self.worker.seed, self.stage.name, self.position.epoch, step, self.worker.rank)
-        return shards.stream_seed(*at)
-
-    def _batches(self):
-        if self.cached:
-            yield from self.train_rows.epoch(
-                self._seed(-1), self.batch_size, self.steps, self.position.step, self.worker.device
-            )
-            return
-        self.position.step = 0
-        yield from self.train_rows.passes(self.batch_size, self.worker.device, self._seed(-1))
+    def _seed(self, *more: int) -> int:
+        at = (self.worker.seed, self.stage.name, self.position.epoch, *more)
+        return stream_seed(*at)
 
     def _autocast(self):
         dtype = _AUTOCAST.get(self.config.precision)
@@ -262,30 +192,29 @@ class _StageRun:
 
     def _train_epoch(self) -> dict[str, float]:
         self.part.train()
-        sums: dict[str, Any] = dict(self.position.epoch_sums) if self.position.step else {}
+        worker, position = self.worker, self.position
+        resumed = position.step and worker.leads  # what was summed belongs to all, and counts once
+        sums: dict[str, Any] = dict(position.epoch_sums) if resumed else {}
         every = self.config.checkpoint_every_steps
-        with self._uneven():
-            for batch in self._batches():
-                torch.manual_seed(self._seed(self.position.step))
-                metrics = self._step(batch)
-                _accumulate(sums, metrics, len(next(iter(batch.values()))))
-                self.position.step += 1
-                if every and self.cached and self.position.step % every == 0:
-                    self.position.epoch_sums = {k: float(v) for k, v in sums.items()}
-                    self._save()
-        return self._means(sums, expect=not self.cached)
+        for batch in self.train_rows.batches(
+            self.config.batch_size, worker.rank, worker.world_size, worker.device,
+            seed=self._seed(), start=position.step,
+        ):  # fmt: skip
+            torch.manual_seed(self._seed(position.step, worker.rank))
+            _accumulate(sums, self._step(batch), batch.rows)
+            position.step += 1
+            if every and position.step % every == 0:
+                position.epoch_sums = self._totals(sums)
+                self._save()
+        return self._means(sums)
 
-    def _uneven(self):
-        """Let streaming ranks run out of batches one by one; cached ranks have equally many."""
-        if self.cached or self.worker.world_size == 1:
-            return contextlib.nullcontext()
-        return Join([self.module])
-
-    def _step(self, batch: Tensors) -> dict[str, torch.Tensor]:
+    def _step(self, batch: Batch) -> dict[str, torch.Tensor]:
         with self._autocast():
-            loss, metrics = self.module(batch)
+            loss, metrics = self.module(batch.tensors)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        # DDP takes the plain mean over ranks: a rank counts by its rows, as in one process.
+        weight = batch.rows * self.worker.world_size / batch.whole
+        self.scaler.scale(loss if weight == 1.0 else loss * weight).backward()
         if self.config.clip_norm:
             self.scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.part.parameters(), self.config.clip_norm)
@@ -296,27 +225,25 @@ class _StageRun:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
+        worker = self.worker
+        worker.agree(self.part.buffers())  # running means of rank 0, as they are saved
         self.part.eval()
-        size = self.batch_size
-        rows = self.validation_rows
-        device = self.worker.device
-        batches = rows.in_order(size, device) if self.cached else rows.passes(size, device)
         sums: dict[str, Any] = {}
         loss_of = StageLoss(self.part, self.stage)
-        for batch in batches:
+        for batch in self.validation_rows.batches(
+            self.config.batch_size, worker.rank, worker.world_size, worker.device
+        ):
             with self._autocast():
-                loss, metrics = loss_of(batch)
-            _accumulate(sums, {"loss": loss, **metrics}, len(next(iter(batch.values()))))
-        return self._means(sums, expect=True)
+                loss, metrics = loss_of(batch.tensors)
+            _accumulate(sums, {"loss": loss, **metrics}, batch.rows)
+        return self._means(sums)
 
-    def _means(self, sums: dict[str, Any], expect: bool = False) -> dict[str, float]:
+    def _totals(self, sums: dict[str, Any]) -> dict[str, float]:
+        return self.worker.sum({name: float(value) for name, value in sums.items()})
+
+    def _means(self, sums: dict[str, Any]) -> dict[str, float]:
         """Return means over all rows of all workers; NaN where there were none."""
-        names = sorted({"loss", "rows", *sums})
-        if expect and self.worker.world_size > 1:  # a rank without validation rows knows no names
-            gathered: list[list[str]] = [[] for _ in range(self.worker.world_size)]
-            dist.all_gather_object(gathered, names)
-            names = sorted({name for part in gathered for name in part})
-        total = self.worker.sum({name: float(sums.get(name, 0.0)) for name in names})
+        total = {"loss": math.nan, "rows": 0.0} | self._totals(sums)
         rows = total.pop("rows")
         return {k: v / rows if rows else math.nan for k, v in total.items()} | {"rows": rows}
 

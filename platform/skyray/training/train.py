@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -17,15 +16,18 @@ from safetensors.torch import load as load_tensors
 
 from skyray.bundles import registry
 from skyray.bundles.bundle import bundle_version, write_bundle
-from skyray.data.dataset import Dataset, table_to_columns
+from skyray.config import ConfigError
+from skyray.data.dataset import Dataset
+from skyray.data.prepared import KEY, prepare
+from skyray.data.prepared_tables import PreparedTable
 from skyray.families.base import Columns, DataInfo, Family, Recipe, load_family
 from skyray.runtime import places, provenance, tracking
 from skyray.runtime.progress import ProgressBars
 from skyray.training import loop
-from skyray.training.shards import DeterministicShards
 from skyray.training.worker import final_position
 
 CALIBRATION_ROWS = 20_000
+RUN_FILE = "run.json"
 # Ray retries a training group that cannot start for ever; say no after some attempts.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
 
@@ -76,22 +78,26 @@ def train(
 
     Raises
     ------
+    ConfigError
+        If the run to go on with was of another dataset.
     TrainingFailed
         When a stage fails for good; the message holds its cause.
     """
-    dataset = Dataset.open(data)
+    dataset = data_of_run(data, places.join(places.home(), "runs", resume) if resume else None)
     family = load_family(recipe.family)(recipe, dataset.info())
+    table = prepare(dataset, family, progress=progress)
     run_id = resume or start_run(recipe, family, workers)
     run_uri = places.join(places.home(), "runs", run_id)
+    if not resume:
+        record_run(run_uri, run_id, family)
     threads = threads or max(1, (os.cpu_count() or 1) // workers)
     failed = True
     try:
         with ProgressBars(disable=not progress) as bars:
-            config = _worker_config(recipe, family, run_id, run_uri, threads, bars.board)
-            config["train_rows"] = dataset.count("train")
-            result = _fit(config, dataset, family, run_uri, workers, use_gpu, max_failures)
+            config = _worker_config(family, table, run_id, run_uri, threads, bars.board)
+            result = _fit(config, run_uri, workers, use_gpu, max_failures)
         history, restarts = _history(result)
-        _finish(family, dataset, run_uri, run_id, out, history)
+        _finish(family, table, run_uri, run_id, out, history)
         registry.register(out, run_id)
         failed = False
     finally:
@@ -100,10 +106,37 @@ def train(
     return TrainResult(out, run_id, version, history, restarts)
 
 
+def data_of_run(data: str, run_uri: str | None) -> Dataset:
+    """Return the dataset at the version a run began with; the newest for a run that begins now.
+
+    Raises
+    ------
+    ConfigError
+        If the run was of another dataset.
+    """
+    place = places.join(run_uri, RUN_FILE) if run_uri else None
+    if place is None or not places.exists(place):
+        return Dataset.open(data)
+    begun = places.read_json(place)
+    dataset = Dataset.open(data, begun["version"])
+    if dataset.manifest.fingerprint != begun["fingerprint"]:
+        raise ConfigError(f"{data}: the run in {run_uri} is of another dataset")
+    return dataset
+
+
+def record_run(run_uri: str, run_id: str, family: Family) -> None:
+    """Keep what a run is of beside its checkpoints, for going on with it."""
+    about = {"recipe": family.recipe.snapshot(), "fingerprint": family.data.fingerprint}
+    places.write_json(
+        places.join(run_uri, RUN_FILE), {"run_id": run_id, "version": family.data.version, **about}
+    )
+
+
 def start_run(recipe: Recipe, family: Family, workers: int = 1, parent: str | None = None) -> str:
     """Open the MLflow run of a training, nested in the run `parent` if one is given."""
     tags = {
         "skyray.fingerprint": family.data.fingerprint,
+        "skyray.dataset_version": str(family.data.version),
         "skyray.card": family.data.card,
         "skyray.workers": str(workers),
         "skyray.git_commit": provenance.git_commit(),
@@ -115,12 +148,15 @@ def start_run(recipe: Recipe, family: Family, workers: int = 1, parent: str | No
     return tracking.start_run(recipe.family, name, recipe.snapshot(), tags)
 
 
-def _worker_config(recipe, family: Family, run_id, run_uri, threads: int, board) -> dict[str, Any]:
+def _worker_config(
+    family: Family, table: PreparedTable, run_id, run_uri, threads: int, board
+) -> dict[str, Any]:
     return {
-        "family": recipe.family,
-        "recipe": recipe.snapshot(),
+        "family": family.recipe.family,
+        "recipe": family.recipe.snapshot(),
         "data": family.data.to_dict(),
-        "seed": recipe.seed,
+        "table": table,
+        "seed": family.recipe.seed,
         "run_uri": run_uri,
         "run_id": run_id,
         "tracking_uri": tracking.tracking_uri(),
@@ -129,23 +165,7 @@ def _worker_config(recipe, family: Family, run_id, run_uri, threads: int, board)
     }
 
 
-class TrainingTransform:
-    """The family's transform as a Ray Data map; built on the worker from plain types."""
-
-    def __init__(self, family: Family):
-        self.family = family
-
-    def __call__(self, batch: Mapping[str, np.ndarray]) -> Columns:
-        return self.family.transform(dict(batch), training=True)
-
-
-def training_data(dataset: Dataset, family: Family, split: str) -> ray.data.Dataset:
-    """Return a split's transformed rows as a lazy Ray dataset."""
-    rows = dataset.to_ray(family.columns(training=True), split)
-    return rows.map_batches(TrainingTransform(family), batch_format="numpy", batch_size=512)
-
-
-def _fit(config, dataset, family, run_uri, workers, use_gpu, max_failures):
+def _fit(config, run_uri, workers, use_gpu, max_failures):
     scaling = ray.train.ScalingConfig(
         num_workers=workers, use_gpu=use_gpu, resources_per_worker=None if use_gpu else {"CPU": 1}
     )
@@ -165,10 +185,6 @@ def _fit(config, dataset, family, run_uri, workers, use_gpu, max_failures):
         scaling_config=scaling,
         run_config=run_config,
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-        datasets={
-            split: training_data(dataset, family, split) for split in ("train", "validation")
-        },
-        dataset_config=DeterministicShards() if family.recipe.train.cache else None,
     )
     try:
         return trainer.fit()
@@ -192,13 +208,13 @@ def run_provenance(family: Family, run_id: str) -> dict[str, Any]:
     }
 
 
-def _finish(family: Family, dataset, run_uri, run_id, out, history) -> None:
+def _finish(family: Family, table: PreparedTable, run_uri, run_id, out, history) -> None:
     """Assemble the best parts, calibrate on validation and write the bundle, as one Ray task."""
     recipe = family.recipe
     finish = ray.remote(num_cpus=1)(assemble_bundle)
     ray.get(
         finish.remote(
-            recipe.family, recipe.snapshot(), family.data.to_dict(), dataset.uri, run_uri, out,
+            recipe.family, recipe.snapshot(), family.data.to_dict(), table, run_uri, out,
             run_provenance(family, run_id), history,
         )
     )  # fmt: skip
@@ -208,7 +224,7 @@ def assemble_bundle(
     family_name: str,
     recipe: dict[str, Any],
     data: dict[str, Any],
-    dataset_uri: str,
+    table: PreparedTable,
     run_uri: str,
     out: str,
     provenance_of_run: dict[str, Any],
@@ -223,29 +239,18 @@ def assemble_bundle(
         part = load_tensors(places.read_bytes(loop.stage_file(run_uri, stage)))
         stage.part(model).load_state_dict(part)
     ready = family.optimise_for_inference(model.eval())
-    inputs = calibration_inputs(family, Dataset.open(dataset_uri))
-    calibration, tensors = family.calibrate(ready, inputs)
+    calibration, tensors = family.calibrate(ready, calibration_inputs(family, table))
     content = loop.history_json(history)
     write_bundle(out, family, model, calibration, tensors, provenance_of_run, content)
 
 
-def calibration_inputs(family: Family, dataset: Dataset) -> Columns:
-    """Return up to CALIBRATION_ROWS transformed rows of validation (of train if that is empty)."""
-    split = "validation" if dataset.count("validation") else "train"
-    return transformed_rows(family, dataset, split, CALIBRATION_ROWS)
+def calibration_inputs(family: Family, table: PreparedTable) -> Columns:
+    """Return the transformed rows of validation (of train if that is empty), in their order.
 
-
-def transformed_rows(
-    family: Family, dataset: Dataset, split: str, limit: int | None = None
-) -> Columns:
-    """Return a split's rows as `Family.transform` gives them for training, read without Ray."""
-    batches: list[Columns] = []
-    rows = 0
-    for table in dataset.iter_tables(family.columns(training=True), split):
-        batches.append(family.transform(table_to_columns(table), training=True))
-        rows += table.num_rows
-        if limit and rows >= limit:
-            break
-    if not batches:
-        return {}
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    Of more than CALIBRATION_ROWS, so many are drawn at random with the recipe's seed.
+    """
+    rows = np.asarray(table.rows("validation") or table.rows("train"))
+    if len(rows) > CALIBRATION_ROWS:
+        drawn = np.random.default_rng(family.recipe.seed)
+        rows = np.sort(drawn.choice(rows, CALIBRATION_ROWS, replace=False))
+    return table.take(rows, [name for name in table.columns if name not in (KEY, "split")])

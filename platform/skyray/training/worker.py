@@ -11,7 +11,7 @@ import math
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,6 @@ class Worker(ABC):
     run_uri: str
     run_id: str
     tracking_uri: str
-    streamed_rows: int
     pace: SavingPace = field(default_factory=SavingPace)
 
     @abstractmethod
@@ -84,13 +83,12 @@ class Worker(ABC):
         return self.rank == 0
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
-        """Sum a dict of numbers over all workers; every worker must hold the same keys."""
-        if self.world_size == 1:
-            return values
-        names = sorted(values)
-        total = torch.tensor([values[n] for n in names], dtype=torch.float64, device=self.device)
-        dist.all_reduce(total)
-        return dict(zip(names, total.tolist(), strict=True))
+        """Sum a dict of numbers over all workers; one that lacks a key counts as 0."""
+        total: dict[str, float] = {}
+        for found in self.gather(values):
+            for name, value in found.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
 
     def largest(self, value: int) -> int:
         total = torch.tensor(value, device=self.device)
@@ -98,8 +96,19 @@ class Worker(ABC):
             dist.all_reduce(total, op=dist.ReduceOp.MAX)
         return int(total)
 
-    def smallest(self, value: int) -> int:
-        return -self.largest(-value)
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all workers, by rank."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def agree(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Give all workers the tensors of rank 0, in place."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, 0)
 
 
 def _restored(content: bytes, device: torch.device) -> tuple[Position, dict[str, Any] | None]:
@@ -124,7 +133,6 @@ class GroupWorker(Worker):
             rank=context.get_world_rank(), world_size=context.get_world_size(),
             device=ray.train.torch.get_device(), seed=config["seed"], run_uri=config["run_uri"],
             run_id=config["run_id"], tracking_uri=config["tracking_uri"], board=config["board"],
-            streamed_rows=config["train_rows"],
         )  # fmt: skip
         if worker.leads:
             tracking.client(worker.tracking_uri)  # seconds of import, better here than in an epoch
