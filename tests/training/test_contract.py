@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from stranger import ColourFamily, ColourLoss, ColourRecipe
+from tests.training.stranger import ColourFamily, ColourLoss, ColourRecipe
 
 from skyray.cards import load_card
 from skyray.families.base import Choice, Example, Objective, OutputColumn, Range
@@ -51,7 +51,7 @@ def test_records_stand_in_for_a_card_without_a_mock():
 
 def test_it_needs_no_ray():
     code = (
-        "import sys; from stranger import ColourFamily; "
+        "import sys; from tests.training.stranger import ColourFamily; "
         "from skyray.training.contract import check_family; check_family(ColourFamily); "
         "assert not {'ray', 'mlflow'} & set(sys.modules)"
     )
