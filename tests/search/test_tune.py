@@ -174,11 +174,6 @@ def test_ensemble_is_repeatable_and_resumes(mock_dataset, tiny_recipe, tmp_path_
         ensemble(recipe.override(["network.dropout=0.1"]), mock_dataset, out, members=2)
 
 
-def test_training_in_one_process_refuses_what_it_cannot_do(tiny_recipe, tmp_path):
-    with pytest.raises(ConfigError, match="use `skyray train`"):
-        train_alone(tiny_recipe.override(["train.cache=false"]), "nowhere", str(tmp_path))
-
-
 @pytest.mark.parametrize(
     ("end", "status"), [(SystemExit(0), "FINISHED"), (ValueError("no"), "FAILED")]
 )
