@@ -94,6 +94,10 @@ def test_rubbish_where_nothing_was_measured_is_allowed():
     check_spectrum(replace(edited("flux", 3, np.nan), ivar=edited("ivar", 3, 0.0).ivar))
 
 
+def test_fluxes_whose_sum_is_beyond_their_type_are_finite():
+    check_spectrum(edited("flux", EVERY, 3e38))
+
+
 def test_number_of_good_pixels_is_the_callers():
     spectrum = edited("mask", slice(50, None), True)
     check_spectrum(spectrum, min_good_pixels=50)

@@ -138,6 +138,12 @@ def test_header_values_equal_astropy(value):
     assert Header(text).get("KEYWOR", "absent") == "absent"
 
 
+def test_a_keyword_without_a_value_is_whatever_each_asks_for():
+    header = Header(b"EMPTY   =   ".ljust(80) + b"OTHER   = 1".ljust(80))
+    assert [header.get("EMPTY", 1), header.get("EMPTY", 2), header.get("EMPTY")] == [1, 2, None]
+    assert [header.get("NONE", 1), header.get("NONE", 2), header.get("NONE")] == [1, 2, None]
+
+
 def test_a_keyword_inside_a_value_is_not_taken():
     header = fits.Header([("COMMENT", "PLATEID = 9"), ("PLATEID", 266)])
     assert Header(header.tostring(endcard=False).encode()).get("PLATEID") == 266

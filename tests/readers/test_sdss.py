@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,16 @@ def test_real_file_equals_astropy(survey_data, name):
         assert spectrum.extra["plate"] == row["PLATE"]
     assert spectrum.object_id == name.removeprefix("spec-")
     check_spectrum(spectrum)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1e-6, -4e-5, 0.5])
+def test_wavelengths_on_and_off_the_surveys_own_pixels(tmp_path, shift):
+    with fits.open(io.BytesIO(spec_file())) as hdus:
+        loglam = hdus["COADD"].data["loglam"]
+        loglam += np.float32(shift)
+        expected = 10.0 ** loglam.astype(np.float64)
+        hdus.writeto(tmp_path / "spec-1-2-3.fits")
+    np.testing.assert_array_equal(read_one(tmp_path / "spec-1-2-3.fits").wavelength, expected)
 
 
 def test_real_files_cover_both_surveys_and_all_classes(survey_data):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import stat
 import subprocess
@@ -36,6 +37,15 @@ def test_processes_that_start_at_once_share_one_secret_of_their_owner(tmp_path):
     assert len(secrets.pop()) == 64
     assert [path.name for path in (tmp_path / "a").iterdir()] == ["ray-token"]
     assert stat.S_IMODE((tmp_path / "a" / "ray-token").stat().st_mode) == 0o600
+
+
+def test_ray_data_may_use_all_there_is_at_once(ray_cluster):
+    """A stream of Ray Data that starts would run one task at a time until it asks again."""
+    from ray.data._internal.execution.resource_manager import ResourceManager
+
+    manager = inspect.getsource(ResourceManager.get_global_limits)
+    assert "self.GLOBAL_LIMITS_UPDATE_INTERVAL_S" in manager
+    assert ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S <= 0.1
 
 
 def test_the_tracking_store_lies_in_the_home_and_never_in_a_bucket(tmp_path, monkeypatch):

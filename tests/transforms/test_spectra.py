@@ -11,6 +11,8 @@ from hypothesis.extra.numpy import arrays
 from skyray.records import Grid, Spectrum
 from skyray.transforms.spectra import (
     LinearResampler,
+    _copy_aligned,
+    _interpolate,
     air_to_vacuum,
     coadd_arms,
     inpaint,
@@ -84,6 +86,36 @@ def test_aligned_pixels_are_copied_bit_by_bit(grid):
     assert not flux[outside].any()
     assert not ivar[outside].any()
     assert mask[outside].all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from([LINEAR, LOG]),
+    st.integers(-700, 700),
+    st.integers(2, 700),
+    st.sampled_from([0.0, 0.01, 0.0189, 0.0195, 0.021, 0.5]),
+    st.booleans(),
+    st.integers(0, 2**32 - 1),
+)
+def test_pixels_in_a_row_are_placed_as_any_others(grid, first, size, jitter, gap, seed):
+    rng = np.random.default_rng(seed)
+    pixel = first + np.arange(size) + (gap & (np.arange(size) > size // 2))
+    axis = grid.start + grid.step * (pixel + jitter * rng.uniform(-1, 1, size))
+    wavelength = axis if grid.kind == "linear" else 10.0**axis
+    flux = rng.normal(size=size).astype(np.float32)
+    flux[rng.random(size) < 0.1] = rng.choice([np.nan, np.inf, -np.inf])
+    source = spectrum(wavelength, flux, rng.integers(0, 3, size), rng.random(size) < 0.2)
+    position = (axis - grid.start) / grid.step
+    nearest = np.rint(position)
+    if np.abs(position - nearest).max() < 0.02:
+        expected = _copy_aligned(source, nearest.astype(np.int64), grid)
+    else:
+        expected = _interpolate(source, position, grid)
+    for found, right in zip(place_on_grid(source, grid), expected, strict=True):
+        assert found.dtype == right.dtype
+        np.testing.assert_allclose(found, right, rtol=1e-5, atol=1e-6)
+        if jitter < 0.0195:
+            np.testing.assert_array_equal(found, right)
 
 
 def test_wider_spectrum_is_cut():

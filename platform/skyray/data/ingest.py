@@ -21,7 +21,7 @@ from tqdm import tqdm
 from skyray.cards import Card
 from skyray.config import ConfigError
 from skyray.data.dataset import QUARANTINE, RECORDS, Dataset
-from skyray.data.operators import ListUnits, ReadUnits, WriteOutcomes
+from skyray.data.operators import ListUnits, ReadAndWrite
 from skyray.data.outcomes import Job
 from skyray.data.publish import RowsLost, create_dataset, open_job, publish
 from skyray.data.settle import files_seen_twice
@@ -154,12 +154,10 @@ def _read(job: Job, starts: Sequence[str], rows_per_file: int, bar: tqdm) -> _Ta
     written = (
         listing.map_batches(ListUnits(job), batch_size=None, batch_format="pyarrow", num_cpus=0.25)
         .repartition(target_num_rows_per_block=1)
-        .map_batches(ReadUnits(job), batch_size=None, batch_format="pyarrow", num_cpus=1)
         .map_batches(
-            WriteOutcomes(job), batch_size=rows_per_file, batch_format="pyarrow",
-            zero_copy_batch=True, num_cpus=0.5,
+            ReadAndWrite(job, rows_per_file), batch_size=None, batch_format="pyarrow", num_cpus=1
         )
-    )  # fmt: skip
+    )
     tally, commits = _Tally(), _Commits(job)
     refused = 0
     for row in written.iter_rows():

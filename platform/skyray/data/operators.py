@@ -8,8 +8,10 @@ them.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import fields
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -31,8 +33,12 @@ from skyray.data.sources import Unclaimed, Unit
 from skyray.data.tables import write_fragments
 from skyray.runtime import places
 
-_UNITS_AT_ONCE, _BYTES_AT_ONCE = 64, 8 << 20  # what one task reads, and no more
+# A task costs Ray some 20 ms of the driver's time, so it reads many units: a share of those that
+# are known of, so that all workers have some, but no more than some bytes.
+_KNOWN_AT_ONCE, _SHARES, _FEW_UNITS = 5000, 8, 32
+_BYTES_AT_ONCE = 256 << 20
 _ROWS_AT_ONCE = 256
+_FILE_BYTES = 128 << 20  # of rows that wait to be written
 _UNIT = pa.struct(
     [
         ("uri", pa.string()),
@@ -42,6 +48,7 @@ _UNIT = pa.struct(
         ("there", pa.list_(pa.int32())),
     ]
 )
+_UNIT_FIELDS = [field.name for field in fields(Unit)]
 _LISTED = pa.schema([("units", pa.list_(_UNIT)), ("note", pa.string())])
 _TEXTS = pa.list_(pa.string())
 _WRITTEN = pa.schema(
@@ -73,51 +80,83 @@ class ListUnits:
                     else:
                         yield found
 
-        for group in _grouped(pending_units(self._job, units(), told["changed"])):
-            told["listed"] += len(group)
-            yield pa.Table.from_pylist([{"units": group}], schema=_LISTED)
+        pending = pending_units(self._job, units(), told["changed"])
+        while known := list(islice(pending, _KNOWN_AT_ONCE)):
+            told["listed"] += len(known)
+            groups = [{"units": group} for group in _grouped(known)]
+            yield pa.Table.from_pylist(groups, schema=_LISTED)
         yield pa.Table.from_pylist([{"note": json.dumps(told)}], schema=_LISTED)
 
 
-def _grouped(pending: Iterator[Pending]) -> Iterator[list[dict[str, Any]]]:
-    """Put units together that are neither many nor large."""
+def _grouped(known: Sequence[Pending]) -> Iterator[list[dict[str, Any]]]:
+    """Put units together that one task reads."""
+    most = max(_FEW_UNITS, -(-len(known) // _SHARES))
     group: list[dict[str, Any]] = []
     weight = 0
-    for one in pending:
+    for one in known:
         unit = one.unit
-        if group and (len(group) == _UNITS_AT_ONCE or weight + unit.weight > _BYTES_AT_ONCE):
+        if group and (len(group) == most or weight + unit.weight > _BYTES_AT_ONCE):
             yield group
             group, weight = [], 0
-        group.append({**asdict(unit), "there": list(one.there)})
+        about = {name: getattr(unit, name) for name in _UNIT_FIELDS}
+        group.append({**about, "there": list(one.there)})
         weight += unit.weight
-    if group:
-        yield group
+    yield group
 
 
 class ReadUnits:
-    """Groups of units → outcomes, some hundred rows at a time."""
+    """Groups of units → outcomes, at most `rows_per_file` at a time, and a note of each group."""
 
-    def __init__(self, job: Job):
+    def __init__(self, job: Job, rows_per_file: int):
         self._job, self._schema = job, outcomes_schema(job.card)
+        self._rows = max(1, min(rows_per_file, _FILE_BYTES // _row_bytes(self._schema)))
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        waiting: list[dict[str, Any]] = []
         for row in batch.to_pylist():
-            if row["note"] is not None:
-                waiting.append({"note": row["note"]})
-                continue
-            outcomes = 0
-            for about in row["units"]:
-                there = about.pop("there")
-                found = unit_outcomes(self._job, Unit(**about), there)
-                outcomes += len(found)
-                waiting += found
-                while len(waiting) >= _ROWS_AT_ONCE:
-                    yield table_of(waiting[:_ROWS_AT_ONCE], self._schema)
-                    waiting = waiting[_ROWS_AT_ONCE:]
-            told = {"read": len(row["units"]), "outcomes": outcomes}
-            waiting.append({"note": json.dumps(told)})
-        yield table_of(waiting, self._schema)
+            if row["note"] is None:
+                yield from self._read(row["units"])
+            else:
+                yield self._table([{"note": row["note"]}])
+
+    def _read(self, units: list[dict[str, Any]]) -> Iterator[pa.Table]:
+        told = {"read": len(units), "outcomes": 0}
+        waiting: list[pa.Table] = []
+        rows = 0
+        for outcomes in self._some(units):
+            told["outcomes"] += len(outcomes)
+            waiting.append(self._table(outcomes))
+            rows += len(outcomes)
+            if rows + self._at_once > self._rows:
+                yield pa.concat_tables(waiting)
+                waiting, rows = [], 0
+        if waiting:
+            yield pa.concat_tables(waiting)
+        yield self._table([{"note": json.dumps(told)}])
+
+    def _some(self, units: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+        """Yield the outcomes of units, some hundred at a time."""
+        waiting: list[dict[str, Any]] = []
+        for about in units:
+            there = about.pop("there")
+            waiting += unit_outcomes(self._job, Unit(**about), there)
+            while len(waiting) >= self._at_once:
+                yield waiting[: self._at_once]
+                waiting = waiting[self._at_once :]
+        if waiting:
+            yield waiting
+
+    @property
+    def _at_once(self) -> int:
+        return min(_ROWS_AT_ONCE, self._rows)
+
+    def _table(self, outcomes: list[dict[str, Any]]) -> pa.Table:
+        return table_of(outcomes, self._schema)
+
+
+def _row_bytes(schema: pa.Schema) -> int:
+    """Return the bytes of a row's tensors, at least 1."""
+    tensors = (kind for kind in schema.types if isinstance(kind, pa.FixedShapeTensorType))
+    return max(1, sum(math.prod(t.shape) * t.value_type.bit_width // 8 for t in tensors))
 
 
 class WriteOutcomes:
@@ -129,7 +168,9 @@ class WriteOutcomes:
     def __call__(self, outcomes: pa.Table) -> pa.Table:
         told = pc.is_valid(outcomes["note"])
         refused = pc.is_valid(outcomes["reason"])
-        good = outcomes.filter(pc.invert(pc.or_(told, refused))).select(self._schema.names)
+        good, other = outcomes.select(self._schema.names), pc.or_(told, refused)
+        if pc.any(other).as_py():
+            good = good.filter(pc.invert(other))
         bad = outcomes.filter(refused)
         bad = bad.append_column(REFUSED_RECORD, pa.array([NO_RECORD] * bad.num_rows, pa.uint64()))
         bad = bad.select(QUARANTINE_SCHEMA.names)
@@ -143,3 +184,18 @@ class WriteOutcomes:
 
     def _write(self, name: str, rows: pa.Table) -> list[str]:
         return write_fragments(places.join(self._job.out, name), rows)
+
+
+class ReadAndWrite:
+    """Groups of units → data files, of at most `rows_per_file` rows each.
+
+    One operator, since rows that went through the object store would cost more than writing them,
+    and a part of them is in memory at a time.
+    """
+
+    def __init__(self, job: Job, rows_per_file: int):
+        self._read, self._write = ReadUnits(job, rows_per_file), WriteOutcomes(job)
+
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for outcomes in self._read(batch):
+            yield self._write(outcomes)

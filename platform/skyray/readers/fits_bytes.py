@@ -76,6 +76,7 @@ class FitsFile:
 
     def __exit__(self, *_) -> None:
         self._handle.close()
+        self._hdus.clear()  # they hold this file: without the circle its bytes are freed at once
 
     def refuse(self, reason: str, detail: str) -> NoReturn:
         """Raise `InvalidRecord` in the name of this file."""
@@ -151,9 +152,9 @@ class FitsFile:
                 detail = f"HDU {index}: expected END within {longest:,} bytes, found none"
                 self.refuse("header_too_long", detail)
             window = min(4 * window, longest)
-        header = Header(text[:end])
+        header = Header.of(text[:end])
         try:
-            size = header.data_bytes()
+            size = header.data_bytes
         except BadHeader as error:
             self.refuse("header_invalid", f"HDU {index}: {error}")
         return Hdu(self, index, header, at + _BLOCK * (end // _BLOCK + 1), size)
@@ -184,7 +185,7 @@ class Hdu:
 
     @property
     def name(self) -> str:
-        return str(self.header.get("EXTNAME", "")).upper()
+        return self.header.name
 
     @property
     def end(self) -> int:
@@ -270,7 +271,7 @@ class Table:
         return len(self.rows)
 
     def __contains__(self, name: str) -> bool:
-        return name in self.layout.dtype.fields
+        return name in self.layout.names
 
     def column(self, name: str) -> np.ndarray:
         """Return a column in native byte order; text as str, stripped; vectors flat (no TDIM).
@@ -292,11 +293,18 @@ class Table:
 
     def value(self, name: str, row: int = 0, default: Any = None) -> Any:
         """Return one cell as a Python scalar (text stripped), `default` without such a column."""
-        if name not in self:
-            return default
-        cell = self.rows[name][row]
-        if isinstance(cell, bytes):
-            return cell.decode("ascii", "replace").rstrip("\x00 ")
-        if name in self.layout.zeros or name in self.layout.scales:
-            cell = self.column(name)[row]
-        return cell.tolist()
+        return self.values((name,), row).get(name, default)
+
+    def values(self, names: tuple[str, ...], row: int = 0) -> dict[str, Any]:
+        """Return cells of a row as Python scalars (text stripped), of those columns it has."""
+        part = self.layout.part(names)
+        cells = self.rows[row : row + 1].view(part)[0].item()
+        found = dict(zip(part.names, cells, strict=True))
+        for name, cell in found.items():
+            if isinstance(cell, bytes):
+                found[name] = cell.decode("ascii", "replace").rstrip("\x00 ")
+            elif name in self.layout.zeros or name in self.layout.scales:
+                found[name] = self.column(name)[row].tolist()
+            elif isinstance(cell, np.ndarray):
+                found[name] = cell.tolist()
+        return found

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -42,11 +42,21 @@ class Header:
 
     def __init__(self, block: bytes):
         self.block = block
+        self.layout: TableLayout | None = None  # once `table_layout` was asked for it
+        self._values: dict[str, Any] = {}
+
+    @staticmethod
+    def of(block: bytes) -> Header:
+        """Return the header of these cards: one for all HDUs that share them."""
+        return _kept_header(block) if len(block) <= _CACHED_BYTES else Header(block)
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of a keyword as str, bool, int or float."""
-        at = self._find(key)
-        return default if at < 0 else _parse_value(self.block[at + 9 : at + CARD], default)
+        if key not in self._values:
+            at = self._find(key)
+            self._values[key] = None if at < 0 else _parse_value(self.block[at + 9 : at + CARD])
+        value = self._values[key]
+        return default if value is None else value
 
     def number(self, key: str) -> float:
         """Return the value of a numeric keyword, NaN without one."""
@@ -83,8 +93,14 @@ class Header:
             return default
         raise BadHeader(f"{key}: expected a number, found {self._shown(key)}")
 
+    @cached_property
+    def name(self) -> str:
+        """EXTNAME in upper case, '' where there is none."""
+        return str(self.get("EXTNAME", "")).upper()
+
+    @cached_property
     def data_bytes(self) -> int:
-        """Return the size of the data behind this header, at least 0.
+        """Size of the data behind this header, at least 0.
 
         Raises
         ------
@@ -127,10 +143,13 @@ class Header:
         return "none" if at < 0 else repr(text.partition("/")[0].strip())
 
 
-def _parse_value(text: bytes, default: Any) -> Any:
+_kept_header = lru_cache(maxsize=256)(Header)
+
+
+def _parse_value(text: bytes) -> Any:
     match = _VALUE.match(text)
     if match is None:
-        return default
+        return None
     if match[1] is not None:
         return match[1].replace(b"''", b"'").rstrip().decode("ascii", "replace")
     word = match[2].decode("ascii", "replace")
@@ -139,7 +158,7 @@ def _parse_value(text: bytes, default: Any) -> Any:
     if _INTEGER.fullmatch(word):
         return int(word)
     word = word.upper().replace("D", "E")
-    return float(word) if _REAL.fullmatch(word) else default
+    return float(word) if _REAL.fullmatch(word) else None
 
 
 # tables ----------------------------------------------------------------------------------------
@@ -148,8 +167,20 @@ class TableLayout:
     """How a row of a binary table is built; column names in lower case."""
 
     dtype: np.dtype
+    names: frozenset[str]
     zeros: dict[str, float]
     scales: dict[str, float]
+    _parts: dict[tuple[str, ...], np.dtype] = field(default_factory=dict)
+
+    def part(self, names: tuple[str, ...]) -> np.dtype:
+        """Return the layout of those columns alone that are there, within the same row."""
+        if names not in self._parts:
+            fields = {n: self.dtype.fields[n] for n in names if n in self.names}
+            self._parts[names] = np.dtype({
+                "names": list(fields), "formats": [kind for kind, _ in fields.values()],
+                "offsets": [at for _, at in fields.values()], "itemsize": self.dtype.itemsize,
+            })  # fmt: skip
+        return self._parts[names]
 
 
 def table_layout(header: Header) -> TableLayout:
@@ -160,12 +191,8 @@ def table_layout(header: Header) -> TableLayout:
     BadHeader
         Where TFIELDS, NAXIS1, TTYPEn, TFORMn, TZEROn or TSCALn are impossible.
     """
-    small = len(header.block) <= _CACHED_BYTES
-    return _kept_layout(header.block) if small else _layout(header.block)
-
-
-def _layout(block: bytes) -> TableLayout:
-    header = Header(block)
+    if header.layout:
+        return header.layout
     fields, zeros, scales = [], {}, {}
     for n in range(1, header.integer("TFIELDS", 0, MAX_FIELDS) + 1):
         name = str(header.get(f"TTYPE{n}") or f"col{n}").lower()
@@ -183,10 +210,8 @@ def _layout(block: bytes) -> TableLayout:
         raise BadHeader(
             f"NAXIS1: expected the {dtype.itemsize} bytes of the columns, found {width}"
         )
-    return TableLayout(dtype, zeros, scales)
-
-
-_kept_layout = lru_cache(maxsize=256)(_layout)
+    header.layout = TableLayout(dtype, frozenset(dtype.names or ()), zeros, scales)
+    return header.layout
 
 
 def _column_type(key: str, form: str) -> tuple:

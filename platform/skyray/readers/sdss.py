@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,12 @@ _BAD_PIXEL = np.uint32(sum(1 << bit for bit in BAD_PIXEL_BITS.values()))
 
 _NAME = re.compile(r"spec(?:-lite)?-(\d+)-(\d+)-(\d+)")
 _EXTRA = ("class_noqso", "z_noqso", "rchi2", "sourcetype", "objtype", "thing_id", "specprimary")
+_CATALOGUE = (
+    "class", "subclass", "z", "z_err", "zwarning", "sn_median_all", "plate", "mjd", "fiberid",
+    "run2d", "plug_ra", "plug_dec", "survey", *_EXTRA,
+)  # fmt: skip
+# The survey's own pixels: loglam = 1e-4 · i as float32, i from the range's lower end on.
+_LOGLAM_STEP, _LOGLAM_FIRST, _LOGLAM_LAST = 1e-4, 30_000, 47_000
 # 10**loglam must be an optical wavelength; a column in Å instead of dex is the usual accident.
 _LOGLAM_RANGE = (3.0, 4.7)
 
@@ -69,19 +76,13 @@ def read_spectrum(fits: FitsFile, name: str) -> Spectrum:
     loglam, flux, ivar = (_pixels(fits, coadd, column) for column in ("loglam", "flux", "ivar"))
     bits = coadd.column("and_mask").view(np.uint32)
     mask = (bits & _BAD_PIXEL) != 0
-    low, high = np.nanmin(loglam, initial=np.inf), np.nanmax(loglam, initial=-np.inf)
-    if low <= high and not (_LOGLAM_RANGE[0] <= low and high <= _LOGLAM_RANGE[1]):
-        fits.refuse(
-            "wavelength_out_of_range",
-            f"loglam: expected {_LOGLAM_RANGE} dex, found {low:g} to {high:g}",
-        )
     row = _catalogue(fits)
     ids = _identity(fits, row, name)
     ra, dec = _position(fits, row)
     snr = _number(row, "sn_median_all")
     return Spectrum(
         object_id=_object_id(ids, name),
-        wavelength=10.0 ** loglam.astype(np.float64),
+        wavelength=_wavelength(fits, loglam),
         flux=flux,
         ivar=ivar,
         mask=mask,
@@ -91,12 +92,37 @@ def read_spectrum(fits: FitsFile, name: str) -> Spectrum:
         subtype=_text(row, "subclass"),
         redshift=_redshift(fits, row),
         redshift_err=_number(row, "z_err"),
-        zwarning=-1 if row is None else int(row.value("zwarning", default=-1)),
+        zwarning=int(row.get("zwarning", -1)),
         snr=median_snr(flux, ivar, mask) if np.isnan(snr) else snr,
         survey=_survey(ids, row),
         source=fits.source,
         extra={**ids, **_extra(row)},
     )
+
+
+def _wavelength(fits: FitsFile, loglam: np.ndarray) -> np.ndarray:
+    """Return 10**loglam, Å; of the survey's own pixels, which nearly all files have, as a view."""
+    known, wavelength = _survey_pixels()
+    first = float(loglam[0]) / _LOGLAM_STEP - _LOGLAM_FIRST
+    if 0 <= first < len(known):
+        own = slice(round(first), round(first) + len(loglam))
+        if np.array_equal(known[own], loglam):
+            return wavelength[own]
+    low, high = np.nanmin(loglam, initial=np.inf), np.nanmax(loglam, initial=-np.inf)
+    if low <= high and not (_LOGLAM_RANGE[0] <= low and high <= _LOGLAM_RANGE[1]):
+        fits.refuse(
+            "wavelength_out_of_range",
+            f"loglam: expected {_LOGLAM_RANGE} dex, found {low:g} to {high:g}",
+        )
+    return 10.0 ** loglam.astype(np.float64)
+
+
+@lru_cache(maxsize=1)
+def _survey_pixels() -> tuple[np.ndarray, np.ndarray]:
+    loglam = (_LOGLAM_STEP * np.arange(_LOGLAM_FIRST, _LOGLAM_LAST + 1)).astype(np.float32)
+    wavelength = 10.0 ** loglam.astype(np.float64)
+    wavelength.flags.writeable = False
+    return loglam, wavelength
 
 
 def _pixels(fits: FitsFile, table: Table, name: str) -> np.ndarray:
@@ -109,38 +135,38 @@ def _pixels(fits: FitsFile, table: Table, name: str) -> np.ndarray:
     return values.astype(np.float32, copy=False)
 
 
-def _catalogue(fits: FitsFile) -> Table | None:
+def _catalogue(fits: FitsFile) -> dict[str, Any]:
+    """Return the object's catalogue row; empty where there is none."""
     for hdu in fits.hdus():
         if hdu.name in ("SPECOBJ", "SPALL") or (hdu.index == 2 and not hdu.name):
             table = hdu.table()
-            return table if len(table) and "class" in table else None
+            return table.values(_CATALOGUE) if len(table) and "class" in table else {}
         if hdu.index >= 2:
-            return None
-    return None
+            return {}
+    return {}
 
 
-def _text(row: Table | None, name: str) -> str:
-    return "" if row is None else str(row.value(name, default="")).strip()
+def _text(row: dict[str, Any], name: str) -> str:
+    return str(row.get(name, "")).strip()
 
 
-def _number(row: Table | None, name: str) -> float:
-    value = float("nan") if row is None else row.value(name, default=float("nan"))
-    return float(value)
+def _number(row: dict[str, Any], name: str) -> float:
+    return float(row.get(name, "nan"))
 
 
-def _redshift(fits: FitsFile, row: Table | None) -> float:
+def _redshift(fits: FitsFile, row: dict[str, Any]) -> float:
     redshift = _number(row, "z")
-    if row is not None and _text(row, "class") and not np.isfinite(redshift):
+    if _text(row, "class") and not np.isfinite(redshift):
         fits.refuse("redshift_not_finite", f"Z: expected a number beside CLASS, found {redshift}")
     return redshift
 
 
-def _identity(fits: FitsFile, row: Table | None, name: str) -> dict[str, Any]:
+def _identity(fits: FitsFile, row: dict[str, Any], name: str) -> dict[str, Any]:
     header = next(fits.hdus()).header
     named = _NAME.match(name)
     ids: dict[str, Any] = {}
     for position, key in enumerate(("plate", "mjd", "fiberid")):
-        value = None if row is None else row.value(key)
+        value = row.get(key)
         if value is None:
             value = header.get("PLATEID" if key == "plate" else key.upper())
         if not isinstance(value, int):
@@ -158,7 +184,7 @@ def _object_id(ids: dict[str, Any], name: str) -> str:
     return f"{ids['plate']:04d}-{ids['mjd']:05d}-{ids['fiberid']:04d}"
 
 
-def _position(fits: FitsFile, row: Table | None) -> tuple[float, float]:
+def _position(fits: FitsFile, row: dict[str, Any]) -> tuple[float, float]:
     header = next(fits.hdus()).header
     ra, dec = header.number("PLUG_RA"), header.number("PLUG_DEC")
     if np.isnan(ra) or np.isnan(dec):
@@ -166,16 +192,11 @@ def _position(fits: FitsFile, row: Table | None) -> tuple[float, float]:
     return ra, dec
 
 
-def _survey(ids: dict[str, Any], row: Table | None) -> str:
+def _survey(ids: dict[str, Any], row: dict[str, Any]) -> str:
     # spAll rows have no SURVEY; the BOSS pipeline's versions start with a v.
     return _text(row, "survey") or ("boss" if ids["run2d"].startswith("v") else "sdss")
 
 
-def _extra(row: Table | None) -> dict[str, Any]:
-    if row is None:
-        return {}
-    return {
-        key: value.strip() if isinstance(value, str) else value
-        for key in _EXTRA
-        if (value := row.value(key)) is not None
-    }
+def _extra(row: dict[str, Any]) -> dict[str, Any]:
+    found = {key: row[key] for key in _EXTRA if row.get(key) is not None}
+    return {key: value.strip() if isinstance(value, str) else value for key, value in found.items()}

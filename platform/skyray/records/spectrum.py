@@ -132,11 +132,12 @@ def check_spectrum(spectrum: Spectrum, min_good_pixels: int = 100) -> None:
 
 
 def _wavelength_fault(wavelength: np.ndarray) -> tuple[str, str] | None:
+    steps = wavelength[1:] - wavelength[:-1]
+    increasing = (steps > 0).all()  # a NaN is not
+    if increasing and wavelength[0] > 0 and np.isfinite(wavelength[-1]):
+        return None
     if not np.isfinite(wavelength).all() or wavelength.min() <= 0:
         return "wavelength_not_finite", "expected finite wavelengths > 0 Å"
-    steps = np.diff(wavelength)
-    if (steps > 0).all():
-        return None
     if (steps < 0).all():
         return "wavelength_decreasing", "expected increasing wavelengths, found them descending"
     at = int(np.argmax(steps <= 0))
@@ -149,6 +150,9 @@ def _wavelength_fault(wavelength: np.ndarray) -> tuple[str, str] | None:
 
 def ivar_fault(ivar: np.ndarray) -> tuple[str, str] | None:
     """Return (reason, detail) of what is wrong with inverse variances, None if nothing is."""
+    low, high = ivar.min(), ivar.max()  # NaN where one is
+    if low >= 0 and 0 < high < np.inf:
+        return None
     if not np.isfinite(ivar).all():
         bad = int((~np.isfinite(ivar)).sum())
         return "ivar_not_finite", f"expected finite ivar, found {bad} bad pixels"
@@ -160,8 +164,9 @@ def ivar_fault(ivar: np.ndarray) -> tuple[str, str] | None:
 
 
 def _flux_fault(flux: np.ndarray, min_good_pixels: int) -> tuple[str, str] | None:
-    finite = np.isfinite(flux)
-    bad = int(flux.size - finite.sum())
+    with np.errstate(over="ignore", invalid="ignore"):
+        sure = np.isfinite(flux.sum())  # then all are
+    bad = 0 if sure else int(flux.size - np.isfinite(flux).sum())
     if bad:
         where = f"expected finite flux where ivar > 0, found {bad} of {flux.size} pixels"
         if np.isnan(flux).all():

@@ -103,7 +103,11 @@ def cores_for(threads: int) -> dict[str, float]:
 
 def _quiet_data() -> None:
     from ray.data import DataContext
+    from ray.data._internal.execution.resource_manager import ResourceManager
 
+    # What there is to use is asked for without waiting, and the first answer is "nothing", which
+    # holds for this long (1 s by default): until then one task runs at a time.
+    ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S = 0.05
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
