@@ -109,7 +109,7 @@ def peak_of(arguments: list[str]) -> Counter[str]:
 def _rows(verb: str, count: int, peaks: dict, seconds: dict) -> Iterator[Row]:
     one, ten = peaks[count], peaks[10 * count]
     for kind in ("driver", "worker", "object store"):
-        limit, growth = None if kind == "object store" else LIMIT, ten[kind] / one[kind]
+        limit = None if kind == "object store" else LIMIT
         note = f"MiB at {10 * count} rows against {count}"
         if kind == "driver":
             note += f"; {seconds[10 * count]:.0f} s against {seconds[count]:.0f} s"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from tests.inference.test_catalogue import write
 
 from skyray.data.dataset import QUARANTINE, RECORDS, Dataset
 from skyray.data.operators import WriteOutcomes
@@ -12,7 +13,6 @@ from skyray.data.publish import create_dataset, publish
 from skyray.data.sources import Unit
 from skyray.data.tables import commit_append
 from skyray.families.base import OutputColumn
-from skyray.inference.catalogue import write_catalogue
 from skyray.inference.inspect import describe_numbers, inspect
 from skyray.records import InvalidRecord, Spectrum
 
@@ -73,7 +73,7 @@ def test_a_catalogue_tells_units_meaning_and_range(tmp_path, kind):
         OutputColumn("ra", "float64", "deg", "right ascension"),
     ]
     rows = {"object_id": np.array(["a", "b"], dtype=object), "ra": np.array([10.0, 20.0])}
-    found = inspect(write_catalogue(tmp_path / "c", rows, columns)[kind])
+    found = inspect(write(tmp_path / "c", [rows], columns)[kind])
     assert found["rows"] == 2
     assert found["columns"]["ra"].endswith("[deg]; right ascension; 10 to 20, median 15")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +28,7 @@ warnings.filterwarnings("ignore", message="lance is not fork-safe")
 
 STORAGE_VERSION = "2.0"  # writes faster than 2.1 and reads alike
 _ATTEMPTS = 6
+_COMMIT_ATTEMPTS = 40  # others commit meanwhile
 _ROWS_PER_FILTER = 10_000  # addresses in one predicate
 _Made = TypeVar("_Made")
 
@@ -133,9 +135,10 @@ def commit_append(uri: str, fragments: Sequence[str]) -> None:
         lance.LanceDataset.commit(
             places.lance_uri(uri), lance.LanceOperation.Append(described),
             read_version=table.version, storage_options=places.lance_options(uri),
+            max_retries=0,  # Lance's own would make a commit twice whose answer was lost
         )  # fmt: skip
 
-    patiently(commit)
+    patiently(commit, _COMMIT_ATTEMPTS)
 
 
 def _files(table: lance.LanceDataset) -> set[str]:
@@ -185,13 +188,13 @@ def rows_at(
     return pa.concat_tables(pieces)
 
 
-def patiently(work: Callable[[], _Made]) -> _Made:
+def patiently(work: Callable[[], _Made], attempts: int = _ATTEMPTS) -> _Made:
     """Return what `work` returns; a storage that fails now and then is asked again."""
-    for attempt in range(_ATTEMPTS):
+    for attempt in range(attempts):
         try:
             return work()
         except OSError:
-            if attempt == _ATTEMPTS - 1:
+            if attempt == attempts - 1:
                 raise
-            time.sleep(0.05 * 2**attempt)
+            time.sleep(random.uniform(0.5, 1.5) * 0.05 * 2 ** min(attempt, 5))
     raise AssertionError("unreachable")
