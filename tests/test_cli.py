@@ -16,7 +16,8 @@ from skyray.cli.search_verbs import _named
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = (
-    "download", "simulate", "ingest", "inspect", "prepare", "train", "evaluate", "predict", "serve"
+    "download", "simulate", "ingest", "inspect", "prepare", "train", "evaluate", "predict", "export",
+    "vacuum", "serve",
 )  # fmt: skip
 TINY = (
     "network.widths=[2,2,4,4,8,8]", "network.dense=16", "members=1", "train.epochs=1",

@@ -237,6 +237,7 @@ def evaluate(
     split: Annotated[
         str, typer.Option(help="train, validation, test, or all for every row.")
     ] = "test",
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a replica.")] = False,
     address: Address = None,
     json: Json = None,
 ):
@@ -250,7 +251,7 @@ def evaluate(
     with ray_session(address):
         from skyray.inference.evaluate import evaluate as run
 
-        scores = run(bundle, data, out, split=None if split == "all" else split)
+        scores = run(bundle, data, out, split=None if split == "all" else split, use_gpu=gpu)
     short = {name: value for name, value in scores.items() if isinstance(value, int | float)}
     return {
         **short,
@@ -269,12 +270,16 @@ def predict(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Model replicas.")] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a replica.")] = False,
+    fits: Annotated[
+        bool | None, typer.Option("--fits/--no-fits", help="One FITS file; default: if small.")
+    ] = None,
     votable: Annotated[bool, typer.Option("--votable", help="Also write a VOTable.")] = False,
+    hats: Annotated[bool, typer.Option("--hats", help="Also write HATS, by sky.")] = False,
     progress: Progress = True,
     address: Address = None,
     json: Json = None,
 ):
-    """Write a catalogue of predictions (Parquet and FITS) for survey files or a dataset.
+    """Write a catalogue of predictions (Parquet parts, FITS) for survey files or a dataset.
 
     Example: skyray predict bundle spectra/ --out catalogue
     """
@@ -292,7 +297,9 @@ def predict(
             card=card,
             workers=workers,
             use_gpu=gpu,
+            fits=fits,
             votable=votable,
+            hats=hats,
             progress=progress,
         )
     return asdict(done)

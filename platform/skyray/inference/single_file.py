@@ -168,7 +168,7 @@ def _cells(values: pa.ChunkedArray, column: OutputColumn) -> Iterator[str]:
     if is_text(column):
         return (escape(text) for text in values.to_pylist())
     array = as_numpy(values)
-    rows = array.reshape(len(array), -1)
+    rows = array.reshape(len(array), int(np.prod(array.shape[1:])))
     if array.dtype.kind == "b":
         rows = rows.astype(np.uint8)  # astropy declares them as bits
     return (" ".join(_NUMBERS.get(text := str(value), text) for value in row) for row in rows)

@@ -1,0 +1,39 @@
+"""``skyray export``: datasets and catalogues for other programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from skyray.cli.verb import Address, Json, verb
+
+
+class Kind(StrEnum):
+    """What `skyray export` writes."""
+
+    hats = "hats"
+    parquet = "parquet"
+
+
+@verb
+def export(
+    kind: Annotated[Kind, typer.Argument(help="hats: by sky, for LSDB; parquet: plain parts.")],
+    source: Annotated[str, typer.Argument(help="Dataset, or (hats) the folder of a catalogue.")],
+    out: Annotated[str, typer.Option(help="Folder or URI to write to.")],
+    address: Address = None,
+    json: Json = None,
+):
+    """Write a dataset or catalogue in a form that other programs read.
+
+    Example: skyray export hats results/catalogue --out sky
+    """
+    from skyray.runtime.session import ray_session
+
+    with ray_session(address):
+        from skyray.inference.export import export_parquet
+        from skyray.inference.hats import write_hats
+
+        return asdict((write_hats if kind is Kind.hats else export_parquet)(source, out))
