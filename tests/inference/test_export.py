@@ -1,4 +1,4 @@
-"""HATS is what the hats package reads, and no row is lost on the way; plain Parquet is the table."""
+"""HATS is what the hats package reads, and no row is lost; plain Parquet is the whole table."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prediction goes on after a kill, refuses other work's results, and keeps pixels off the driver."""
+"""Prediction goes on after a kill, refuses other results, and keeps pixels off the driver."""
 
 from __future__ import annotations
 
