@@ -149,7 +149,7 @@ def close(options, steps: Steps, scores: dict[str, Any], status: int) -> None:
     console.print(table)
     out = options.out
     console.print(f"Look at   {out}/evaluation/index.html   scores and figures")
-    console.print(f"          {out}/catalogue.fits          one row an object; also .parquet")
+    console.print(f"          {out}/catalogue.fits          one row an object; parts in catalogue/")
     console.print("Ask it    make serve                    http://127.0.0.1:8000/")
     if status != 200:
         sys.exit(f"endpoint: expected HTTP 200, found {status}")
