@@ -31,7 +31,7 @@ ABOUT = "_about.json"
 _PIECES = "_pieces"  # readers of Parquet folders pass over names that begin so
 _PIECE = re.compile(r"piece-(\d{8})\.parquet")
 _PIECE_BYTES = 32 << 20
-_LEAST, _MOST = 16, 8192
+_LEAST, _MOST = 16, 1024  # small rows become large ones in a transform: memory stays bounded
 _TEXT_BYTES = 32
 _TASK = "_task"
 
