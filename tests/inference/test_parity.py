@@ -12,11 +12,10 @@ from skyray.bundles.bundle import Predictor
 from skyray.cards import load_card
 from skyray.data.dataset import Dataset
 from skyray.data.ingest import ingest
+from skyray.data.prepared import KEY, prepare
 from skyray.data.simulate import simulate
 from skyray.inference.predict import collect, predict_dataset
 from skyray.inference.serving import load_service, running_service
-from skyray.training.shards import fetch
-from skyray.training.train import training_data
 
 pytestmark = pytest.mark.slow
 
@@ -50,13 +49,10 @@ def batch(tiny_bundle, dataset) -> dict[str, np.ndarray]:
 
 def test_batch_equals_the_training_transform(tiny_bundle, dataset, batch):
     predictor = Predictor.from_bundle(tiny_bundle)
-    ids, inputs = [], []
-    for split in ("train", "validation", "test"):
-        rows = dataset.to_table(["object_id"], split)
-        ids += rows["object_id"].to_pylist()
-        if rows.num_rows:
-            inputs.append(fetch(training_data(dataset, predictor.family, split).iterator()))
-    columns = {name: np.concatenate([part[name] for part in inputs]) for name in inputs[0]}
+    columns = prepare(dataset, predictor.family, progress=False).to_columns()
+    known = dataset.to_table([KEY, "object_id"]).to_pydict()
+    object_of = dict(zip(known[KEY], known["object_id"], strict=True))
+    ids = [object_of[name] for name in columns.pop(KEY)]
     output = predictor.family.predict(
         predictor.model, columns, predictor.calibration, predictor.tensors
     )

@@ -16,6 +16,7 @@ import pytest
 import ray
 
 from skyray.config import ConfigError
+from skyray.data.prepared_space import prepared_tables
 from skyray.families.base import Choice, Range, load_recipe
 from skyray.runtime import places, tracking
 from skyray.runtime.session import cores_for
@@ -125,6 +126,20 @@ def test_killed_sweep_goes_on_and_counts_every_trial_once(
         tune_recipe(recipe.override(["seed=9"]), mock_dataset, str(out), trials=trials)
 
 
+@pytest.mark.slow
+def test_transform_runs_once_for_a_sweep_and_an_ensemble(mock_dataset, tiny_recipe, tmp_path):
+    before = {info.uri for info in prepared_tables()}
+    recipe = tiny_recipe.override([*FAST, "input.pixels=901"])  # a transform of this test alone
+    tune_recipe(recipe, mock_dataset, str(tmp_path / "sweep"), trials=3, progress=False)
+    ensemble(recipe, mock_dataset, str(tmp_path / "seeds"), members=2, progress=False)
+    runs = [*tmp_path.glob("sweep/runs/*/run.json"), *tmp_path.glob("seeds/*/run/run.json")]
+    assert len(runs) == 5
+    (made,) = {info.uri for info in prepared_tables()} - before
+    written = [path for path in Path(made).rglob("*") if path.is_file()]
+    begun = min(run.stat().st_mtime for run in runs)
+    assert max(path.stat().st_mtime for path in written) < begun  # nobody wrote to it afterwards
+
+
 def _finished(out: Path) -> int:
     """Return how many trials of a sweep have reported their last epoch."""
     return sum('"epoch": 2' in path.read_text() for path in out.glob("ray/*/result.json"))
@@ -151,11 +166,6 @@ def test_ensemble_is_repeatable_and_resumes(mock_dataset, tiny_recipe, tmp_path_
     assert os.stat(f"{out}/seed-0/bundle/bundle.json").st_mtime_ns == stamp
     with pytest.raises(ConfigError, match="another recipe"):  # never the old numbers for it
         ensemble(recipe.override(["network.dropout=0.1"]), mock_dataset, out, members=2)
-
-
-def test_training_in_one_process_refuses_what_it_cannot_do(tiny_recipe, tmp_path):
-    with pytest.raises(ConfigError, match="use `skyray train`"):
-        train_alone(tiny_recipe.override(["train.cache=false"]), "nowhere", str(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ TRAIN, VALIDATION = 101, 30
 PIXELS = 12
 
 
+pytestmark = pytest.mark.slow
 multiprocessing.set_forkserver_preload(
     ["torch", "ray.train.torch", "mlflow.store.tracking.sqlalchemy_store", "lance"]
 )  # a process of a group then starts at once
