@@ -73,6 +73,7 @@ def run(options: argparse.Namespace, steps: Steps) -> None:
     from skyray.families.base import load_recipe
     from skyray.inference.evaluate import evaluate
     from skyray.inference.predict import predict
+    from skyray.runtime import places
     from skyray.runtime.session import ray_session
 
     out = options.out
@@ -104,7 +105,7 @@ def run(options: argparse.Namespace, steps: Steps) -> None:
         steps(
             "predict the whole survey into a catalogue",
             lambda: predict(str(bundle), [str(dataset)], str(out)),
-            lambda r: f"{r.rows} objects: {Path(r.files[-1]).name}",
+            lambda r: f"{r.rows} objects: {places.name(r.files[-1])}",
         )
         if options.files:
             steps(

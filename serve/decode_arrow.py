@@ -18,9 +18,8 @@ from serve.decode_json import build_spectrum
 from serve.refusal import Refusal
 from serve.uploads import too_many
 
+from skyray.readers.foreign_arrow import ipc_stream, open_ipc
 from skyray.records import Grid, InvalidRecord, Spectrum
-
-_FILE_MAGIC = b"ARROW1\0\0"
 
 
 @dataclass(frozen=True)
@@ -38,22 +37,23 @@ def decode_arrow(body: bytes, max_records: int, max_bytes: int) -> list[Spectrum
     Raises
     ------
     Refusal
-        400 for a body that is not valid Arrow or lacks columns; 413 for too many rows, or buffers
-        that inflate beyond `max_bytes`.
+        400 for a body that is not valid Arrow, lacks columns or has columns of an extension type;
+        413 for too many rows, or buffers that inflate beyond `max_bytes`.
     """
-    if body.startswith(_FILE_MAGIC):
-        body = body[len(_FILE_MAGIC) :]  # an IPC file is a stream between a magic and a footer
+    body = ipc_stream(body)
     found: list[Spectrum | InvalidRecord] = []
     try:
         if inflated_bytes(body) > max_bytes:
             raise Refusal(413, "body_too_large", f"expected at most {max_bytes:,} bytes inflated")
-        reader = pa.ipc.open_stream(body)
+        reader = open_ipc(body, "request")
         frame = _frame(reader.schema)
         for batch in reader:
             if len(found) + batch.num_rows > max_records:
                 raise too_many(max_records)
             batch.validate(full=True)
             found += [_row(batch, row, len(found) + row, frame) for row in range(batch.num_rows)]
+    except InvalidRecord as error:
+        raise Refusal(400, error.reason, error.detail) from None
     except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         text = f"{type(error).__name__}: {error}"[:300]
         raise Refusal(400, "arrow_invalid", text) from None
@@ -130,8 +130,6 @@ def _number(batch: pa.RecordBatch, name: str, row: int) -> float:
 def _pixels(batch: pa.RecordBatch, name: str, row: int) -> np.ndarray:
     """Return one row of a list or tensor column, float64 [L]; nulls become NaN."""
     column = batch.column(name)
-    if isinstance(column, pa.ExtensionArray):
-        column = column.storage
     kind = column.type
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
     if not (lists or pa.types.is_fixed_size_list(kind)):

@@ -173,7 +173,7 @@ def table(grid: Grid, **change) -> pa.Table:
         else pa.array(["train", "test"] if f.name == "split" else [None, None], f.type)
         for f in schema
     }
-    for name in ("object_id", "object_key", "label", "source"):
+    for name in ("observation_id", "object_id", "object_key", "label", "source"):
         values[name] = pa.array(["a", "b"])
     return pa.table({**values, **change})
 

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import threading
 import time
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from astropy.table import Table
+from tests.object_store import FAULTS, LATE_FAULTS, object_store
 
 from skyray.cards import Card
 from skyray.config import ConfigError
 from skyray.data import download as module
 from skyray.data.download import download
+from skyray.runtime import places
 
 CONTENT = bytes(range(256)) * 2000
 
@@ -197,3 +203,61 @@ def test_a_missing_column_is_named(card, tmp_path):
 def test_a_card_without_files_is_refused(card, tmp_path):
     with pytest.raises(ConfigError, match="does not say where"):
         fetch(card.model_copy(update={"files": None}), ["whole"], tmp_path)
+
+
+# into an object store --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with object_store(8, (*FAULTS, *LATE_FAULTS), seed=1) as store:
+        yield store.uri
+
+
+def test_a_store_gets_whole_files_and_a_report(server, card, bucket):
+    out = places.join(bucket, "whole")
+    summary = fetch(card, ["whole", "cut", "missing"], out)
+    assert (summary["fetched"], summary["failed"]) == (2, 1)
+    assert summary["report"] == places.join(out, "download-failures.csv")
+    assert b"missing.fits: 404" in places.read_bytes(summary["report"])
+    for name in ("whole", "cut"):
+        assert places.read_bytes(places.join(out, f"{name}.fits")) == CONTENT
+    assert fetch(card, ["whole", "cut"], out)["already there"] == 2
+    found = {places.name(path) for path, _ in places.list_files(out)}
+    assert found == {"whole.fits", "cut.fits"}
+    assert (server.seen["whole"], server.seen["cut"]) == (1, 2)
+
+
+def test_what_a_store_holds_is_checked(server, card, bucket):
+    out = places.join(bucket, "checked")
+    row = {"name": "whole", "sha256": hashlib.sha256(CONTENT).hexdigest()}
+    places.write_bytes(places.join(out, "whole.fits"), CONTENT[:-1] + b"x")
+    assert fetch(card, [row], out)["fetched"] == 1
+    assert places.read_bytes(places.join(out, "whole.fits")) == CONTENT
+    assert fetch(card, [row], out)["already there"] == 1
+
+
+def test_the_next_call_goes_on_with_what_a_store_holds_of_a_file(server, card, bucket):
+    out = places.join(bucket, "begun")
+    assert fetch(card, ["cut"], out, retries=0)["failed"] == 1
+    assert places.exists(places.join(out, "cut.fits.part"))
+    assert not places.exists(places.join(out, "cut.fits"))
+    assert fetch(card, ["cut"], out)["fetched"] == 1
+    assert server.ranges == ["", "bytes=262144-"]
+    assert places.read_bytes(places.join(out, "cut.fits")) == CONTENT
+    assert [places.name(path) for path, _ in places.list_files(out)] == ["cut.fits"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "csv.gz", "parquet", "fits"])
+def test_the_list_may_lie_in_a_store(server, card, bucket, kind, tmp_path):
+    table, here = Table({"name": ["whole"], "size": [len(CONTENT)]}), tmp_path / f"list.{kind}"
+    if kind == "parquet":
+        pq.write_table(pa.table({"name": ["whole"], "size": [len(CONTENT)]}), here)
+    elif kind == "csv.gz":
+        here.write_bytes(gzip.compress(f"name,size\nwhole,{len(CONTENT)}\n".encode()))
+    else:
+        table.write(here)
+    listing = places.join(bucket, here.name)
+    places.copy(here, listing)
+    out = places.join(bucket, f"of-{kind}")
+    assert download(card, listing, out, progress=False)["bytes"] == len(CONTENT)

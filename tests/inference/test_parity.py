@@ -12,9 +12,9 @@ from skyray.bundles.bundle import Predictor
 from skyray.cards import load_card
 from skyray.data.dataset import Dataset
 from skyray.data.ingest import ingest
-from skyray.data.prepared import KEY, prepare
+from skyray.data.prepared import prepare
 from skyray.data.simulate import simulate
-from skyray.inference.predict import collect, predict_dataset
+from skyray.inference.predict import predict_dataset
 from skyray.inference.serving import load_service, running_service
 
 pytestmark = pytest.mark.slow
@@ -40,24 +40,25 @@ def dataset(files, tmp_path_factory) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def batch(tiny_bundle, dataset) -> dict[str, np.ndarray]:
+def batch(tiny_bundle, dataset, tmp_path_factory) -> dict[str, np.ndarray]:
     """Predictions of the batch job, in the order of object_id."""
-    table = collect(predict_dataset(tiny_bundle, dataset, keep=["object_id"]))
+    out = str(tmp_path_factory.mktemp("predictions") / "table")
+    results = predict_dataset(tiny_bundle, dataset, out, keep=["object_id"])
+    table = results.columns(results.narrow())
     order = np.argsort(table["object_id"])
     return {name: values[order] for name, values in table.items()}
 
 
 def test_batch_equals_the_training_transform(tiny_bundle, dataset, batch):
     predictor = Predictor.from_bundle(tiny_bundle)
-    columns = prepare(dataset, predictor.family, progress=False).to_columns()
-    known = dataset.to_table([KEY, "object_id"]).to_pydict()
-    object_of = dict(zip(known[KEY], known["object_id"], strict=True))
-    ids = [object_of[name] for name in columns.pop(KEY)]
+    prepared = prepare(dataset, predictor.family, progress=False)
+    columns = prepared.to_columns()
     output = predictor.family.predict(
         predictor.model, columns, predictor.calibration, predictor.tensors
     )
-    order = np.argsort(ids)
-    assert len(ids) == OBJECTS
+    row = {name: number for number, name in enumerate(columns["observation_id"])}
+    order = [row[name] for name in batch["observation_id"]]
+    assert len(order) == OBJECTS
     assert output["label"][order].tolist() == batch["label"].tolist()
     for name in NUMBERS:
         np.testing.assert_allclose(output[name][order], batch[name], atol=1e-6, err_msg=name)

@@ -221,3 +221,17 @@ def test_a_damaged_redrock_is_not_taken_for_a_missing_one(survey_data, tmp_path)
 def test_grid():
     wavelength = DESI_GRID.wavelength()
     assert (wavelength[0], wavelength[-1], wavelength.size) == (3600.0, pytest.approx(9824.0), 7781)
+
+
+def test_one_target_in_two_programmes_is_two_observations_of_one_object(tmp_path):
+    names = {}
+    for program in ("dark", "bright"):
+        made = coadd_file()
+        made[0].header["PROGRAM"], made[0].header["HPXPIXEL"] = program, 1234
+        path = tmp_path / f"coadd-{program}.fits"
+        made.writeto(path)
+        names[program] = [(s.observation_id, s.object_id) for s in read(path)]
+    ids = {name for spectra in names.values() for name, _ in spectra}
+    assert len(ids) == 6
+    assert f"sv3-dark-1234-{2**55}" in ids
+    assert [o for _, o in names["dark"]] == [o for _, o in names["bright"]]

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from skyray.readers.base import SurveyFile
-from skyray.readers.fits_bytes import FitsFile, Header
+from skyray.readers.fits_bytes import FitsFile
+from skyray.readers.fits_header import Header
 from skyray.records import InvalidRecord
 
 

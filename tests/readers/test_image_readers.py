@@ -283,3 +283,16 @@ def test_real_hst_stamp_agrees_with_astropy(survey_data):
     assert isinstance(found, Cutout)
     np.testing.assert_allclose(found.image[0], fits.getdata(path))
     check_cutout(found, ("F814W",))
+
+
+def test_files_of_equal_names_in_several_folders_are_several_observations(tmp_path):
+    images = np.random.default_rng(3).integers(0, 255, (3, 16, 16, 3), dtype=np.uint8)
+    places = [tmp_path / "a" / "1.png", tmp_path / "b" / "1.png", tmp_path / "c" / "1.png"]
+    for place, pixels in zip(places, (images[0], images[1], images[0]), strict=True):
+        place.parent.mkdir()
+        Image.fromarray(pixels).save(place)
+    records = [read("image_files", place)[0] for place in places]
+    assert {record.object_id for record in records} == {"1"}
+    first, second, copy = (record.observation_id for record in records)
+    assert first != second
+    assert first == copy

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
+from tests.object_store import object_store
 
 from skyray.config import ConfigError
 from skyray.data.prepared_space import prepared_tables
@@ -83,24 +84,8 @@ def test_killed_sweep_goes_on_and_counts_every_trial_once(
     folder = tmp_path_factory.mktemp("sweep")
     out, trials = folder / "sweep", 14
     recipe = tiny_recipe.override(FAST)
-    script = (
-        "import json, sys\n"
-        "from skyray.runtime.session import ray_session\n"
-        "from skyray.search.tune import tune_recipe\n"
-        "from skyray.families.redshift.recipes import RedshiftRecipe\n"
-        "recipe = RedshiftRecipe.load(json.loads(sys.argv[1]))\n"
-        "with ray_session(num_cpus=2):\n"
-        "    tune_recipe(recipe, sys.argv[2], sys.argv[3], trials=int(sys.argv[4]))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform"),
-                   "SKYRAY_OBJECT_STORE": "200000000"}  # fmt: skip
-    environment.pop("RAY_AUTH_TOKEN_PATH", None)
-    command = [sys.executable, "-c", script, json.dumps(recipe.snapshot()), mock_dataset, str(out),
-               str(trials)]  # fmt: skip
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        process = _sweep(recipe, mock_dataset, str(out), trials, log)
         deadline = time.monotonic() + 240
         while _finished(out) < 3 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -138,6 +123,42 @@ def test_transform_runs_once_for_a_sweep_and_an_ensemble(mock_dataset, tiny_reci
     written = [path for path in Path(made).rglob("*") if path.is_file()]
     begun = min(run.stat().st_mtime for run in runs)
     assert max(path.stat().st_mtime for path in written) < begun  # nobody wrote to it afterwards
+
+
+def _sweep(recipe, data: str, out: str, trials: int, log) -> subprocess.Popen:
+    """Start a sweep with a Ray of its own in a process of its own."""
+    script = (
+        "import json, sys\n"
+        "from skyray.runtime.session import ray_session\n"
+        "from skyray.search.tune import tune_recipe\n"
+        "from skyray.families.redshift.recipes import RedshiftRecipe\n"
+        "recipe = RedshiftRecipe.load(json.loads(sys.argv[1]))\n"
+        "with ray_session(num_cpus=2):\n"
+        "    tune_recipe(recipe, sys.argv[2], sys.argv[3], trials=int(sys.argv[4]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform"),
+                   "SKYRAY_OBJECT_STORE": "200000000"}  # fmt: skip
+    environment.pop("RAY_AUTH_TOKEN_PATH", None)
+    command = [sys.executable, "-c", script, json.dumps(recipe.snapshot()), data, out, str(trials)]
+    return subprocess.Popen(
+        command, env=environment, stdout=log, stderr=log, start_new_session=True
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_in_an_object_store_leaves_all_there(mock_dataset, tiny_recipe, tmp_path):
+    """Through a proxy that fails one call in twenty; nobody notices."""
+    with object_store(20, seed=1) as store, (tmp_path / "log").open("w") as log:
+        out = places.join(store.uri, "sweep")
+        process = _sweep(tiny_recipe.override(FAST), mock_dataset, out, 2, log)
+        assert process.wait(timeout=240) == 0, (tmp_path / "log").read_text()[-3000:]
+        assert len(places.read_bytes(places.join(out, "figures", "sweep.png"))) > 10_000
+        with places.read_stream(places.join(out, "trials.parquet")) as stream:
+            table = pd.read_parquet(stream)
+        assert len(table) == 2
+        assert not table["failed"].any()
+        assert places.read_json(places.join(out, "best.json"))["value"] == table["accuracy"].max()
+        assert sum(store.proxy.made.values()) > 0
 
 
 def _finished(out: Path) -> int:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serve.decode import admit, decode
 from serve.refusal import Refusal
+from tests.hostile_arrow import pickled
 
 from skyray.cards import load_card
 from skyray.families.base import DataInfo
@@ -219,6 +220,17 @@ def test_arrow_malformed_is_400(read, columns, metadata, reason):
     assert (refused.status, refused.reason) == (400, reason)
 
 
+def test_arrow_of_an_extension_type_is_400_and_runs_nothing(read, spectrum, tmp_path):
+    columns = {k: [spectrum[k]] for k in ("wavelength", "flux", "ivar")}
+    for file in (False, True):
+        body = arrow_body({**columns, "object_id": pickled(1, tmp_path / "marker")},
+                          {"medium": "vacuum"}, file)  # fmt: skip
+        refused = refusal(read, body, ARROW)
+        assert (refused.status, refused.reason) == (400, "extension_type")
+        assert "column object_id" in refused.detail
+    assert not (tmp_path / "marker").exists()
+
+
 def test_arrow_compressed_bomb_is_refused(read):
     """Ten megabytes of zeros in a few kilobytes must not be inflated."""
     table = pa.table({"flux": [np.zeros(1_250_000)]}).replace_schema_metadata({"medium": "air"})
@@ -248,6 +260,15 @@ def test_arrow_row_limit_is_413(read, spectrum):
 
 
 # FITS ----------------------------------------------------------------------------------------
+@pytest.mark.timeout(60)
+def test_fits_that_leads_back_to_itself_is_400(read):
+    cards = ("SIMPLE", "T"), ("BITPIX", "8"), ("NAXIS", "1"), ("NAXIS1", "0"), ("PCOUNT", "-2880")
+    body = "".join(f"{key:<8}= {value:>20}".ljust(80) for key, value in cards) + "END"
+    refused = refusal(read, body.ljust(2880).encode(), FITS)
+    assert (refused.status, refused.reason) == (400, "header_invalid")
+    assert "PCOUNT" in refused.detail
+
+
 def spec_file(pixels: int = PIXELS, class_hdu: bool = True) -> bytes:
     """A spec-PLATE-MJD-FIBER file as BOSS wrote them, with the columns readers use."""
     coadd = fits.BinTableHDU.from_columns(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import fastavro
 import galsim
 import numpy as np
@@ -153,6 +155,15 @@ def test_packets_bring_the_alerts_back(alerts, tmp_path):
         with path.open("rb") as stream:
             signs.add(next(fastavro.reader(stream))["candidate"]["isdiffpos"])
     assert signs == {"t", "1"}
+
+
+def test_a_packet_without_history_comes_back(alerts, tmp_path):
+    alert = dataclasses.replace(alerts[0], history=[])
+    (path,) = write_survey_files(CARD, [alert], tmp_path)
+    reader = make_reader(CARD.reader, CARD.reader_options)
+    (found,) = reader.read(SurveyFile(fs.LocalFileSystem(), str(path)))
+    assert found.history == []
+    assert found.candid == alert.candid
 
 
 def test_reference_sky_as_cutouts():

@@ -32,7 +32,7 @@ def untrained_stars(folder) -> None:
     """Write a bundle as training leaves it, of a calibrated network that has not learnt."""
     card = load_card("desi_mws")
     grid = card.grid.grid()
-    info = DataInfo(card.name, card.record, tuple(card.classes), card.coarse, "0" * 12, grid)
+    info = DataInfo(card.name, card.record, tuple(card.classes), card.coarse, "0" * 12, grid=grid)
     family = OutliersFamily(load_recipe("outliers/desi_mws_laptop").override(TINY), info)
     mocks = MockSurvey(card, seed=3)
     spectra = [mocks.spectrum("STAR", index) for index in range(40)]
@@ -61,7 +61,7 @@ def searched(ray_cluster, tmp_path_factory):
     untrained_stars(folder / "stars")
     result = find_outliers(
         str(folder / "galaxies"), [survey], str(folder / "search"),
-        star_bundle=str(folder / "stars"), top=12, explorer_rows=0, progress=False,
+        star_bundle=str(folder / "stars"), top=12, explorer_rows=40, progress=False,
     )  # fmt: skip
     return folder, result
 
@@ -69,7 +69,7 @@ def searched(ray_cluster, tmp_path_factory):
 @pytest.mark.slow
 def test_catalogue_ranks_every_object(searched):
     folder, result = searched
-    table = pq.read_table(folder / "search" / "catalogue.parquet").to_pandas()
+    table = pq.read_table(folder / "search" / "catalogue").to_pandas()
     assert len(table) == result["objects"] == 160
     assert sorted(table["rank"]) == list(range(1, 161))
     ordered = table.sort_values("rank")
@@ -88,7 +88,7 @@ def test_catalogue_ranks_every_object(searched):
 @pytest.mark.slow
 def test_batch_scores_are_the_predictors(searched):
     folder, _ = searched
-    table = pq.read_table(folder / "search" / "catalogue.parquet").to_pandas()
+    table = pq.read_table(folder / "search" / "catalogue").to_pandas()
     predictor = Predictor.from_bundle(folder / "galaxies", device="cpu")
     rows = Dataset.open(folder / "bgs").to_table([*predictor.family.columns(False), "object_id"])
     output = predictor.predict(table_to_columns(rows))

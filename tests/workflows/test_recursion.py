@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +12,16 @@ import pytest
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.families.base import load_recipe
+from skyray.inference.results import Results
+from skyray.runtime import places
 from skyray.workflows import recursion
 from skyray.workflows.des_galaxies import mock_cards
-from skyray.workflows.pseudo_labels import join_pseudo_labels, predict_unlabelled, surest
+from skyray.workflows.pseudo_labels import (
+    join_pseudo_labels,
+    predict_unlabelled,
+    surest,
+    surest_rows,
+)
 from skyray.workflows.recursion import (
     Recursion,
     Resources,
@@ -96,7 +105,7 @@ def test_both_rounds_are_scored_and_written(done):
         assert 0 <= made.scores["DES"]["accuracy"] <= 1
         assert 0 <= made.held_out <= 1
     assert 0 <= found.rounds[1].purity <= 1
-    page = (recursion.Path(out) / "index.html").read_text()
+    page = (Path(out) / "index.html").read_text()
     assert "Before and after" in page
 
 
@@ -127,32 +136,38 @@ def test_guard_keeps_the_round_before_a_fall(monkeypatch, recipe, surveys, tmp_p
     assert "round 2: held-out accuracy fell by 0.1100; round 1 kept" in found.stopped
 
 
-def test_published_pseudo_labels_are_of_augmented_images(done, surveys, recipe, monkeypatch):
-    found = done[1]
-    from skyray.workflows import pseudo_labels
-
+def test_published_pseudo_labels_are_of_augmented_images(done, surveys, tmp_path):
     data = Dataset.open(surveys["des_overlap"])
-    bundle = found.rounds[0].bundle
-    plain = predict_unlabelled(bundle, data, "test", workers=1, use_gpu=False)
-    real = pseudo_labels.Predictor.from_bundle
-
-    def published(*args, **options):
-        predictor = real(*args, **options)
-        predictor.family.recipe = predictor.family.recipe.override(["pseudo_labels=as_published"])
-        return predictor
-
-    monkeypatch.setattr(pseudo_labels.Predictor, "from_bundle", published)
-    first, second = (
-        predict_unlabelled(bundle, data, "test", workers=1, use_gpu=False) for _ in range(2)
-    )
+    bundle, published = done[1].rounds[0].bundle, str(tmp_path / "published")
+    shutil.copytree(bundle, published)
+    content = places.read_json(f"{published}/bundle.json")
+    content["recipe"]["pseudo_labels"] = "as_published"
+    places.write_json(f"{published}/bundle.json", content)
+    plain, first, second = (
+        predict_unlabelled(uri, data, "test", str(tmp_path / out), workers=1, use_gpu=False)
+        .columns(["object_id", "p_spiral"])
+        for uri, out in ((bundle, "plain"), (published, "first"), (published, "second"))
+    )  # fmt: skip
     assert first["object_id"].tolist() == plain["object_id"].tolist()
     np.testing.assert_array_equal(first["p_spiral"], second["p_spiral"])
     assert np.abs(first["p_spiral"] - plain["p_spiral"]).max() > 1e-3
 
 
+def test_surest_rows_piece_by_piece_are_those_of_the_whole_table(tmp_path):
+    random = np.random.default_rng(4)
+    names = random.choice(["a", "b", "c"], 103)
+    probability = random.integers(0, 20, 103) / 20  # with ties
+    results = Results.claim(str(tmp_path), {}, 103, 8)
+    for number in range(results.count):
+        at = slice(number * 8, number * 8 + 8)
+        results.write(number, {"label_pred": names[at], "probability": probability[at]})
+    found = surest_rows(results, ["a", "b", "missing"], 7)
+    assert found.tolist() == surest(names, probability, ["a", "b", "missing"], 7).tolist()
+
+
 def test_objects_that_judge_are_refused(surveys, tmp_path):
     base = Dataset.open(surveys["sdss"])
-    row = base.to_table(["object_id"], "test")["object_id"].to_pylist()[0]
+    row = base.to_table(["observation_id"], "test")["observation_id"].to_pylist()[0]
     with pytest.raises(ConfigError, match="are in validation or test of the labelled ones"):
         join_pseudo_labels(base, base, {row: "spiral"}, str(tmp_path / "joined"))
 

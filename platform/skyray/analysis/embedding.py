@@ -27,7 +27,7 @@ def umap_2d(
     Parameters
     ----------
     latent_NS : float [N, S]
-        Each latent is first divided by its standard deviation, as in `NearestLatents`.
+        Each latent is first divided by its standard deviation.
     seed : int
     n_neighbors : int
         Larger values keep more of the large structure; at most one less than the rows embedded.

@@ -13,6 +13,7 @@ Batch jobs and HTTP replicas call the same `Predictor`, so that preprocessing ca
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -91,6 +92,12 @@ def read_bundle(uri: str | os.PathLike) -> dict[str, Any]:
     return content
 
 
+def bundle_digest(content: dict[str, Any]) -> str:
+    """Return a digest of what a bundle answers with: its content without scores added later."""
+    kept = {name: value for name, value in content.items() if name != "metrics"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def add_metrics(uri: str, split: str, metrics: dict[str, Any]) -> None:
     """Record the metrics of one split in a bundle and renew its model card."""
     content = read_bundle(uri)
@@ -145,7 +152,7 @@ class Predictor:
     def __init__(
         self,
         family: Family,
-        model: torch.nn.Module,
+        model: torch.nn.Module | None,
         calibration: dict[str, Any],
         tensors: Tensors,
         content: dict[str, Any],
@@ -162,17 +169,22 @@ class Predictor:
         NotABundle
             If nothing usable is there.
         """
-        uri = os.fspath(uri)
+        made = cls.without_network(uri)
+        model = made.family.build_model()
+        model.load_state_dict(load_tensors(places.read_bytes(places.join(uri, WEIGHTS_FILE))))
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        made.model = made.family.optimise_for_inference(model.eval().to(device)).to(device)
+        return made
+
+    @classmethod
+    def without_network(cls, uri: str | os.PathLike) -> Predictor:
+        """Load what workers beside the network need: transform, calibration, post-processing."""
         content = read_bundle(uri)
         family_type = load_family(content["family"])
         recipe = family_type.recipe_type.load(content["recipe"])
         family = family_type(recipe, DataInfo.from_dict(content["data"]))
-        model = family.build_model()
-        model.load_state_dict(load_tensors(places.read_bytes(places.join(uri, WEIGHTS_FILE))))
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        model = family.optimise_for_inference(model.eval().to(device)).to(device)
         tensors = load_tensors(places.read_bytes(places.join(uri, CALIBRATION_FILE)))
-        return cls(family, model, content["calibration"], tensors, content)
+        return cls(family, None, content["calibration"], tensors, content)
 
     @property
     def info(self) -> DataInfo:
@@ -195,8 +207,15 @@ class Predictor:
         With `training`, truth columns are expected too and families add what scoring needs; with
         `detail`, the arrays of `Family.detail_columns` come too.
         """
-        inputs = self.family.transform(columns, training=training)
-        output = self.family.predict(self.model, inputs, self.calibration, self.tensors)
+        return self.finish(self.infer(self.family.transform(columns, training=training)), detail)
+
+    def infer(self, inputs: Columns) -> Columns:
+        """Return what `finish` needs for transformed inputs; the one step that has the network."""
+        return self.family.infer(self.model, inputs, self.calibration, self.tensors)
+
+    def finish(self, found: Columns, detail: bool = False) -> Columns:
+        """Return the output columns from what `infer` gave; `detail` as in `predict`."""
+        output = self.family.finish(found, self.calibration, self.tensors)
         if not detail:
             for name in self.family.detail_columns():
                 output.pop(name, None)

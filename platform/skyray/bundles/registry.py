@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from pathlib import Path
 
 from skyray.bundles.bundle import read_bundle
@@ -31,20 +30,17 @@ def register(bundle: str, run_id: str, alias: str = CHAMPION) -> str:
     name = f"skyray-{content['family']}-{content['recipe']['name']}"
     uri = tracking.tracking_uri()
     mlflow.set_tracking_uri(uri)
-    with tempfile.TemporaryDirectory() as folder:
-        copy = Path(folder) / "bundle"
-        for path, _ in places.list_files(bundle):
-            target = copy / Path(path).name
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(places.read_bytes(places.join(bundle, target.name)))
-        with mlflow.start_run(run_id=run_id, log_system_metrics=False):
-            mlflow.pyfunc.log_model(
-                name="bundle",
-                python_model=str(Path(__file__).with_name("pyfunc_model.py")),
-                artifacts={"bundle": str(copy)},
-                pip_requirements=["skyray"],
-                registered_model_name=name,
-            )
+    with (
+        places.local_copy(bundle) as copy,
+        mlflow.start_run(run_id=run_id, log_system_metrics=False),
+    ):
+        mlflow.pyfunc.log_model(
+            name="bundle",
+            python_model=str(Path(__file__).with_name("pyfunc_model.py")),
+            artifacts={"bundle": str(copy)},
+            pip_requirements=["skyray"],
+            registered_model_name=name,
+        )
     client = tracking.client(uri)
     newest = max(
         client.search_model_versions(f"name='{name}'"), key=lambda found: int(found.version)

@@ -45,7 +45,7 @@ def download(
     listing: Annotated[
         str, typer.Option("--list", help="Table of files to fetch (CSV, FITS, Parquet), one a row.")
     ],
-    out: Annotated[str, typer.Option(help="Folder for the files.")],
+    out: Annotated[str, typer.Option(help="Folder or URI for the files.")],
     rate_limit: Annotated[float, typer.Option(help="Requests a second at most.")] = 5.0,
     retries: Annotated[int, typer.Option(help="Attempts after the first.")] = 5,
     workers: Annotated[int, typer.Option(help="Files fetched at once.")] = 4,
@@ -244,6 +244,7 @@ def evaluate(
 
     Example: skyray evaluate bundle --data mock --out scores
     """
+    from skyray.runtime import places
     from skyray.runtime.session import ray_session
 
     with ray_session(address):
@@ -251,7 +252,11 @@ def evaluate(
 
         scores = run(bundle, data, out, split=None if split == "all" else split)
     short = {name: value for name, value in scores.items() if isinstance(value, int | float)}
-    return {**short, "all scores": f"{out}/metrics.json", "page": f"{out}/index.html"}
+    return {
+        **short,
+        "all scores": places.join(out, "metrics.json"),
+        "page": places.join(out, "index.html"),
+    }
 
 
 @verb

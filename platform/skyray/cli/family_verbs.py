@@ -135,6 +135,7 @@ def recurse(
     """
     from skyray.config import ConfigError
     from skyray.families.base import load_recipe
+    from skyray.runtime import places
     from skyray.runtime.session import ray_session
 
     tests = dict(item.split("=", 1) for item in test if "=" in item)
@@ -159,7 +160,7 @@ def recurse(
         f"({row['seeds that gained']} seeds gained)"
         for row in before_and_after(found)
     }
-    return {**rows, "models": [one.bundle for one in found], "page": f"{out}/index.html"}
+    return {**rows, "models": [one.bundle for one in found], "page": places.join(out, "index.html")}
 
 
 @verb
@@ -170,12 +171,19 @@ def map_alerts(
     split: Annotated[
         str, typer.Option(help="train, validation, test, or all for every row.")
     ] = "test",
+    workers: Annotated[int | None, typer.Option(help="Model replicas.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a replica.")] = False,
+    address: Address = None,
     json: Json = None,
 ):
     """Map alerts by a model's features; list those that all models find strange.
 
     Example: skyray map-alerts bundle-a bundle-b --data alerts --out map
     """
-    from skyray.workflows.alerts import map_alerts as run
+    from skyray.runtime.session import ray_session
 
-    return run(bundles, data, out, split=None if split == "all" else split)
+    with ray_session(address):
+        from skyray.workflows.alerts import map_alerts as run
+
+        chosen = None if split == "all" else split
+        return run(bundles, data, out, split=chosen, workers=workers, use_gpu=gpu)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -37,6 +36,7 @@ def tune(
     Example: skyray tune redshift/sdss_coarse_laptop --data mock --trials 20 --out sweep --seeds 5
     """
     from skyray.families.base import load_recipe
+    from skyray.runtime import places
     from skyray.runtime.session import ray_session
 
     chosen = load_recipe(recipe).override(set_ or [])
@@ -53,13 +53,13 @@ def tune(
             "failed trials": int(done.trials["failed"].sum()),
             f"best {done.objective.metric}": done.value,
             "best settings": done.best,
-            "table": f"{out}/trials.parquet",
-            "figure": f"{out}/figures/sweep.png",
+            "table": places.join(out, "trials.parquet"),
+            "figure": places.join(out, "figures", "sweep.png"),
         }
         if seeds:
             scores = run_ensemble(
-                chosen.override(done.best), data, f"{out}/best", members=seeds, threads=threads,
-                use_gpu=gpu, progress=progress,
+                chosen.override(done.best), data, places.join(out, "best"), members=seeds,
+                threads=threads, use_gpu=gpu, progress=progress,
             )  # fmt: skip
             result |= {name: str(spread) for name, spread in scores.items()}
     return result
@@ -117,19 +117,16 @@ def grid(
     Example: skyray grid alerts/ztf_cnn alerts/ztf_convnext --data mock
     --vary "fraction=[0.05, 0.1, 0.5, 1.0]" --out grid
     """
+    from skyray.runtime import places
     from skyray.runtime.session import ray_session
 
-    named = {}
-    for item in data:
-        name, equals, place = item.partition("=")
-        named[name if equals else Path(item).name] = place if equals else item
     varied = _varied(vary or [])
     with ray_session(address):
         from skyray.search.grid import grid_figure, run_grid, summarise
 
         table = run_grid(
-            recipes, named, out, vary=varied, seeds=seeds, changes=set_ or [], threads=threads,
-            use_gpu=gpu, progress=progress,
+            recipes, _named(data), out, vary=varied, seeds=seeds, changes=set_ or [],
+            threads=threads, use_gpu=gpu, progress=progress,
         )  # fmt: skip
         found = summarise(table, ["recipe", "data", *varied], metric)
         result = {
@@ -138,11 +135,25 @@ def grid(
             for row in found.to_dict("records")
         }  # fmt: skip
         if varied:
-            place = Path(out) / "figures" / f"{metric}.png"
             x = next(iter(varied))
             compare = ["recipe", "data", *list(varied)[1:]]
-            result["figure"] = str(grid_figure(table, x, metric, place, compare))
-    return {**result, "table": f"{out}/grid.parquet"}
+            place = places.join(out, "figures")
+            with places.local_folder(place) as folder:
+                grid_figure(table, x, metric, folder / f"{metric}.png", compare)
+            result["figure"] = places.join(place, f"{metric}.png")
+    return {**result, "table": places.join(out, "grid.parquet")}
+
+
+def _named(items: list[str]) -> dict[str, str]:
+    """Return name → dataset of ``NAME=DATASET``, or of datasets, which may hold a ``=`` too."""
+    from skyray.runtime import places
+
+    named = {}
+    for item in items:
+        name, equals, place = item.partition("=")
+        given = equals and "/" not in name
+        named[name if given else places.name(item)] = place if given else item
+    return named
 
 
 def _varied(items: list[str]) -> dict[str, list]:

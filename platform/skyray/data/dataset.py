@@ -260,7 +260,8 @@ class Dataset:
         if not self.count(split):
             return ray.data.from_arrow(self.to_table(names, split))
         return ray.data.read_lance(
-            places.join(self.uri, RECORDS), version=self.manifest.records_version, columns=names,
+            places.lance_uri(places.join(self.uri, RECORDS)),
+            version=self.manifest.records_version, columns=names,
             storage_options=places.lance_options(self.uri),
             scanner_options={"filter": _in_split(split), "batch_size": 512},
         )  # fmt: skip

@@ -1,20 +1,24 @@
 """Fetch a card's survey files by its URL template: slowly enough, completely, and again if needed.
 
-A file is written to ``NAME.part`` and renamed when its length and checksum are right. What is
-there already is not fetched again; what was begun goes on where the server allows.
+A file is fetched to ``NAME.part`` and appears as ``NAME`` when its length and checksum are right.
+What is there already is not fetched again; what was begun goes on where the server allows. For a
+URI the part lies on the local disk, and at the URI once a file has failed.
 """
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import posixpath
 import random
+import tempfile
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -22,12 +26,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow.csv
-import pyarrow.parquet as pq
 import requests
 from tqdm import tqdm
 
 from skyray.cards import Card
 from skyray.config import ConfigError
+from skyray.readers import foreign_arrow as pq
+from skyray.readers.base import SurveyFile
+from skyray.readers.fits_bytes import check_headers
 from skyray.runtime import places
 
 CHECKSUMS = ("sha256", "sha1", "md5")
@@ -47,10 +53,18 @@ class DownloadError(OSError):
 
 @dataclass(frozen=True)
 class _Wanted:
+    """A file to fetch to `place`, through the local file `part`."""
+
     url: str
-    path: Path
+    place: str
+    part: Path
     size: int | None
     checksum: tuple[str, str] | None
+
+    @property
+    def begun(self) -> str:
+        """Where a part is kept from one call to the next."""
+        return places.join(places.parent(self.place), self.part.name)
 
 
 class _Pace:
@@ -90,7 +104,7 @@ def download(
         Table (CSV, FITS or Parquet) with the template's columns, one file a row; optional columns
         ``sha256``, ``sha1`` or ``md5`` (hexadecimal) and ``size`` (bytes) are checked.
     out : str
-        Local folder for the files.
+        Folder or URI for the files.
     rate_limit : float, optional
         Requests a second at most, over all workers; None for no limit.
     retries : int
@@ -111,9 +125,7 @@ def download(
     ConfigError
         If the card has no URL, or the list lacks one of its columns.
     """
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
-    wanted = _wanted(card, listing, folder)
+    out = places.absolute(out)
     pace, sessions = _Pace(rate_limit), threading.local()
 
     def fetch(item: _Wanted) -> int:
@@ -123,17 +135,19 @@ def download(
 
     failures: list[tuple[str, str]] = []
     fetched = received = 0
-    with (
-        ThreadPoolExecutor(max(1, workers)) as pool,
-        tqdm(total=len(wanted), unit="file", desc="download", disable=not progress) as bar,
-    ):
+    with ExitStack() as stack:
+        wanted = _wanted(card, listing, out, stack.enter_context(_parts(out)))
+        bar = stack.enter_context(
+            tqdm(total=len(wanted), unit="file", desc="download", disable=not progress)
+        )
+        pool = stack.enter_context(ThreadPoolExecutor(max(1, workers)))
         jobs = {pool.submit(fetch, item): item for item in wanted}
         for job in as_completed(jobs):
             try:
                 size = job.result()
                 received += size
                 fetched += size > 0
-            except (DownloadError, OSError) as error:
+            except OSError as error:
                 failures.append((jobs[job].url, str(error)))
             bar.update()
             bar.set_postfix(failed=len(failures))
@@ -144,28 +158,40 @@ def download(
         "failed": len(failures),
         "bytes": received,
     }
-    return summary | _report(folder, failures)
+    return summary | _report(out, failures)
 
 
-def _report(folder: Path, failures: list[tuple[str, str]]) -> dict[str, str]:
-    report = folder / FAILURES
-    report.unlink(missing_ok=True)
+@contextmanager
+def _parts(out: str) -> Iterator[Path]:
+    """Hold the local folder in which files grow: `out` itself, or a temporary one for a URI."""
+    if places.is_local(out):
+        with places.local_folder(out) as folder:
+            yield folder
+    else:
+        with tempfile.TemporaryDirectory(prefix="skyray-") as folder:
+            yield Path(folder)
+
+
+def _report(out: str, failures: list[tuple[str, str]]) -> dict[str, str]:
+    report = places.join(out, FAILURES)
+    places.remove(report)
     if not failures:
         return {}
-    with report.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(["url", "error"])
-        writer.writerows(sorted(failures))
-    return {"report": str(report)}
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["url", "error"])
+    writer.writerows(sorted(failures))
+    places.write_bytes(report, text.getvalue().encode())
+    return {"report": report}
 
 
 # the list ------------------------------------------------------------------------------------
 
 
-def _wanted(card: Card, listing: Any, folder: Path) -> list[_Wanted]:
+def _wanted(card: Card, listing: Any, out: str, parts: Path) -> list[_Wanted]:
     if card.files is None:
         raise ConfigError(f"card {card.name}: files: the card does not say where its files are")
-    wanted: dict[Path, _Wanted] = {}
+    wanted: dict[str, _Wanted] = {}
     for number, row in enumerate(_rows(listing), start=1):
         try:
             url = card.files.url.format(**row)
@@ -179,8 +205,9 @@ def _wanted(card: Card, listing: Any, folder: Path) -> list[_Wanted]:
             raise ConfigError(f"list of files, row {number}: no file name in {url!r}")
         checksum = next(((k, str(row[k]).lower()) for k in CHECKSUMS if row.get(k)), None)
         size = int(row["size"]) if row.get("size") else None
-        item = _Wanted(url, folder / name, size, checksum)
-        other = wanted.setdefault(item.path, item)
+        part = parts / f"{name}.part"
+        item = _Wanted(url, places.join(out, name), part, size, checksum)
+        other = wanted.setdefault(name, item)
         if other.url != url:
             raise ConfigError(f"list of files: {other.url} and {url} have one name: {name}")
     return list(wanted.values())
@@ -193,7 +220,9 @@ def _rows(listing: Any) -> Iterable[Mapping[str, Any]]:
     if path.endswith((".fits", ".fit", ".fits.gz")):
         from astropy.table import Table
 
-        table = Table.read(path)
+        check_headers(SurveyFile(filesystem, path))  # astropy follows whatever they say
+        with places.local_copy(listing) as copy:
+            table = Table.read(copy)
         table.convert_bytestring_to_unicode()
         names = [name for name in table.colnames if table[name].ndim == 1]
         return [{n: v for n, v in zip(names, row, strict=True)} for row in table[names].iterrows()]
@@ -216,8 +245,26 @@ def fetch_file(
     DownloadError
         If it could not be had; the message says why the last attempt failed.
     """
-    if item.path.exists() and _is_right(item, item.path):
+    if _is_right(item, item.place):
         return 0
+    local = places.is_local(item.place)
+    begun = not local and places.exists(item.begun)
+    if begun:
+        places.copy(item.begun, item.part)
+    try:
+        size = _patiently(http, item, retries, timeout, pace)
+    except DownloadError:
+        if not local and item.part.exists():
+            places.copy(item.part, item.begun)
+        raise
+    if begun:
+        places.remove(item.begun)
+    return size
+
+
+def _patiently(
+    http: requests.Session, item: _Wanted, retries: int, timeout: float, pace: _Pace
+) -> int:
     for attempt in range(retries + 1):
         pace.wait()
         try:
@@ -239,7 +286,7 @@ def _backoff(attempt: int) -> float:
 
 
 def _attempt(http: requests.Session, item: _Wanted, timeout: float) -> int:
-    part = item.path.with_name(f"{item.path.name}.part")
+    part = item.part
     begun = part.stat().st_size if part.exists() else 0
     headers = {"Accept-Encoding": "identity"}  # lengths and ranges of the file itself
     if begun:
@@ -256,10 +303,11 @@ def _attempt(http: requests.Session, item: _Wanted, timeout: float) -> int:
         with part.open("ab" if resumed else "wb") as stream:
             for block in answer.iter_content(_BLOCK):
                 stream.write(block)
-    return _finish(item, part, expected)
+    return _finish(item, expected)
 
 
-def _finish(item: _Wanted, part: Path, expected: int | None) -> int:
+def _finish(item: _Wanted, expected: int | None) -> int:
+    part = item.part
     found = part.stat().st_size
     if expected is not None and found < expected:  # what came stays, to be gone on with
         raise DownloadError(f"{item.url}: expected {expected} bytes, found {found}")
@@ -267,7 +315,11 @@ def _finish(item: _Wanted, part: Path, expected: int | None) -> int:
         part.unlink()
         stated = item.checksum[0] if item.checksum else f"size {item.size}"
         raise DownloadError(f"{item.url}: {found} bytes do not have the list's {stated}")
-    os.replace(part, item.path)
+    if places.is_local(item.place):
+        part.replace(item.place)
+    else:
+        places.copy(part, item.place)
+        part.unlink()
     return found
 
 
@@ -288,11 +340,16 @@ def _retry_after(value: str) -> float:
         return 0.0
 
 
-def _is_right(item: _Wanted, path: Path) -> bool:
-    if item.size is not None and path.stat().st_size != item.size:
+def _is_right(item: _Wanted, place: places.Place) -> bool:
+    """Return whether a file is there and is what the list says."""
+    try:
+        found = next(places.walk(place), None)
+    except FileNotFoundError:
+        return False
+    if found is None or (item.size is not None and found.size != item.size):
         return False
     if item.checksum is None:
         return True
     kind, expected = item.checksum
-    with path.open("rb") as stream:
+    with places.read_stream(place) as stream:
         return hashlib.file_digest(stream, kind).hexdigest() == expected

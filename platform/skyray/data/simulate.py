@@ -11,6 +11,7 @@ import functools
 import json
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from skyray.config import ConfigError
 from skyray.data.ingest import ingest_source
 from skyray.data.sources import Unit
 from skyray.records import Record
+from skyray.runtime import places
 from skyray.simulate.base import Simulator, make_simulator
 from skyray.simulate.planted import KINDS, PlantedSurvey
 from skyray.simulate.survey_files import write_survey_files
@@ -68,7 +70,8 @@ class MockSource:
         folder, _, label = unit.uri.rpartition("/")
         survey = _survey(self.card, self.seed, self.templates)
         if folder.endswith(_PLANTED):
-            survey = PlantedSurvey(self.card, self.seed, _path(self.templates))
+            with _local(self.templates) as templates:
+                survey = PlantedSurvey(self.card, self.seed, templates)
         start, stop = map(int, unit.identity.split("-"))
         for index in range(start, stop):
             yield survey.record(label, index)
@@ -78,7 +81,7 @@ class MockSource:
         return {self._uri(name): count for name, count in (self.counts | planted).items()}
 
     def _uri(self, label: str) -> str:
-        kind = Path(self.templates).name if self.templates else "built-in"
+        kind = places.name(self.templates) if self.templates else "built-in"
         return f"mock://{self.card.name}/seed-{self.seed}/{kind}/{label}"
 
 
@@ -135,7 +138,7 @@ def simulate(
         )
     if objects < 1:
         raise ConfigError(f"simulate: objects: expected at least 1, found {objects}")
-    folder = os.path.abspath(templates) if templates else None
+    folder = places.absolute(templates) if templates else None
     _survey(card, seed, folder)  # refuses what no worker could make
     if not 0 <= planted < 1:
         raise ConfigError(f"simulate: planted: expected a share in [0, 1), found {planted}")
@@ -145,7 +148,7 @@ def simulate(
     if as_files is not None:
         if planted:
             raise ConfigError("simulate: planted outliers go into a dataset (out), not into files")
-        files = _write_files(source, Path(as_files).absolute(), progress)
+        files = _write_files(source, places.absolute(as_files), progress)
         result |= {"folder": str(as_files), "files": files}
     if out is not None:
         made = ingest_source(card, source, out, progress=progress)
@@ -155,7 +158,7 @@ def simulate(
     return result
 
 
-def _write_files(source: MockSource, folder: Path, progress: bool) -> int:
+def _write_files(source: MockSource, out: str, progress: bool) -> int:
     import ray.data
 
     wanted = [(label, i) for label, count in source.counts.items() for i in range(count)]
@@ -169,7 +172,8 @@ def _write_files(source: MockSource, folder: Path, progress: bool) -> int:
         survey = _survey(source.card, source.seed, source.templates)
         chosen = json.loads(row["wanted"])
         records = [survey.record(label, index) for label, index in chosen]
-        files = write_survey_files(source.card, records, folder)
+        with places.local_folder(out) as folder:
+            files = write_survey_files(source.card, records, folder)
         return {"files": len(files), "objects": len(records)}
 
     files = 0
@@ -187,8 +191,9 @@ def _survey(card: Card, seed: int, templates: str | None) -> Simulator:
 
 @functools.lru_cache(maxsize=2)
 def _cached_survey(card: str, seed: int, templates: str | None) -> Simulator:
-    return make_simulator(Card.model_validate_json(card), seed, _path(templates))
+    with _local(templates) as folder:
+        return make_simulator(Card.model_validate_json(card), seed, folder)
 
 
-def _path(templates: str | None) -> Path | None:
-    return Path(templates) if templates else None
+def _local(templates: str | None) -> AbstractContextManager[Path | None]:
+    return places.local_copy(templates) if templates else nullcontext()

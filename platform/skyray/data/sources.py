@@ -113,14 +113,15 @@ class FileSource:
 
     def units(self, start: str) -> Iterator[Unit | Unclaimed]:
         others = 0
-        for uri, info in _walk(start):
+        for info in places.walk(start):
+            uri = info.uri
             if start not in self._named and (uri in self._named or not self.reader.claims(uri)):
                 others += uri not in self._named
                 continue
-            stamp = f"{info.size}:{info.mtime_ns if info.mtime_ns is not None else ''}"
+            stamp = f"{info.size}:{info.modified_ns if info.modified_ns is not None else ''}"
             numbers = self._numbers(uri)
             for number in numbers:
-                yield Unit(uri, number, stamp, (info.size or 0) // len(numbers))
+                yield Unit(uri, number, stamp, info.size // len(numbers))
         if others:
             yield Unclaimed(others)
 
@@ -142,17 +143,3 @@ def _kind(source: str) -> fs.FileType:
     if kind == fs.FileType.NotFound:
         raise FileNotFoundError(f"{source}: no such file or folder")
     return kind
-
-
-def _walk(uri: str) -> Iterator[tuple[str, fs.FileInfo]]:
-    """Yield (place, what is known) of a file, or of all files under a folder, folder by folder."""
-    filesystem, path = places.resolve(uri)
-    info = filesystem.get_file_info(path)
-    if info.type == fs.FileType.File:
-        yield uri, info
-        return
-    for found in filesystem.get_file_info(fs.FileSelector(path)):
-        if found.type == fs.FileType.Directory:
-            yield from _walk(places.join(uri, found.base_name))
-        else:
-            yield places.join(uri, found.base_name), found

@@ -12,7 +12,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,8 +21,9 @@ import torch
 from pydantic import Field
 from torch import nn
 
+from skyray.cards import Card
 from skyray.config import Config, ConfigError
-from skyray.records import Grid
+from skyray.records import Grid, Record
 
 Mode = Literal["corrected", "as_published"]
 Columns = dict[str, np.ndarray]
@@ -98,7 +99,6 @@ class DataInfo:
     classes: tuple[str, ...]
     coarse: Mapping[str, str]
     fingerprint: str
-    version: int = 0
     grid: Grid | None = None
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     min_good_pixels: int = 100
@@ -107,23 +107,15 @@ class DataInfo:
     image_fit: str = "exact"
     pixel_scale_arcsec: float | None = None
     features: tuple[str, ...] = ()
+    version: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return {
-            "card": self.card,
-            "record": self.record,
-            "classes": list(self.classes),
+            **{field.name: getattr(self, field.name) for field in fields(self)},
+            **{name: list(getattr(self, name)) for name in ("classes", "bands", "features")},
             "coarse": dict(self.coarse),
-            "fingerprint": self.fingerprint,
-            "version": self.version,
-            "grid": self.grid.to_dict() if self.grid else None,
             "counts": {k: dict(v) for k, v in self.counts.items()},
-            "min_good_pixels": self.min_good_pixels,
-            "bands": list(self.bands),
-            "image_size": self.image_size,
-            "image_fit": self.image_fit,
-            "pixel_scale_arcsec": self.pixel_scale_arcsec,
-            "features": list(self.features),
+            "grid": self.grid.to_dict() if self.grid else None,
         }
 
     @classmethod
@@ -220,6 +212,25 @@ class OutputColumn:
     description: str
 
 
+@dataclass(frozen=True)
+class Example:
+    """A recipe that runs in seconds, and the card it is tried on (`training.contract`).
+
+    Attributes
+    ----------
+    recipe : Recipe
+    card : Card
+        Its mock gives the objects, in turn of each class, so many as `rows` says.
+    records : tuple of Record
+        Objects to take instead, for a card without a mock.
+    """
+
+    recipe: Recipe
+    card: Card
+    rows: int = 36
+    records: tuple[Record, ...] = ()
+
+
 class Family(ABC):
     """A scientific system bound to a recipe and to what the training data were."""
 
@@ -282,6 +293,27 @@ class Family(ABC):
     ) -> Columns:
         """Return the output columns for transformed inputs, in the order of the rows."""
 
+    def infer(
+        self, model: nn.Module, inputs: Columns, calibration: dict[str, Any], tensors: Tensors
+    ) -> Columns:
+        """Return what `finish` needs: the share of `predict` that wants the network's device.
+
+        A family whose scores take long on a processor overrides both, and `predict` is the one
+        after the other; batch jobs run them on different workers.
+        """
+        return self.predict(model, inputs, calibration, tensors)
+
+    def finish(self, found: Columns, calibration: dict[str, Any], tensors: Tensors) -> Columns:
+        """Return the output columns from what `infer` gave, row by row, without the network."""
+        return found
+
+    def scoring_table(self, table: Columns) -> Columns:
+        """Return what `evaluate` and `figures` need of predictions joined with the truth.
+
+        Row by row, on the workers: what scores ask of a text or array becomes a column of its own.
+        """
+        return table
+
     @abstractmethod
     def output_columns(self) -> list[OutputColumn]:
         """Describe the columns `predict` returns."""
@@ -290,12 +322,15 @@ class Family(ABC):
     def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
         """Return metrics (JSON) of a table of predictions joined with the truth columns.
 
+        The table is what `scoring_table` left, without names of objects. Arrays a row come for a
+        random part of very large datasets only: scores that need them are of that part.
+
         Of what training knew (`calibration`) only limits may be used, such as a validation error.
         """
 
     @abstractmethod
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:
-        """Write the family's figures and return their paths."""
+        """Write the family's figures and return their paths; `table` may be a random part."""
 
     def detail_columns(self) -> list[str]:
         """Return the outputs of `predict` that no catalogue holds: arrays [B, ...] on request."""
@@ -309,6 +344,11 @@ class Family(ABC):
     def search_space(cls, recipe: Recipe) -> dict[str, Choice | Range]:
         """Return the hyper-parameters a sweep varies, by recipe key (``train.batch_size``)."""
         return {}
+
+    @classmethod
+    def examples(cls) -> list[Example]:
+        """Return the small recipes on which the family's contracts are checked."""
+        return []
 
     def objective(self) -> Objective:
         """Return what a sweep improves; default: what the last stage chooses its epoch by."""

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from skyray.bundles.bundle import Predictor, add_metrics, history_rows, read_bundle
 from skyray.data.dataset import Dataset
-from skyray.inference.predict import collect, predict_dataset
+from skyray.families.base import Columns
+from skyray.inference.predict import KEY, VERSION, predict_dataset
+from skyray.inference.results import Results, row_bytes
 from skyray.pages.report import write_report
 from skyray.runtime import places, tracking
+
+# Of larger tables the figures, and scores of arrays, are made from a random part.
+_DRAWN_ROWS, _DRAWN_BYTES = 20_000, 64 << 20
+_NAMES = ("object_id", KEY, VERSION.name)
 
 
 def evaluate(
@@ -19,9 +26,15 @@ def evaluate(
     *,
     split: str | None = "test",
     workers: int | None = None,
+    use_gpu: bool = False,
     figures: bool = True,
 ) -> dict[str, Any]:
     """Return the family's metrics of `bundle` on a dataset; write them with figures to `out`.
+
+    Predictions joined with the truth are written by the workers to ``OUT/_predictions`` and deleted
+    at the end; an interrupted evaluation goes on with them. Scores are computed from columns of one
+    value a row, some 100 bytes an object; what needs arrays (features, thumbnails) and the figures
+    come from at most 20,000 objects, chosen at random with a fixed seed.
 
     Parameters
     ----------
@@ -29,16 +42,20 @@ def evaluate(
         ``test`` by default; None scores every row (data the model has never seen).
     """
     dataset = Dataset.open(data)
-    predictor = Predictor.from_bundle(bundle, device="cpu")
+    predictor = Predictor.without_network(bundle)
     family = predictor.family
-    keep = list(dict.fromkeys(["object_id", *family.truth_columns()]))
-    rows = predict_dataset(bundle, dataset, keep=keep, split=split, training=True, workers=workers)
-    table = collect(rows)
-    if not table:
+    results = predict_dataset(
+        bundle, dataset, places.join(out, "_predictions"), split=split, training=True,
+        keep=["object_id", *family.truth_columns()], workers=workers, use_gpu=use_gpu, replace=True,
+    )  # fmt: skip
+    if not results.rows:
         raise ValueError(f"{data}: split {split!r} holds no rows; nothing to score")
-    metrics = family.evaluate(table, predictor.calibration)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    drawn = drawn_rows(results)
+    metrics = family.evaluate(drawn, predictor.calibration)
+    if (shown := len(drawn["object_id"])) < results.rows:
+        names = [name for name in results.narrow() if name not in _NAMES]
+        metrics |= family.evaluate(results.columns(names), predictor.calibration)
+    places.remove(results.uri)
     places.write_json(places.join(out, "metrics.json"), metrics)
     name = split or "all"
     content = read_bundle(bundle)
@@ -46,15 +63,27 @@ def evaluate(
         add_metrics(bundle, name, metrics)
     _log(content.get("run_id"), f"{dataset.card.name}/{name}", metrics)
     if figures:
-        table["history"] = history_rows(bundle)
-        paths = family.figures(table, metrics, folder / "figures")
+        drawn["history"] = history_rows(bundle)
         summary = {
-            "bundle": bundle, "data": data, "split": name, "objects": len(table["object_id"]),
-            "model version": predictor.version,
+            "bundle": bundle, "data": f"{data}, version {dataset.version}", "split": name,
+            "objects": results.rows, "model version": predictor.version,
         }  # fmt: skip
+        if shown < results.rows:
+            summary["figures drawn from"] = f"{shown:,} objects, chosen at random"
         title = f"{family.name}: {content['recipe']['name']} on {dataset.card.name}"
-        write_report(folder, title, summary, paths, {"Scores": _numbers(metrics)}, {})
+        with places.local_folder(out) as folder:
+            paths = family.figures(drawn, metrics, folder / "figures")
+            write_report(folder, title, summary, paths, {"Scores": _numbers(metrics)}, {})
     return metrics
+
+
+def drawn_rows(results: Results) -> Columns:
+    """Return all columns of all rows, or of a random part of a large table, in order."""
+    most = max(1, min(_DRAWN_ROWS, _DRAWN_BYTES // row_bytes(results.schema())))
+    rows = np.arange(results.rows)
+    if results.rows > most:
+        rows = np.sort(np.random.default_rng(0).choice(results.rows, most, replace=False))
+    return results.take(rows)
 
 
 def _numbers(metrics: dict[str, Any]) -> dict[str, float]:

@@ -22,8 +22,8 @@ from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
+from pyarrow.parquet import write_table
 from tqdm import tqdm
 
 from skyray.bundles.bundle import Predictor, read_bundle
@@ -32,6 +32,7 @@ from skyray.config import ConfigError
 from skyray.data.outcomes import REFUSAL_FIELDS
 from skyray.data.rows import check_record
 from skyray.inference.predict import IDENTITY
+from skyray.readers import foreign_arrow
 from skyray.readers.base import make_reader
 from skyray.readers.memory import memory_file
 from skyray.records import InvalidRecord, Record
@@ -206,7 +207,14 @@ class Scorer:
 
     def _predict(self, records: list[Record], sources: list[str]) -> pa.Table:
         table = self._predictor.predict_records(records)
-        rows = [{**r.fields(), "object_key": self._card.key_of(r.fields())} for r in records]
+        rows = [
+            {
+                **r.fields(),
+                "observation_id": r.observation_id or r.object_id,
+                "object_key": self._card.key_of(r.fields()),
+            }
+            for r in records
+        ]
         for column in reversed(IDENTITY[self._predictor.info.record][1:]):
             if column.name not in table.column_names:
                 values = pa.array([row[column.name] for row in rows])
@@ -273,7 +281,7 @@ class _Ledger:
 
 def _write_table(uri: str, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd")
+    write_table(table, sink, compression="zstd")
     places.write_bytes(uri, sink.getvalue())
 
 
@@ -282,7 +290,7 @@ def _column(folder: str, name: str) -> Iterator[str]:
         filesystem, _ = places.resolve(folder)
         for path, _ in places.list_files(folder):
             if path.endswith(".parquet"):
-                yield from pq.read_table(path, columns=[name], filesystem=filesystem)[
+                yield from foreign_arrow.read_table(path, columns=[name], filesystem=filesystem)[
                     name
                 ].to_pylist()
 

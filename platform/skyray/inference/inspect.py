@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from skyray.data.dataset import RECORDS, Dataset, NotADataset, refuse_former
+from skyray.readers import foreign_arrow as pq
+from skyray.readers.base import SurveyFile
+from skyray.readers.fits_bytes import check_headers
 from skyray.runtime import places
 
 _EXAMPLES = 2
@@ -117,7 +119,7 @@ def _quarantine(dataset: Dataset) -> dict[str, str]:
     found: dict[str, str] = {}
     for reason, count in sorted(dataset.manifest.quarantine_reasons.items()):
         examples = [
-            f"{os.path.basename(row['source'])}: {row['detail'][:120]}"
+            f"{places.name(row['source'])}: {row['detail'][:120]}"
             for row in dataset.quarantine(reason, _EXAMPLES).to_pylist()
         ]
         found[reason] = "\n  ".join([str(count), *examples])
@@ -180,6 +182,7 @@ def _inspect_fits(uri: str) -> dict[str, Any]:
 
     from astropy.io import fits
 
+    check_headers(SurveyFile(*places.resolve(uri)))  # astropy follows whatever they say
     content = places.read_bytes(uri)
     with fits.open(io.BytesIO(content)) as hdus:
         tables = [hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU)]

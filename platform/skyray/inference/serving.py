@@ -19,6 +19,7 @@ from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
 from skyray.config import ConfigError
+from skyray.runtime import places
 
 TOKEN_VARIABLE = "SKYRAY_SERVE_TOKEN"
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -37,11 +38,15 @@ def load_service(
     ConfigError
         If the file is not there or not valid, or opens the service to the network without a token.
     """
-    place = Path(path)
-    if not place.is_file():
-        raise ConfigError(f"{place}: no such configuration (serve/config.yaml of the repository?)")
+    place = os.fspath(path)
     try:
-        content = yaml.safe_load(place.read_text(encoding="utf-8"))
+        text = places.read_bytes(place)
+    except OSError:
+        raise ConfigError(
+            f"{place}: no such configuration (serve/config.yaml of the repository?)"
+        ) from None
+    try:
+        content = yaml.safe_load(text)
         for application in content["applications"]:
             application["args"] = {**(application.get("args") or {}), **(args or {})}
         http = content.setdefault("http_options", {})

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fnmatch
+import hashlib
 import posixpath
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from pyarrow import fs
 
 from skyray.records import InvalidRecord, Record
@@ -36,6 +38,11 @@ class SurveyFile:
 
     def exists(self) -> bool:
         return self.filesystem.get_file_info(self.path).type == fs.FileType.File
+
+
+def name_by_content(name: str, pixels: np.ndarray) -> str:
+    """Return an observation_id for what only a file's name tells: many folders hold a ``1.png``."""
+    return f"{name}-{hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()[:16]}"
 
 
 class Reader(ABC):

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.csv
-import pyarrow.parquet as pq
 
 from skyray.readers.base import SurveyFile
-from skyray.readers.fits_bytes import FitsFile, Hdu, Header
+from skyray.readers.fits_bytes import FitsFile, Hdu
+from skyray.readers.fits_header import Header
+from skyray.readers.foreign_arrow import ParquetFile
 from skyray.records import InvalidRecord
 
 _ROWS_AT_ONCE = 256  # of a Parquet row group: 256 spectra of 5,000 px in three arrays are 15 MB
@@ -100,10 +101,10 @@ def parquet_units(file: SurveyFile) -> list[int]:
     Raises
     ------
     InvalidRecord
-        ``parquet_invalid``.
+        ``parquet_invalid``, ``extension_type``.
     """
-    with file.filesystem.open_input_file(file.path) as handle:
-        return list(range(_parquet(handle, file.path).num_row_groups))
+    with ParquetFile(file.path, file.filesystem) as parquet:
+        return list(range(parquet.num_row_groups))
 
 
 def open_columns(
@@ -114,8 +115,8 @@ def open_columns(
     Raises
     ------
     InvalidRecord
-        ``file_empty``, ``parquet_invalid``, ``npz_invalid``, ``csv_invalid``, ``format_unknown``
-        or what `FitsFile` refuses.
+        ``file_empty``, ``parquet_invalid``, ``extension_type``, ``npz_invalid``, ``csv_invalid``,
+        ``format_unknown`` or what `FitsFile` refuses.
     """
     if file.filesystem.get_file_info(file.path).size == 0:
         raise InvalidRecord("file_empty", "expected a table, found 0 bytes", file.path)
@@ -131,16 +132,8 @@ def open_columns(
         raise InvalidRecord("format_unknown", "expected .parquet, .npz, .csv or .fits", file.path)
 
 
-def _parquet(handle: pa.NativeFile, source: str) -> pq.ParquetFile:
-    try:
-        return pq.ParquetFile(handle)
-    except (pa.ArrowException, OSError) as error:
-        raise InvalidRecord("parquet_invalid", str(error), source) from None
-
-
 def _open_parquet(file: SurveyFile, unit: int, names: set[str]) -> Iterator[Columns]:
-    with file.filesystem.open_input_file(file.path) as handle:
-        parquet = _parquet(handle, file.path)
+    with ParquetFile(file.path, file.filesystem) as parquet:
         first = sum(parquet.metadata.row_group(n).num_rows for n in range(unit))
         wanted = [name for name in parquet.schema_arrow.names if name in names]
         batches = parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[unit], columns=wanted)

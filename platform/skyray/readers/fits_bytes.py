@@ -12,117 +12,32 @@ from __future__ import annotations
 
 import gzip
 import math
-import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, NoReturn
 
 import numpy as np
 
 from skyray.readers.base import SurveyFile
+from skyray.readers.fits_header import (
+    CARD,
+    IMAGE_TYPES,
+    BadHeader,
+    Header,
+    TableLayout,
+    scaled,
+    table_layout,
+)
 from skyray.records import InvalidRecord
 
+MAX_HDUS = 10_000
+MAX_HEADER_BLOCKS = 1_000  # 36,000 cards
+
 _BLOCK = 2880
-_CARD = 80
 _END = b"END" + b" " * 77
 _HEAD_BYTES = 262_144  # holds the first three HDUs of an SDSS spec file; later ones stay unread
 _GZIP = b"\x1f\x8b"
-_VALUE = re.compile(rb"\s*(?:'((?:[^']|'')*)'|([^/\s]+))")
-_IMAGE_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
-_COLUMN_TYPES = {
-    "L": "S1", "X": "u1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8",
-    "C": ">c8", "M": ">c16", "P": ">i4", "Q": ">i8",
-}  # fmt: skip
-
-
-class Header:
-    """The cards of one HDU, searched on demand."""
-
-    def __init__(self, block: bytes):
-        self.block = block
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """Return the value of a keyword as str, bool, int or float."""
-        prefix = key.encode().ljust(8) + b"="
-        at = self.block.find(prefix)
-        while at >= 0 and at % _CARD:
-            at = self.block.find(prefix, at + 1)
-        return default if at < 0 else _parse_value(self.block[at + 9 : at + _CARD], default)
-
-    def number(self, key: str) -> float:
-        """Return the value of a numeric keyword, NaN without one."""
-        value = self.get(key)
-        return float(value) if isinstance(value, int | float) else float("nan")
-
-
-def _parse_value(text: bytes, default: Any) -> Any:
-    match = _VALUE.match(text)
-    if match is None:
-        return default
-    if match[1] is not None:
-        return match[1].replace(b"''", b"'").rstrip().decode("ascii", "replace")
-    word = match[2].decode("ascii", "replace")
-    if word in ("T", "F"):
-        return word == "T"
-    for convert in (int, float):
-        try:
-            return convert(word.replace("D", "E"))
-        except ValueError:
-            continue
-    return default
-
-
-@dataclass(frozen=True)
-class TableLayout:
-    """How a row of a binary table is built; column names in lower case."""
-
-    dtype: np.dtype
-    zeros: dict[str, float]
-    scales: dict[str, float]
-
-
-class _BadLayout(ValueError):
-    pass
-
-
-@lru_cache(maxsize=256)
-def _table_layout(block: bytes) -> TableLayout:
-    cards = {
-        card[:8].rstrip().decode("ascii", "replace"): _parse_value(card[9:], None)
-        for card in (block[i : i + _CARD] for i in range(0, len(block), _CARD))
-        if card[8:9] == b"="
-    }
-    fields, zeros, scales = [], {}, {}
-    for n in range(1, int(cards.get("TFIELDS") or 0) + 1):
-        name = str(cards.get(f"TTYPE{n}") or f"col{n}").lower()
-        fields.append((name, *_column_type(str(cards.get(f"TFORM{n}")))))
-        if cards.get(f"TZERO{n}"):
-            zeros[name] = cards[f"TZERO{n}"]
-        if cards.get(f"TSCAL{n}", 1) != 1:
-            scales[name] = cards[f"TSCAL{n}"]
-    try:
-        dtype = np.dtype(fields)
-    except ValueError as error:
-        raise _BadLayout(str(error)) from None
-    if dtype.itemsize != cards.get("NAXIS1"):
-        raise _BadLayout(f"columns fill {dtype.itemsize} bytes, NAXIS1 says {cards.get('NAXIS1')}")
-    return TableLayout(dtype, zeros, scales)
-
-
-def _column_type(form: str) -> tuple:
-    match = re.match(r"\s*(\d*)([A-Z])", form)
-    if match is None or match[2] not in (*_COLUMN_TYPES, "A"):
-        raise _BadLayout(f"unknown TFORM {form!r}")
-    repeat, code = int(match[1] or 1), match[2]
-    if code == "A":
-        return (f"S{repeat}",)
-    if code in "PQ":
-        return (_COLUMN_TYPES[code], (2 * repeat,))
-    if code == "X":
-        repeat = -(-repeat // 8)
-    return (_COLUMN_TYPES[code],) if repeat == 1 else (_COLUMN_TYPES[code], (repeat,))
 
 
 class FitsFile:
@@ -132,8 +47,9 @@ class FitsFile:
     ------
     InvalidRecord
         From the constructor or any reading: ``file_empty``, ``file_is_zip``, ``file_is_html``,
-        ``not_fits``, ``gzip_truncated``, ``header_truncated``, ``header_invalid``,
-        ``data_truncated``, ``hdu_missing``, ``hdu_wrong_type``, ``column_missing``.
+        ``not_fits``, ``gzip_truncated``, ``header_truncated``, ``header_too_long``,
+        ``header_invalid``, ``too_many_hdus``, ``data_truncated``, ``hdu_missing``,
+        ``hdu_wrong_type``, ``column_missing``.
     """
 
     def __init__(self, file: SurveyFile):
@@ -172,14 +88,20 @@ class FitsFile:
         return self._handle.read_at(size, offset)
 
     def hdus(self) -> Iterator[Hdu]:
-        """Yield the HDUs in their order; each is looked at only when it is asked for."""
+        """Yield the HDUs in their order, at most `MAX_HDUS`; each is read when it is asked for."""
         index = 0
         while True:
             if index == len(self._hdus):
                 at = self._hdus[-1].end if self._hdus else 0
                 if at >= self.size:
                     return
-                self._hdus.append(self._read_hdu(index, at))
+                if index == MAX_HDUS:
+                    self.refuse("too_many_hdus", f"expected at most {MAX_HDUS:,} HDUs, found more")
+                hdu = self._read_hdu(index, at)
+                if hdu.end <= at:  # whatever a header says, the next one lies behind it
+                    detail = f"HDU {index}: expected its end behind byte {at}, found {hdu.end}"
+                    self.refuse("header_invalid", detail)
+                self._hdus.append(hdu)
             yield self._hdus[index]
             index += 1
 
@@ -194,7 +116,7 @@ class FitsFile:
         """Return an HDU as `find`, or refuse the file."""
         hdu = self.find(*names, at=at)
         if hdu is None:
-            found = [h.name or f"#{h.index}" for h in self._hdus]
+            found = [h.name or f"#{h.index}" for h in self._hdus[:40]]
             self.refuse("hdu_missing", f"expected an HDU {' or '.join(names)}, found {found}")
         return hdu
 
@@ -215,33 +137,39 @@ class FitsFile:
             self.refuse("not_fits", f"expected SIMPLE at the start, found {bytes(head[:16])!r}")
 
     def _read_hdu(self, index: int, at: int) -> Hdu:
-        window = 16 * _BLOCK
+        window, longest = 16 * _BLOCK, MAX_HEADER_BLOCKS * _BLOCK
         while True:
             text = bytes(self.read(at, window))
             end = text.find(_END)
-            while end >= 0 and end % _CARD:
+            while end >= 0 and end % CARD:
                 end = text.find(_END, end + 1)
             if end >= 0:
                 break
             if at + window >= self.size:
                 self.refuse("header_truncated", f"HDU {index}: expected END, found end of file")
-            window *= 4
+            if window >= longest:
+                detail = f"HDU {index}: expected END within {longest:,} bytes, found none"
+                self.refuse("header_too_long", detail)
+            window = min(4 * window, longest)
         header = Header(text[:end])
-        return Hdu(self, index, header, at + _BLOCK * (end // _BLOCK + 1), self._data_size(header))
+        try:
+            size = header.data_bytes()
+        except BadHeader as error:
+            self.refuse("header_invalid", f"HDU {index}: {error}")
+        return Hdu(self, index, header, at + _BLOCK * (end // _BLOCK + 1), size)
 
-    def _data_size(self, header: Header) -> int:
-        axes = header.get("NAXIS")
-        if axes == 0:
-            return 0
-        count = axes if isinstance(axes, int) and axes < 1000 else 0  # the standard's limit is 999
-        keys = ["BITPIX", *(f"NAXIS{n + 1}" for n in range(count))]
-        bits, *sizes = (header.get(key) for key in keys)
-        if not sizes or bits not in _IMAGE_TYPES or any(
-            not isinstance(size, int) or size < 0 for size in sizes
-        ):  # fmt: skip
-            self.refuse("header_invalid", f"NAXIS {axes!r}, BITPIX {bits!r}, axes {sizes!r}")
-        extra, groups = header.get("PCOUNT", 0), header.get("GCOUNT", 1)
-        return abs(bits) // 8 * groups * (extra + math.prod(sizes))
+
+def check_headers(file: SurveyFile) -> None:
+    """Read every header of a file that astropy is to open: it follows whatever they say.
+
+    Raises
+    ------
+    InvalidRecord
+        What `FitsFile` refuses.
+    """
+    with FitsFile(file) as fits:
+        for _ in fits.hdus():
+            pass
 
 
 @dataclass(frozen=True)
@@ -289,13 +217,11 @@ class Hdu:
         if kind != "BINTABLE":
             self._refuse("hdu_wrong_type", f"expected a BINTABLE, found {kind!r}")
         try:
-            layout = _table_layout(self.header.block)
-        except _BadLayout as error:
+            layout = table_layout(self.header)
+            rows = self.header.integer("NAXIS2", 0, self.size // layout.dtype.itemsize)
+        except BadHeader as error:
             self._refuse("header_invalid", str(error))
-        rows = self.header.get("NAXIS2")
-        size = rows * layout.dtype.itemsize if isinstance(rows, int) else -1
-        if not 0 <= size <= self.size:
-            self._refuse("header_invalid", f"{rows} rows do not fit {self.size} bytes of data")
+        size = rows * layout.dtype.itemsize
         content = self._bytes(0, size)
         return Table(self, layout, np.frombuffer(content, layout.dtype, count=rows))
 
@@ -305,16 +231,19 @@ class Hdu:
         Raises
         ------
         InvalidRecord
-            ``hdu_wrong_type`` or ``data_truncated``.
+            ``hdu_wrong_type``, ``header_invalid`` or ``data_truncated``.
         """
         shape = self.shape
         row = math.prod(shape[1:])
-        dtype = np.dtype(_IMAGE_TYPES[self.header.get("BITPIX")])
+        dtype = np.dtype(IMAGE_TYPES[self.header.get("BITPIX")])
         content = self._bytes(start * row * dtype.itemsize, (stop - start) * row * dtype.itemsize)
         values = np.frombuffer(content, dtype).reshape(stop - start, *shape[1:])
         values = values.astype(dtype.newbyteorder("="))
-        zero, scale = self.header.get("BZERO", 0), self.header.get("BSCALE", 1)
-        return _scaled(values, zero, scale)
+        try:
+            zero, scale = self.header.factor("BZERO", 0), self.header.factor("BSCALE", 1)
+        except BadHeader as error:
+            self._refuse("header_invalid", str(error))
+        return scaled(values, zero, scale)
 
     def image(self) -> np.ndarray:
         """Return the whole image."""
@@ -327,17 +256,6 @@ class Hdu:
         if kind != "IMAGE" or axes == 0:
             self._refuse("hdu_wrong_type", f"expected an IMAGE, found {kind!r} of {axes} axes")
         return tuple(self.header.get(f"NAXIS{n}") for n in range(axes, 0, -1))
-
-
-def _scaled(values: np.ndarray, zero: float, scale: float) -> np.ndarray:
-    if scale == 1 and zero == 0:
-        return values
-    bits = 8 * values.dtype.itemsize
-    if scale == 1 and values.dtype.kind == "i" and zero == 2 ** (bits - 1):
-        # The standard's way to store unsigned integers: flip the sign bit.
-        unsigned = values.view(np.dtype(f"u{values.dtype.itemsize}"))
-        return unsigned ^ unsigned.dtype.type(1 << (bits - 1))
-    return values * scale + zero
 
 
 @dataclass(frozen=True)
@@ -370,7 +288,7 @@ class Table:
         if values.dtype.kind == "S":
             return np.char.rstrip(np.char.decode(values, "ascii", "replace"))
         values = values.astype(values.dtype.newbyteorder("="))
-        return _scaled(values, self.layout.zeros.get(name, 0), self.layout.scales.get(name, 1))
+        return scaled(values, self.layout.zeros.get(name, 0), self.layout.scales.get(name, 1))
 
     def value(self, name: str, row: int = 0, default: Any = None) -> Any:
         """Return one cell as a Python scalar (text stripped), `default` without such a column."""

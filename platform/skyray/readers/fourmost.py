@@ -93,6 +93,7 @@ def _read_spectrum(fits: FitsFile, name: str) -> Spectrum:
         snr=median_snr(flux, ivar, mask) if np.isnan(snr) and same else snr,
         survey="4most",
         source=fits.source,
+        observation_id=name.partition(".fits")[0],  # a target is observed more than once
         extra={key: value for key, value in extra.items() if value is not None},
     )
 

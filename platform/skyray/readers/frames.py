@@ -27,13 +27,13 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 from astropy.io import fits
 from astropy.wcs import WCS
 from pydantic import Field
 
 from skyray.config import Config
 from skyray.readers.base import Reader, SurveyFile, register
+from skyray.readers.foreign_arrow import read_table
 from skyray.readers.images import ImageOptions
 from skyray.records import Cutout, InvalidRecord
 from skyray.transforms.cutting import (
@@ -197,11 +197,13 @@ def _load_table(file: SurveyFile, needed: list[str]) -> pd.DataFrame:
     if not file.exists():
         raise InvalidRecord("table_missing", f"expected a table {file.path}", file.path)
     try:
-        content = io.BytesIO(file.read_bytes())
         if file.name.endswith(".parquet"):
-            table = pq.read_table(content).to_pandas()
+            table = read_table(file.path, filesystem=file.filesystem)
+            table = table.to_pandas(ignore_metadata=True)  # pandas has a registry of types too
         else:
-            table = pd.read_csv(content)
+            table = pd.read_csv(io.BytesIO(file.read_bytes()))
+    except InvalidRecord:
+        raise
     except (pa.ArrowException, pd.errors.ParserError, ValueError, OSError) as error:
         raise InvalidRecord("table_invalid", str(error), file.path) from None
     missing = set(needed) - set(table.columns)

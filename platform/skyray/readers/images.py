@@ -27,9 +27,10 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from skyray.config import Config
-from skyray.readers.base import Reader, SurveyFile, register
+from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.columns import Columns, open_columns, parquet_units
-from skyray.readers.fits_bytes import FitsFile, Header
+from skyray.readers.fits_bytes import FitsFile
+from skyray.readers.fits_header import Header
 from skyray.readers.image_bytes import MAX_PIXELS, as_planes, decode_image, load_npy, load_npz
 from skyray.records import Cutout, InvalidRecord
 
@@ -82,6 +83,8 @@ class ImageOptions(Config):
         if not found["object_id"]:
             raise ValueError("object_id: expected text, found none")
         columns = {name: value(name) for name in self.extra}
+        if "object_id" not in self.fields:
+            found["observation_id"] = name_by_content(object_id, image)
         return Cutout(
             image=image,
             bands=self.bands,
@@ -190,7 +193,11 @@ class _FileReader(Reader):
             return lambda name: None
         path = posixpath.normpath(posixpath.join(posixpath.dirname(file.path), self.settings.table))
         if path not in self._tables:
-            self._tables[path] = self._load_table(SurveyFile(file.filesystem, path))
+            try:
+                self._tables[path] = self._load_table(SurveyFile(file.filesystem, path))
+            except InvalidRecord as error:
+                detail = f"{self.settings.table}: {error.detail}"
+                raise InvalidRecord(error.reason, detail) from None
         rows = self._tables[path]
         if (stem := _stem(file)) not in rows:
             raise InvalidRecord(

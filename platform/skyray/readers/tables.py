@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from skyray.config import Config
-from skyray.readers.base import Reader, SurveyFile, register
+from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.columns import Columns, open_columns, parquet_units
 from skyray.records import Grid, InvalidRecord, Spectrum, ivar_fault
 from skyray.transforms.spectra import air_to_vacuum, coadd_arms, ivar_of_error, median_snr
@@ -152,6 +152,7 @@ class SpectrumTableReader(Reader):
                     object_id,
                 )
         wavelength, flux, ivar, mask = _joined(options, arrays, source, object_id)
+        named = options.id_format or "object_id" in options.fields
         fields = _fields(options, columns, row)
         if np.isnan(fields.get("snr", np.nan)):
             with np.errstate(invalid="ignore"):
@@ -164,6 +165,7 @@ class SpectrumTableReader(Reader):
             mask=mask,
             source=source,
             extra={name: columns.scalar(name, row) for name in options.extra},
+            observation_id="" if named else name_by_content(object_id, flux),
             **{"survey": options.survey, **fields},
         )
 

@@ -17,13 +17,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import Field
 
 from skyray.config import Config
 from skyray.readers.avro_bytes import avro_records
 from skyray.readers.base import Reader, SurveyFile, register
 from skyray.readers.columns import parquet_units
+from skyray.readers.foreign_arrow import ParquetFile
 from skyray.readers.stamps import read_stamp
 from skyray.records import STAMPS, Alert, InvalidRecord
 
@@ -93,10 +93,15 @@ def avro_packets(file: SurveyFile) -> Iterator[tuple[dict[str, Any] | InvalidRec
 
 
 def table_packets(file: SurveyFile, unit: int) -> Iterator[tuple[dict[str, Any], str]]:
-    """Yield the rows of a Parquet row group as packets."""
-    with file.filesystem.open_input_file(file.path) as handle:
+    """Yield the rows of a Parquet row group as packets.
+
+    Raises
+    ------
+    InvalidRecord
+        ``parquet_invalid``, ``extension_type``.
+    """
+    with ParquetFile(file.path, file.filesystem) as parquet:
         try:
-            parquet = pq.ParquetFile(handle)
             number = sum(parquet.metadata.row_group(n).num_rows for n in range(unit))
             for batch in parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[unit]):
                 for row in batch.to_pylist():

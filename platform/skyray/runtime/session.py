@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from skyray.runtime import places
 
 OBJECT_STORE_BYTES = 1_500_000_000
 CORES = "cores"  # of a private Ray's machine, which may have more logical CPUs than these
@@ -22,18 +25,22 @@ def _prepare_environment() -> None:
     os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if os.environ.get("RAY_AUTH_MODE", "token") == "token" and "RAY_AUTH_TOKEN" not in os.environ:
-        token = Path(os.environ.setdefault("RAY_AUTH_TOKEN_PATH", str(_token_path())))
-        if not token.exists():
-            token.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "w") as stream:
-                stream.write(secrets.token_hex(32))
+        home = places.home()
+        base = places.absolute(home if places.is_local(home) else ".skyray")
+        _make_token(os.environ.setdefault("RAY_AUTH_TOKEN_PATH", places.join(base, "ray-token")))
 
 
-def _token_path() -> Path:
-    local_home = os.environ.get("SKYRAY_HOME", "")
-    base = Path(".skyray") if "://" in local_home or not local_home else Path(local_home)
-    return base.absolute() / "ray-token"
+def _make_token(path: str) -> None:
+    """Write a secret that only its owner may read, unless there is one; of several, one wins."""
+    if places.exists(path):
+        return
+    with places.local_folder(places.parent(path)) as folder:
+        descriptor, aside = tempfile.mkstemp(dir=folder)
+        with os.fdopen(descriptor, "w") as stream:
+            stream.write(secrets.token_hex(32))
+        with suppress(FileExistsError):
+            os.link(aside, path)
+        os.unlink(aside)
 
 
 def start_ray(address: str | None = None, num_cpus: int | None = None) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 from skyray.runtime import places
@@ -19,13 +18,13 @@ def tracking_uri() -> str:
     if uri := os.environ.get("MLFLOW_TRACKING_URI"):
         return uri
     base = places.home()
-    if "://" in base:
+    if not places.is_local(base):
         raise ValueError(
             f"SKYRAY_HOME={base}: an object store cannot hold the SQLite tracking database; "
             "set MLFLOW_TRACKING_URI to a tracking server"
         )
-    Path(base).mkdir(parents=True, exist_ok=True)
-    return f"sqlite:///{Path(base).absolute()}/mlflow.db"
+    with places.local_folder(base) as folder:
+        return f"sqlite:///{folder}/mlflow.db"
 
 
 def client(uri: str):
@@ -47,8 +46,7 @@ def open_experiment(name: str) -> str:
     mlflow = client(uri)
     if found := mlflow.get_experiment_by_name(name):
         return found.experiment_id
-    root = os.environ.get("SKYRAY_HOME") or str(Path.cwd() / ".skyray")
-    artifacts = None if uri.startswith("http") else places.join(root, "mlartifacts")
+    artifacts = None if uri.startswith("http") else places.join(places.home(), "mlartifacts")
     return mlflow.create_experiment(name, artifact_location=artifacts)
 
 

@@ -100,7 +100,7 @@ def _parent(family: str, out: str) -> str:
     place = places.join(out, "grid.json")
     if places.exists(place):
         return places.read_json(place)["run_id"]
-    run_id = tracking.start_run(family, f"grid-{Path(out).name}", {}, {})
+    run_id = tracking.start_run(family, f"grid-{places.name(out)}", {}, {})
     places.write_json(place, {"run_id": run_id})
     return run_id
 

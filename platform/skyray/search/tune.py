@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -229,7 +228,7 @@ class _Watch(tune.Callback):
 
 def _tuner(trainable, space, objective, out, trials, concurrent, seed, epochs, grace) -> tune.Tuner:
     filesystem, path = places.resolve(out)
-    place = places.join(path, _RAY)
+    place = f"{path}/{_RAY}"
     if tune.Tuner.can_restore(place, storage_filesystem=filesystem):
         return tune.Tuner.restore(
             place, trainable, storage_filesystem=filesystem, resume_unfinished=True,
@@ -263,7 +262,7 @@ def _table(found: tune.ResultGrid, out: str, objective: Objective, keys: list[st
     rows = []
     for result in found:
         metrics = result.metrics or {}
-        name = Path(result.path).name.split("_")[1] if result.path else ""
+        name = places.name(result.path).split("_")[1] if result.path else ""
         run = places.join(out, _RUNS, metrics.get("trial_id", name), "run.json")
         run_id = places.read_json(run)["run_id"] if places.exists(run) else ""
         if run_id:
@@ -295,13 +294,12 @@ def _conclude(
     best = assignments({key: _plain(first[key]) for key in keys})
     value = float(first[objective.metric])
     shown = table.assign(**{key: table[key].map(str) for key in keys if table[key].dtype == object})
-    sink = Path(out) if "://" not in out else None
     places.write_bytes(places.join(out, TRIALS_FILE), shown.to_parquet())
     places.write_json(
         places.join(out, BEST_FILE), {"changes": best, "metric": objective.metric, "value": value}
     )
-    if sink:
-        sweep_figures(table, objective, list(keys), sink / "figures")
+    with places.local_folder(places.join(out, "figures")) as folder:
+        sweep_figures(table, objective, list(keys), folder)
     uri = tracking.tracking_uri()
     tracking.log_metrics(uri, run_id, {f"best/{objective.metric}": value}, step=len(table))
     return SweepResult(out, run_id, table, best, value, objective)

@@ -52,7 +52,8 @@ def _write(alert: Alert, path: Path) -> Path:
 
 
 def _schema(packet: Mapping[str, Any]) -> dict[str, Any]:
-    history = sorted({name for entry in packet["prv_candidates"] for name in entry})
+    # Without any entry one field all the same: readers refuse arrays of items that take no bytes.
+    history = sorted({name for entry in packet["prv_candidates"] for name in entry}) or ["jd"]
     earlier = {"type": "array", "items": _record("prv_candidate", history)}
     fields = [
         *({"name": name, "type": "string"} for name in ("schemavsn", "publisher", "objectId")),

@@ -13,9 +13,13 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from pyarrow.fs import LocalFileSystem
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from skyray.config import ConfigError
+from skyray.readers.base import SurveyFile
+from skyray.readers.fits_bytes import check_headers
+from skyray.readers.foreign_arrow import read_schema, read_table
 
 Source = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _PICTURES = (".png", ".jpg", ".jpeg")
@@ -144,17 +148,16 @@ class _Files:
             return _plane(np.load(path, allow_pickle=False))
         from astropy.io import fits
 
+        check_headers(SurveyFile(LocalFileSystem(), str(path)))
         with fits.open(path) as found:
             return _plane(next(hdu.data for hdu in found if hdu.data is not None))
 
 
 class _Rows:
     def __init__(self, path: Path):
-        import pyarrow.parquet as pq
-
-        names = pq.read_schema(path).names
+        names = read_schema(path).names
         column = next((name for name in _PICTURE_COLUMNS if name in names), None)
-        self._bytes = [] if column is None else pq.read_table(path, columns=[column])[column]
+        self._bytes = [] if column is None else read_table(path, columns=[column])[column]
 
     def __len__(self) -> int:
         return len(self._bytes)

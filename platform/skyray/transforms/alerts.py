@@ -134,8 +134,8 @@ def triplet_input(
     inside = (pixel[:, None] < shape[:, 0, None, None]) & (pixel < shape[:, 1, None, None])
     inside = inside[:, None]
     kept = np.where(inside & ~np.isnan(triplet), triplet, np.float32(0.0))
-    squares = np.square(kept, dtype=np.float64).reshape(*kept.shape[:2], -1)
-    norm = np.sqrt(squares.sum(axis=-1))[..., None, None]
+    squares = np.square(kept, dtype=np.float64).sum(axis=(2, 3), keepdims=True)
+    norm = np.sqrt(squares)
     if mode == "corrected" and (norm == 0).any():
         row, stamp = np.argwhere(norm[..., 0, 0] == 0)[0]
         name = ("science", "template", "difference")[stamp]
@@ -152,8 +152,8 @@ def crop_triplet(image_B3SS: np.ndarray, size: int) -> np.ndarray:
     """
     start = (image_B3SS.shape[-1] - size) // 2
     centre = image_B3SS[..., start : start + size, start : start + size]
-    squares = np.square(centre, dtype=np.float64).reshape(*centre.shape[:2], -1)
-    norm = np.sqrt(squares.sum(axis=-1))[..., None, None]
+    squares = np.square(centre, dtype=np.float64).sum(axis=(2, 3), keepdims=True)
+    norm = np.sqrt(squares)
     return (centre / np.where(norm > 1e-6, norm, 1.0)).astype(np.float32)
 
 

@@ -147,8 +147,9 @@ class LinearResampler:
 
     def __call__(self, flux_BL: np.ndarray) -> np.ndarray:
         """Return flux on the target grid, float32 [B, P]."""
-        low = flux_BL[:, self.left_P]
-        return low + self.weight_P * (flux_BL[:, self.left_P + 1] - low)
+        # np.take keeps rows contiguous: sums along them then do not depend on the batch
+        low = np.take(flux_BL, self.left_P, axis=1)
+        return low + self.weight_P * (np.take(flux_BL, self.left_P + 1, axis=1) - low)
 
 
 def unit_rms(flux_BP: np.ndarray) -> np.ndarray:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from skyray.bundles.bundle import Predictor
+from skyray.bundles.bundle import Predictor, read_bundle
 from skyray.config import ConfigError
-from skyray.data.dataset import Dataset, table_to_columns
+from skyray.data.dataset import Dataset
 from skyray.families.alerts.embedding import (
     Embedding,
     agreed_table,
@@ -18,7 +17,8 @@ from skyray.families.alerts.embedding import (
     embedding_figure,
     write_map_page,
 )
-from skyray.families.alerts.family import thumbnails
+from skyray.families.base import Columns
+from skyray.inference.predict import predict_dataset, row_numbers
 from skyray.pages.scatter_map import MAX_POINTS
 from skyray.runtime import places
 
@@ -34,15 +34,19 @@ def map_alerts(
     seed: int = 0,
     top: float = 0.01,
     limit: int = MAX_POINTS,
+    workers: int | None = None,
+    use_gpu: bool = False,
 ) -> dict[str, Any]:
-    """Write ``embedding.png``, ``map.html`` and ``outliers.json``; runs in this process.
+    """Write ``embedding.png``, ``map.html`` and ``outliers.json``; Ray must be running.
 
     Parameters
     ----------
     bundles : sequence of str
         Models of the alerts family; each gets a map of its own.
     limit : int
-        At most so many alerts, the first of the split.
+        At most so many alerts of the split, chosen at random.
+    workers : int, optional
+        Networks at work at most; default: as many as there are GPUs, or half as many as CPUs.
 
     Returns
     -------
@@ -55,62 +59,50 @@ def map_alerts(
         If a bundle is not of the alerts family, or the split is empty.
     """
     dataset = Dataset.open(data)
-    predictors = {bundle.rstrip("/").rpartition("/")[2]: Predictor.from_bundle(bundle)
-                  for bundle in bundles}  # fmt: skip
-    for name, predictor in predictors.items():
-        if predictor.family.name != "alerts":
-            raise ConfigError(f"{name}: expected a bundle of alerts, is {predictor.family.name!r}")
-    features, told = _collected(dataset, predictors, split, limit)
-    if not told:
+    named = {places.name(bundle): bundle for bundle in bundles}
+    for name, bundle in named.items():
+        if (family := read_bundle(bundle)["family"]) != "alerts":
+            raise ConfigError(f"{name}: expected a bundle of alerts, is {family!r}")
+    rows = row_numbers(dataset, split)
+    if not len(rows):
         raise ConfigError(f"{data}: split {split!r} holds no alerts")
-    return _write(embed(features, told["subset"], seed, top), told, Path(out))
+    rows = np.sort(np.random.default_rng(seed).permutation(rows)[:limit])
+    how = {"workers": workers, "use_gpu": use_gpu}
+    found = {
+        name: _features(bundle, dataset, rows, places.join(out, f"_{name}"), how)
+        for name, bundle in named.items()
+    }
+    told = next(iter(found.values()))
+    label = np.asarray(told["label"], dtype=str)
+    subset = np.asarray(told.get("subset", label), dtype=str)
+    told = {name: told[name] for name in ("object_id", "thumbnail", "label", "magpsf")
+            if name in told}  # fmt: skip
+    told["subset"] = np.where(subset == "", label, subset)
+    told |= {f"score {name}": table["score"] for name, table in found.items()}
+    features = {name: table["features"] for name, table in found.items()}
+    return _write(embed(features, told["subset"], seed, top), told, out)
 
 
-def _collected(
-    dataset: Dataset, predictors: dict[str, Predictor], split: str | None, limit: int
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Return the features of every model, and what the page tells of the alerts."""
-    features: dict[str, list[np.ndarray]] = {name: [] for name in predictors}
-    told: dict[str, list[np.ndarray]] = {}
-    family = next(iter(predictors.values())).family
-    rows = 0
-    for columns in _batches(dataset, list(predictors.values()), split):
-        for name, predictor in predictors.items():
-            output = predictor.predict(columns, detail=True)
-            features[name].append(output["features"])
-            told.setdefault(f"score {name}", []).append(output["score"])
-        known = family.scoring_table(columns)
-        label = np.asarray(columns["label"], dtype=str)
-        subset = np.asarray(known.get("subset", label), dtype=str)
-        known["subset"] = np.where(subset == "", label, subset)
-        known["thumbnail"] = thumbnails(family.transform(columns, training=False)["image"])
-        for name in ("object_id", "subset", "thumbnail", "label", "magpsf"):
-            if name in known:
-                told.setdefault(name, []).append(np.asarray(known[name]))
-        rows += len(label)
-        if rows >= limit:
-            break
-    return _joined(features, limit) if rows else {}, _joined(told, limit)
+def _features(
+    bundle: str, dataset: Dataset, rows: np.ndarray, place: str, how: dict[str, Any]
+) -> Columns:
+    """Return a model's features, scores and what is told of some alerts, in the order of `rows`."""
+    family = Predictor.without_network(bundle).family
+    results = predict_dataset(
+        bundle, dataset, place, keep=["object_id", *family.truth_columns()], rows=rows,
+        training=True, detail=True, replace=True, **how,
+    )  # fmt: skip
+    found = results.take(np.arange(results.rows))
+    places.remove(place)
+    return found
 
 
-def _joined(parts: dict[str, list[np.ndarray]], limit: int) -> dict[str, np.ndarray]:
-    return {name: np.concatenate(values)[:limit] for name, values in parts.items()}
-
-
-def _batches(dataset: Dataset, predictors: Sequence[Predictor], split: str | None):
-    names = ["object_id", "label"]
-    for predictor in predictors:
-        names += [*predictor.family.columns(training=False), *predictor.family.truth_columns()]
-    for table in dataset.iter_tables(list(dict.fromkeys(names)), split):
-        yield table_to_columns(table)
-
-
-def _write(embedding: Embedding, told: dict[str, np.ndarray], folder: Path) -> dict[str, Any]:
-    folder.mkdir(parents=True, exist_ok=True)
+def _write(embedding: Embedding, told: Columns, out: str) -> dict[str, Any]:
     ids, subset, thumbnail = (told.pop(name) for name in ("object_id", "subset", "thumbnail"))
     outliers = agreed_table(embedding, ids, subset)
-    places.write_json(str(folder / OUTLIERS), outliers)
-    embedding_figure(embedding, subset, folder / FIGURE)
-    write_map_page(folder / PAGE, embedding, ids, subset, thumbnail, told)
+    with places.local_folder(out) as folder:
+        embedding_figure(embedding, subset, folder / FIGURE)
+        write_map_page(folder / PAGE, embedding, ids, subset, thumbnail, told)
+        places.write_json(folder / OUTLIERS, outliers)
     return {"alerts": len(ids), "models": list(embedding.names), "outliers": outliers,
-            "files": [str(folder / name) for name in (FIGURE, PAGE, OUTLIERS)]}  # fmt: skip
+            "files": [places.join(out, name) for name in (FIGURE, PAGE, OUTLIERS)]}  # fmt: skip

@@ -11,12 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from skyray.cards import Card, load_card
 from skyray.config import ConfigError
-from skyray.data.dataset import MANIFEST
+from skyray.data.dataset import Dataset
 from skyray.data.simulate import simulate
 from skyray.families.base import load_recipe
 from skyray.inference.evaluate import evaluate
@@ -106,12 +105,12 @@ def reproduce(
     size = SCALES[scale]
     given = {"sdss": sdss, "sdss_overlap": sdss_overlap, "des_overlap": des_overlap}
     data = {
-        name: uri or _mock(name, size, seed, f"{out}/{name}", progress)
+        name: uri or _mock(name, size, seed, places.join(out, name), progress)
         for name, uri in given.items()
     }
     recipe = load_recipe(size.recipe).override(changes)
     found = recurse_seeds(
-        recipe, data["sdss"], data["des_overlap"], f"{out}/recursion", seeds=seeds,
+        recipe, data["sdss"], data["des_overlap"], places.join(out, "recursion"), seeds=seeds,
         tests={"SDSS in domain": data["sdss"], "SDSS overlap": data["sdss_overlap"],
                "DES overlap": data["des_overlap"]},
         settings=Settings(per_class=size.per_class, unlabelled_split="train"),
@@ -122,15 +121,16 @@ def reproduce(
     links = {"Recursion": "recursion/index.html"}
     for number in sorted({0, last.kept}):
         name = f"des-round-{number}"
-        if not places.exists(f"{out}/{name}/index.html"):
-            evaluate(last.rounds[number].bundle, data["des_overlap"], f"{out}/{name}")
+        if not places.exists(places.join(out, name, "index.html")):
+            evaluate(last.rounds[number].bundle, data["des_overlap"], places.join(out, name))
         links[f"DES, round {number}, seed {last.seed}"] = f"{name}/index.html"
     table = before_and_after(found)
-    places.write_json(f"{out}/figures.json", table)
-    figure = gain_figure(found, Path(out) / "figures" / "gain.png")
+    places.write_json(places.join(out, "figures.json"), table)
     summary = {"scale": scale, "seeds": len(found), **data}
-    write_report(Path(out), "DES galaxies, reproduced", summary, [figure],
-                 {"Before and after": table}, links)  # fmt: skip
+    with places.local_folder(out) as folder:
+        figure = gain_figure(found, folder / "figures" / "gain.png")
+        write_report(folder, "DES galaxies, reproduced", summary, [figure],
+                     {"Before and after": table}, links)  # fmt: skip
     return {
         f"{row['test set']}, {row['score']}": (
             f"{row['before']:.4f} → {row['after']:.4f} ({row['seeds that gained']} seeds gained)"
@@ -141,7 +141,7 @@ def reproduce(
 
 def _mock(name: str, size: Scale, seed: int, out: str, progress: bool) -> str:
     """Simulate a dataset unless it is there; both overlaps show the same sky."""
-    if not places.exists(places.join(out, MANIFEST)):
+    if not Dataset.exists(out):
         card = mock_cards(size.image_size)[name]
         objects = size.training if name == "sdss" else size.overlap
         sky = seed if name == "sdss" else seed + 1

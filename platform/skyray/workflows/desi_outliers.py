@@ -10,29 +10,41 @@ Finished steps in the folder are not repeated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import ray
 
-from skyray.analysis.anomaly import IsolationScore, PcaBaseline
-from skyray.bundles.bundle import BUNDLE_FILE, Predictor, history_rows
+from skyray.analysis.anomaly import MAX_FIT_ROWS, IsolationScore, PcaBaseline
+from skyray.bundles.bundle import (
+    BUNDLE_FILE,
+    Predictor,
+    bundle_digest,
+    history_rows,
+    read_bundle,
+)
 from skyray.cards import load_card
 from skyray.config import ConfigError
-from skyray.data.dataset import MANIFEST, Dataset, table_to_columns
+from skyray.data.dataset import Dataset, table_to_columns
 from skyray.data.simulate import simulate
-from skyray.families.base import Columns, load_recipe
+from skyray.families.base import Columns, Family, load_recipe
 from skyray.families.outliers import figures, metrics
+from skyray.inference.catalogue import Catalogue
 from skyray.inference.evaluate import evaluate
+from skyray.inference.predict import KEY, row_numbers
+from skyray.inference.results import Results, narrow_columns, on_workers, piece_rows
 from skyray.pages.report import write_report
 from skyray.runtime import places
 from skyray.training.train import train
 from skyray.transforms.rest_frame import to_rest_frame
-from skyray.workflows.outliers import find_outliers, score
+from skyray.workflows.outliers import find_outliers, sample_by_rank, score
 
 PCA_COMPONENTS = 10
+_DRAWN_ROWS = 20_000
 _PCA_REST_ANGSTROM = np.arange(3000.0, 7000.0, 8.0)
 
 
@@ -82,39 +94,43 @@ def reproduce(
     if scale not in SCALES:
         raise ConfigError(f"scale {scale!r}: expected one of {sorted(SCALES)}")
     size = SCALES[scale]
-    galaxies, stars = bgs or f"{out}/bgs", mws or f"{out}/mws"
-    if not _there(galaxies, MANIFEST):
+    galaxies, stars = bgs or places.join(out, "bgs"), mws or places.join(out, "mws")
+    if not Dataset.exists(galaxies):
         simulate(load_card("desi_bgs"), size.galaxies, seed, galaxies, planted=planted,
                  progress=progress)  # fmt: skip
-    if not _there(stars, MANIFEST):
+    if not Dataset.exists(stars):
         simulate(load_card("desi_mws"), size.stars, seed, stars, progress=progress)
-    bundles = {"galaxies": f"{out}/galaxies", "stars": f"{out}/stars"}
+    bundles = {name: places.join(out, name) for name in ("galaxies", "stars")}
     for name, data, recipe in (
         ("galaxies", galaxies, size.galaxy_recipe),
         ("stars", stars, size.star_recipe),
     ):
-        if not _there(bundles[name], BUNDLE_FILE):
+        if not places.exists(places.join(bundles[name], BUNDLE_FILE)):
             made = load_recipe(recipe).override([f"seed={seed}", *changes])
             train(made, data, bundles[name], workers=workers, use_gpu=use_gpu, threads=threads,
                   progress=progress)  # fmt: skip
     found: dict[str, Any] = {}
     for split in ("train", "test"):
-        scores = evaluate(bundles["galaxies"], galaxies, f"{out}/scores-{split}", split=split,
-                          figures=split == "test")  # fmt: skip
-        found[split] = scores
+        found[split] = evaluate(
+            bundles["galaxies"], galaxies, places.join(out, f"scores-{split}"), split=split,
+            figures=split == "test",
+        )  # fmt: skip
     found["stage_invariance"] = stage_invariance(bundles["galaxies"])
-    find_outliers(bundles["galaxies"], [galaxies], f"{out}/search", star_bundle=bundles["stars"],
-                  use_gpu=use_gpu, progress=progress)  # fmt: skip
-    table, decision = _judge(galaxies, stars, bundles)
+    find_outliers(
+        bundles["galaxies"], [galaxies], places.join(out, "search"), star_bundle=bundles["stars"],
+        use_gpu=use_gpu, progress=progress,
+    )  # fmt: skip
+    table, decision = _judge(galaxies, stars, bundles, out)
     found |= decision
-    places.write_json(f"{out}/figures.json", found)
+    places.write_json(places.join(out, "figures.json"), found)
     drawn = {
         "star_galaxy_auc": found["star_galaxy_density_auc"],
         "planted_auc": found["planted_auc"],
     }
-    paths = figures.write_figures(table, drawn, Path(out) / "figures")
-    write_report(Path(out), "Outliers in DESI BGS, reproduced", summary(found), paths, {},
-                 {"The search": "search/index.html", "Gallery": "search/gallery.html"})  # fmt: skip
+    with places.local_folder(out) as folder:
+        paths = figures.write_figures(table, drawn, folder / "figures")
+        links = {"The search": "search/index.html", "Gallery": "search/gallery.html"}
+        write_report(folder, "Outliers in DESI BGS, reproduced", summary(found), paths, {}, links)
     return summary(found)
 
 
@@ -147,54 +163,96 @@ def stage_invariance(bundle: str) -> dict[str, float]:
     return last
 
 
-def _judge(galaxies: str, stars: str, bundles: Mapping[str, str]) -> tuple[Columns, dict[str, Any]]:
-    """Return the galaxies' table with baselines, planted AUCs and the star/galaxy decision."""
+def _judge(
+    galaxies: str, stars: str, bundles: Mapping[str, str], out: str
+) -> tuple[Columns, dict[str, Any]]:
+    """Return galaxies to draw, and the planted AUCs and star/galaxy decision of all."""
     survey = Dataset.open(galaxies)
-    table = score(bundles["galaxies"], survey, bundles["stars"])
-    table |= pca_baseline(bundles["galaxies"], survey)
+    searched = Catalogue.open(places.join(out, "search", "catalogue"))
+    baseline = pca_baseline(bundles["galaxies"], survey, places.join(out, "_pca"))
     names = ("strangeness", *metrics.SCORES, "pca_error", "pca_isolation")
+    ratios = {"": "log_likelihood_ratio", "density_": "log_ratio"}
+    kept = [*names, "planted", "split", *ratios.values()]
+    picked = searched.select(lambda group: _with_baseline(baseline, group).select(kept))
+    table = narrow_columns([picked])
     found: dict[str, Any] = {"planted_auc": {}}
     if (table["planted"] != "").any():
         found["planted_auc"] = {n: metrics.planted_auc(table[n], table["planted"]) for n in names}
-    alike = score(bundles["galaxies"], Dataset.open(stars), bundles["stars"])
+    others = score(bundles["galaxies"], Dataset.open(stars), places.join(out, "star-scores"),
+                   bundles["stars"])  # fmt: skip
+    alike = others.columns_of(["split", *ratios.values()])
     ordinary = table["planted"] == ""
     unseen = [(table, ordinary & (table["split"] == "test"), False),
               (alike, alike["split"] == "test", True)]  # fmt: skip
-    for name, column in (("", "log_likelihood_ratio"), ("density_", "log_ratio")):
+    for name, column in ratios.items():
         ratio = np.concatenate([t[column][rows] for t, rows, _ in unseen])
         is_star = np.concatenate([np.full(rows.sum(), star) for _, rows, star in unseen])
         roc = metrics.star_galaxy_roc(-ratio, np.zeros(len(ratio)), is_star)
         found[f"star_galaxy_{name}auc"] = roc["auc"]
         found[f"star_galaxy_{name}accuracy"] = roc["accuracy"]
         found["star_galaxy_rows"] = roc["rows"]
-    table["history"] = history_rows(bundles["galaxies"])
-    return table, found
+    drawn = pa.array(sample_by_rank(searched.rows, _DRAWN_ROWS), pa.int64())
+    shown = searched.select(
+        lambda group: _with_baseline(baseline, group).filter(pc.is_in(group["rank"], drawn))
+    )
+    places.remove(baseline.uri)
+    return table_to_columns(shown) | {"history": history_rows(bundles["galaxies"])}, found
 
 
-def pca_baseline(bundle: str, dataset: Dataset) -> Columns:
-    """Return ``pca_error`` and ``pca_isolation`` of every object, in the dataset's order.
+def _with_baseline(baseline: Results, group: pa.Table) -> pa.Table:
+    """Add the baseline's scores to rows of the search's catalogue."""
+    start, stop = group["position"][0].as_py(), group["position"][-1].as_py()
+    pieces = range(start // baseline.size, stop // baseline.size + 1)
+    rows = pa.concat_tables([baseline.read(number) for number in pieces])
+    rows = rows.slice(start - pieces[0] * baseline.size, group.num_rows)
+    if rows[KEY] != group[KEY]:
+        raise RuntimeError(f"{baseline.uri}: rows are not those of the search")
+    for name in ("pca_error", "pca_isolation"):
+        group = group.append_column(name, rows[name])
+    return group
+
+
+def pca_baseline(bundle: str, dataset: Dataset, out: str) -> Results:
+    """Write ``pca_error`` and ``pca_isolation`` of every object to the results table `out`.
 
     The spectra are prepared as for the autoencoder, then brought to 8 Å rest-frame pixels; the
-    components come from the training split.
+    components come from the training split, of more than 20,000 spectra from a random part.
     """
-    family = Predictor.from_bundle(bundle, device="cpu").family
-    flux, weight, split = [], [], []
-    for table in dataset.iter_tables([*family.columns(training=True), "split"]):
-        columns = table_to_columns(table)
-        inputs = family.transform(columns, training=False)
-        y, w = to_rest_frame(
-            inputs["y"], inputs["w"], family.grid.wavelength(), inputs["z"], _PCA_REST_ANGSTROM
-        )
-        flux.append(y)
-        weight.append(w)
-        split.append(columns["split"])
-    y, w, split = np.concatenate(flux), np.concatenate(weight), np.concatenate(split)
-    seen = (split == "train") & (w > 0).any(axis=1)
+    family = Predictor.without_network(bundle).family
+    size = piece_rows(dataset.schema, family.columns(training=False), dataset.count())
+    about = {"bundle": bundle_digest(read_bundle(bundle)), "data": dataset.manifest.fingerprint}
+    results = Results.claim(places.absolute(out), about, dataset.count(), size, replace=True)
+    fitted = ray.put(ray.get(ray.remote(_fit_baseline).remote(family, dataset)))
+    missing = results.missing()
+
+    def judge(task: int) -> Iterator[pa.Table]:
+        number = int(missing[task])
+        rows = np.arange(number * size, number * size + results.rows_of(number))
+        names, y, w = _at_rest(family, dataset, rows)
+        pca, isolation = ray.get(fitted)
+        scores = {"pca_error": pca.reconstruction_error(y, w),
+                  "pca_isolation": isolation.score(pca.coefficients(y, w))}  # fmt: skip
+        yield pa.table({"rows": [results.write(number, {KEY: names, **scores})]})
+
+    on_workers(len(missing), judge)
+    return results
+
+
+def _fit_baseline(family: Family, dataset: Dataset) -> tuple[PcaBaseline, IsolationScore]:
+    train = row_numbers(dataset, "train")
+    chosen = np.sort(np.random.default_rng(0).permutation(train)[:MAX_FIT_ROWS])
+    parts = np.array_split(chosen, -(-len(chosen) // 256))
+    found = [_at_rest(family, dataset, part)[1:] for part in parts]
+    y, w = (np.concatenate(arrays) for arrays in zip(*found, strict=True))
+    seen = (w > 0).any(axis=1)
     pca = PcaBaseline.fit(y[seen], w[seen], PCA_COMPONENTS)
-    coefficients = pca.coefficients(y, w)
-    isolation = IsolationScore.fit(coefficients[seen], 0).score(coefficients)
-    return {"pca_error": pca.reconstruction_error(y, w), "pca_isolation": isolation}
+    return pca, IsolationScore.fit(pca.coefficients(y[seen], w[seen]), 0)
 
 
-def _there(folder: str, name: str) -> bool:
-    return places.exists(places.join(folder, name))
+def _at_rest(family: Family, dataset: Dataset, rows: np.ndarray):
+    """Return the names of some rows, and their rest-frame spectra and weights [N, R]."""
+    columns = table_to_columns(dataset.take(rows, [KEY, *family.columns(training=False)]))
+    inputs = family.transform(columns, training=False)
+    wavelength = family.grid.wavelength()
+    rest = to_rest_frame(inputs["y"], inputs["w"], wavelength, inputs["z"], _PCA_REST_ANGSTROM)
+    return columns[KEY], *rest

@@ -26,7 +26,7 @@ from skyray.analysis import plots
 from skyray.bundles.bundle import BUNDLE_FILE, history_rows
 from skyray.cards import Card, load_card
 from skyray.config import ConfigError
-from skyray.data.dataset import MANIFEST, Dataset, table_to_columns
+from skyray.data.dataset import Dataset, table_to_columns
 from skyray.data.simulate import simulate
 from skyray.families.base import load_recipe
 from skyray.families.lensing.survey_figures import sample_figure, statistics
@@ -103,8 +103,8 @@ def reproduce(
     if scale not in SCALES:
         raise ConfigError(f"scale {scale!r}: expected one of {sorted(SCALES)}")
     size = SCALES[scale]
-    lenses = data or f"{out}/lenses"
-    if not places.exists(places.join(lenses, MANIFEST)):
+    lenses = data or places.join(out, "lenses")
+    if not Dataset.exists(lenses):
         simulate(load_card(CARD), size.objects, seed, lenses, progress=progress)
     cells: dict[tuple[Key, int], Cell] = {}
     for key in itertools.product(directions, networks):
@@ -123,7 +123,8 @@ def reproduce(
     trainings: dict[Key, list[dict[str, Any]]] = {}
     for (key, _), cell in cells.items():
         trainings.setdefault(key, []).append(_scores(cell, metrics[cell.name]))
-    return _report(Path(out), trainings, _survey(lenses))
+    with places.local_folder(out) as folder:
+        return _report(folder, trainings, _survey(lenses))
 
 
 def _report(out: Path, trainings: Trainings, survey: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,11 +231,9 @@ def auc_figure(trainings: Trainings, path: Path) -> Path | None:
 
 def _survey(data: str) -> dict[str, Any]:
     """Return some test images, with what was drawn for them."""
-    tables = Dataset.open(data).iter_tables(_SHOWN, "test")
-    found = [table_to_columns(table) for table in tables]
-    columns = {name: np.concatenate([part[name] for part in found]) for name in _SHOWN}
-    rows = np.random.default_rng(0).permutation(len(columns["label"]))[:_SAMPLE_ROWS]
-    return {name: values[rows] for name, values in columns.items()}
+    dataset = Dataset.open(data)
+    rows = np.random.default_rng(0).permutation(dataset.rows("test"))[:_SAMPLE_ROWS]
+    return table_to_columns(dataset.take(rows, _SHOWN))
 
 
 def _drawn(card: Card, count: int) -> dict[str, Any]:

@@ -3,16 +3,18 @@
 The first bundle models the population searched (galaxies); a second one (stars) adds its density
 and the star/galaxy log-likelihood ratio. Everything is written to one folder:
 
-    OUT/catalogue.parquet, .fits   one row an object, ordered as the dataset
-    OUT/gallery.html               the strangest objects, to look through
-    OUT/latents.html               map of the latent space
-    OUT/latents/                   index for `nearest`
-    OUT/index.html                 summary, figures, links
+    OUT/catalogue/, catalogue.fits   one row an object, ordered as the dataset, with its rank
+    OUT/gallery.html                 the strangest objects, to look through
+    OUT/latents.html                 map of the latent space
+    OUT/latents/                     index for `nearest`
+    OUT/index.html                   summary, figures, links
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,32 +22,42 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from skyray.analysis.similarity import NearestLatents
-from skyray.bundles.bundle import Predictor, history_rows, read_bundle
+from skyray.bundles.bundle import Predictor, bundle_digest, history_rows, read_bundle
 from skyray.config import ConfigError
-from skyray.data.dataset import Dataset
-from skyray.families.base import Columns, OutputColumn
+from skyray.data.dataset import Dataset, table_to_columns
+from skyray.data.tables import quoted
+from skyray.families.base import OutputColumn
 from skyray.families.outliers import figures
-from skyray.families.outliers.family import with_notes
-from skyray.families.outliers.metrics import SCORES, stacked
+from skyray.families.outliers.metrics import with_notes
 from skyray.families.outliers.scoring_table import TITLES
-from skyray.inference.catalogue import CatalogueWriter
+from skyray.inference.catalogue import Catalogue
+from skyray.inference.catalogue_parts import write_catalogue
+from skyray.inference.nearest import NearestVectors
 from skyray.inference.predict import (
     IDENTITY,
+    KEY,
     SOURCE,
     VERSION,
     as_dataset,
-    collect,
     predict_dataset,
-    table_to_columns,
+    write_beside,
 )
-from skyray.pages.gallery import GalleryEntry, Neighbour, write_gallery
+from skyray.inference.ranking import ranks
+from skyray.inference.results import Results
+from skyray.pages.gallery import write_gallery
 from skyray.pages.report import write_report
-from skyray.pages.scatter_map import Points, write_scatter_map
 from skyray.runtime import places
+from skyray.workflows.outlier_pages import gallery_entries, write_map
 
 FAMILY = "outliers"
-REDSHIFT = OutputColumn("redshift", "float64", "", "redshift the survey lists")
+TRUTH = (
+    OutputColumn("redshift", "float64", "", "redshift the survey lists"),
+    OutputColumn("label", "str", "", "class the survey lists"),
+    OutputColumn("type", "str", "", "type of a mock object; else the label"),
+    OutputColumn("planted", "str", "", "kind of outlier a mock object was made to be; else empty"),
+    OutputColumn("survey", "str", "", "survey the spectrum comes from"),
+    OutputColumn("split", "str", "", "train: the model may have seen the object"),
+)
 RANK = OutputColumn("rank", "int64", "", "1 = strangest")
 STAR_COLUMNS = (
     OutputColumn("neg_log_p_star", "float32", "", "-log density of the latent among stars"),
@@ -57,8 +69,9 @@ STAR_COLUMNS = (
         "log_likelihood_ratio", "float32", "", "log_ratio and half the chi2 that stars fit worse"
     ),
 )
-_NEIGHBOURS = 3
-_THUMBNAIL_PIXELS = 120
+_FIGURE_ROWS = 20_000
+_SHORTLIST = ("rank", "object_id", "redshift", "snr", "strangeness", "neg_log_p", "chi2_reduced",
+              *(column.name for column in STAR_COLUMNS), "problem")  # fmt: skip
 
 
 def find_outliers(
@@ -72,9 +85,13 @@ def find_outliers(
     explorer_rows: int = 5000,
     workers: int | None = None,
     use_gpu: bool = False,
+    fits: bool | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Rank every object of a dataset, or of survey files, by strangeness; Ray must be running.
+
+    An interrupted search goes on where it stopped. Scores, ranks and index are made by the workers;
+    this process sees the rows it shows.
 
     Parameters
     ----------
@@ -86,6 +103,8 @@ def find_outliers(
         Objects in the gallery.
     explorer_rows : int
         Points in the map of the latent space (0: no map).
+    fits : bool, optional
+        Write ``OUT/catalogue.fits`` too; default: up to 5 million rows and 2 GB.
 
     Returns
     -------
@@ -96,113 +115,156 @@ def find_outliers(
     ------
     ConfigError
         If a bundle is of another family.
+    OtherResults
+        If `out` holds the search of another bundle or dataset version.
     """
     for uri in filter(None, (bundle, star_bundle)):
         if read_bundle(uri)["family"] != FAMILY:
             raise ConfigError(f"{uri}: expected a bundle of the family {FAMILY!r}, found "
                               f"{read_bundle(uri)['family']!r}")  # fmt: skip
     dataset = as_dataset(bundle, sources, out, card, progress)
-    table = score(bundle, dataset, star_bundle, workers=workers, use_gpu=use_gpu)
-    files = write_catalogue(table, bundle, out, with_stars=star_bundle is not None)
+    catalogue = score(bundle, dataset, places.join(out, "catalogue"), star_bundle, workers=workers,
+                      use_gpu=use_gpu, progress="score" if progress else None)  # fmt: skip
+    files, note = write_beside(catalogue, fits=fits)
     predictor = Predictor.from_bundle(bundle, device="cpu")
-    folder = Path(out)
-    nearest = _index(table)
-    nearest.save(folder / "latents")
-    strangest = np.argsort(table["rank"])[:top]
-    entries = _entries(dataset, predictor, table, strangest, nearest)
+    latents = [column.name for column in catalogue.columns if column.name.startswith("latent_")]
+    nearest = NearestVectors.build(catalogue, latents, places.join(out, "latents"), ["in_domain"])
+    strangest = by_rank(catalogue, range(1, top + 1))
+    scored = scored_rows(catalogue)
     summary = {
-        "objects": len(table["rank"]), "without scores": int((table["problem"] != "").sum()),
-        "bundle": bundle, "stars": star_bundle or "none", "data": dataset.uri,
+        "objects": catalogue.rows, "without scores": catalogue.rows - scored,
+        "bundle": bundle, "stars": star_bundle or "none",
+        "data": f"{dataset.uri}, version {dataset.version}",
     }  # fmt: skip
-    links = {"Gallery of the strangest": "gallery.html", "Catalogue": "catalogue.parquet"}
-    write_gallery(folder / "gallery.html", entries, f"Strangest of {dataset.card.name}", summary,
-                  TITLES)  # fmt: skip
-    if explorer_rows:
-        _write_map(folder / "latents.html", table, dataset, predictor, explorer_rows)
-        links["Map of the latent space"] = "latents.html"
-    table["history"] = history_rows(bundle)
-    paths = figures.write_figures(table, {}, folder / "figures")
-    write_report(folder, f"Outliers of {dataset.card.name}", summary, paths,
-                 {"The strangest ten": _shortlist(table, strangest[:10])}, links)  # fmt: skip
+    links = {"Catalogue": "catalogue.fits" if f"{catalogue.uri}.fits" in files else "catalogue/"}
+    with places.local_folder(out) as folder:
+        entries = gallery_entries(dataset, predictor, strangest.to_pylist(), nearest)
+        write_gallery(folder / "gallery.html", entries, f"Strangest of {dataset.card.name}",
+                      summary, TITLES)  # fmt: skip
+        if explorer_rows:
+            rows = by_rank(catalogue, _map_ranks(scored, explorer_rows))
+            write_map(folder / "latents.html", rows, dataset, predictor.family)
+            links["Map of the latent space"] = "latents.html"
+        history = history_rows(bundle)
+        _report(folder, catalogue, strangest, f"Outliers of {dataset.card.name}", summary, links,
+                history)  # fmt: skip
     return {
         "objects": summary["objects"],
         "without scores": summary["without scores"],
-        "strangest": [str(table["object_id"][i]) for i in strangest[:10]],
+        "strangest": strangest["object_id"].to_pylist()[:10],
         "catalogue": files,
-        "gallery": str(folder / "gallery.html"),
-        "page": str(folder / "index.html"),
+        **({"note": note} if note else {}),
+        "gallery": places.join(out, "gallery.html"),
+        "page": places.join(out, "index.html"),
     }
+
+
+def _report(
+    folder: Path, catalogue: Catalogue, strangest: pa.Table, title: str, summary: dict[str, Any],
+    links: dict[str, str], history: list[dict[str, Any]],
+) -> None:  # fmt: skip
+    """Write the page with figures of all objects, or of a random part of very many."""
+    chosen = sample_by_rank(catalogue.rows, _FIGURE_ROWS)
+    if len(chosen) < catalogue.rows:
+        summary = {**summary, "figures drawn from": f"{len(chosen):,} objects, chosen at random"}
+    shown = table_to_columns(by_rank(catalogue, chosen)) | {"history": history}
+    paths = figures.write_figures(shown, {}, folder / "figures")
+    shortlist = [{name: row[name] for name in _SHORTLIST if name in row}
+                 for row in strangest.slice(0, 10).to_pylist()]  # fmt: skip
+    links = {"Gallery of the strangest": "gallery.html", **links}
+    write_report(folder, title, summary, paths, {"The strangest ten": shortlist}, links)
 
 
 def score(
     bundle: str,
     dataset: Dataset,
+    out: str,
     star_bundle: str | None = None,
     *,
     workers: int | None = None,
     use_gpu: bool = False,
-) -> Columns:
-    """Return identity, truth and scores of every object, in the dataset's order, with ranks."""
-    keep = [column.name for column in (*IDENTITY["spectrum"], REDSHIFT, SOURCE)]
-    keep += ["label", "extra", "split", "survey"]
-    rows = predict_dataset(bundle, dataset, keep=keep, workers=workers, use_gpu=use_gpu)
-    table = collect(rows)
-    if len(table.get("object_id", ())) != dataset.count():
-        raise RuntimeError(f"{dataset.uri}: expected {dataset.count()} scores, found "
-                           f"{len(table.get('object_id', ()))}")  # fmt: skip
+    progress: str | None = None,
+) -> Catalogue:
+    """Write identity, truth, scores and rank of every object to the catalogue `out`; return it."""
+    identity = IDENTITY["spectrum"]
+    kept = [column.name for column in (*identity, SOURCE)]
+    how = {"workers": workers, "use_gpu": use_gpu, "progress": progress}
+    stars_of = bundle_digest(read_bundle(star_bundle)) if star_bundle else ""
+    results = predict_dataset(
+        bundle, dataset, out, keep=[*kept, "redshift", "label", "survey", "split", "extra"],
+        note={"stars": stars_of}, **how,
+    )  # fmt: skip
+    family = Predictor.without_network(bundle).family
+    described = [*identity, *TRUTH, RANK, *family.output_columns()]
+    extend, beside = _noted, places.join(out, "_stars")
     if star_bundle:
-        stars = collect(
-            predict_dataset(
-                star_bundle, dataset, keep=["object_id"], workers=workers, use_gpu=use_gpu
-            )
-        )
-        if not np.array_equal(stars["object_id"], table["object_id"]):
-            raise RuntimeError(f"{dataset.uri}: the two models' rows are not in the same order")
-        table["neg_log_p_star"] = stars["neg_log_p"]
-        table["chi2_reduced_star"] = stars["chi2_reduced"]
-        table["log_ratio"] = stars["neg_log_p"] - table["neg_log_p"]
-        # p(spectrum) is about p(latent) p(spectrum | latent): densities alone forget how well the
-        # spectrum is explained at all. Fidelity is half of chi2 over all pixels.
-        misfit = stars["fidelity"] * _pixels(star_bundle) - table["fidelity"] * _pixels(bundle)
-        table["log_likelihood_ratio"] = (table["log_ratio"] + misfit).astype(np.float32)
-    table = with_notes(table)
-    table["rank"] = ranks(table["strangeness"], table["neg_log_p"])
+        described += STAR_COLUMNS
+        if not results.finished:
+            stars = predict_dataset(star_bundle, dataset, beside, keep=[], size=results.size,
+                                    replace=True, **how)  # fmt: skip
+            pixels = Predictor.without_network(star_bundle).family.grid.size
+            extend = partial(_compared, stars, family.grid.size, pixels)
+    ordered = None if results.finished else ranks(results, ["strangeness", "neg_log_p"])
+    catalogue = write_catalogue(results, [*described, VERSION, SOURCE], extend, ordered)
+    places.remove(beside)
+    return catalogue
+
+
+def _noted(number: int, table: pa.Table) -> pa.Table:
+    """Add what the column ``extra`` says of mock objects."""
+    notes = with_notes(table_to_columns(table.select(["label", "extra"])))
+    for name in ("type", "planted"):
+        table = table.append_column(name, pa.array(notes[name].tolist(), pa.string()))
     return table
 
 
-def _pixels(bundle: str) -> int:
-    return Predictor.from_bundle(bundle, device="cpu").family.grid.size
+def _compared(
+    stars: Results, galaxy_pixels: int, star_pixels: int, number: int, table: pa.Table
+) -> pa.Table:
+    """Add what the other model says of the same rows."""
+    found = table_to_columns(stars.read(number, [KEY, "neg_log_p", "chi2_reduced", "fidelity"]))
+    mine = table_to_columns(table.select([KEY, "neg_log_p", "fidelity"]))
+    if not np.array_equal(found[KEY], mine[KEY]):
+        raise RuntimeError(f"{stars.piece(number)}: not the rows of the other model's piece")
+    ratio = found["neg_log_p"] - mine["neg_log_p"]
+    # p(spectrum) is about p(latent) p(spectrum | latent): densities alone forget how well the
+    # spectrum is explained at all. Fidelity is half of chi2 over all pixels.
+    misfit = found["fidelity"] * star_pixels - mine["fidelity"] * galaxy_pixels
+    values = (found["neg_log_p"], found["chi2_reduced"], ratio, ratio + misfit)
+    for column, array in zip(STAR_COLUMNS, values, strict=True):
+        table = table.append_column(column.name, pa.array(array.astype(np.float32)))
+    return _noted(number, table)
 
 
-def ranks(strangeness_N: np.ndarray, neg_log_p_N: np.ndarray) -> np.ndarray:
-    """Return 1 for the strangest object, int64 [N]; ties by −log p, those without scores last."""
-    strange = np.where(np.isfinite(strangeness_N), strangeness_N, -np.inf)
-    tie = np.where(np.isfinite(neg_log_p_N), neg_log_p_N, -np.inf)
-    order = np.lexsort((-tie, -strange))
-    rank = np.empty(len(order), dtype=np.int64)
-    rank[order] = np.arange(1, len(order) + 1)
-    return rank
+def by_rank(catalogue: Catalogue, chosen: Sequence[int]) -> pa.Table:
+    """Return the rows of some ranks, in the order of the ranks; the workers pick them out."""
+    wanted = pa.array(list(chosen), pa.int64())
+    picked = catalogue.select(lambda group: group.filter(pc.is_in(group["rank"], wanted)))
+    return picked.sort_by("rank")
 
 
-def write_catalogue(table: Columns, bundle: str, out: str, with_stars: bool) -> list[str]:
-    """Write the catalogue in Parquet and FITS and return its files."""
-    family = Predictor.from_bundle(bundle, device="cpu").family
-    extra = STAR_COLUMNS if with_stars else ()
-    described = [
-        *IDENTITY["spectrum"],
-        REDSHIFT,
-        RANK,
-        *family.output_columns(),
-        *extra,
-        VERSION,
-        SOURCE,
-    ]
-    with CatalogueWriter(places.join(out, "catalogue"), described) as writer:
-        writer.write(pa.table({column.name: table[column.name] for column in described}))
-    return writer.files
+def sample_by_rank(rows: int, most: int) -> list[int]:
+    """Return the ranks of at most `most` of so many rows, chosen at random with a fixed seed."""
+    return sorted(random.Random(0).sample(range(1, rows + 1), min(most, rows)))
 
 
-def nearest_spectra(out: str, object_id: str, count: int = 10) -> dict[str, Any]:
+def scored_rows(catalogue: Catalogue) -> int:
+    """Return how many rows have scores: their ranks come first."""
+    counts = catalogue.select(
+        lambda group: pa.table({"rows": [pc.sum(pc.equal(group["problem"], "")).as_py() or 0]}),
+        ["problem"],
+    )
+    return pc.sum(counts["rows"]).as_py()
+
+
+def _map_ranks(scored: int, most: int) -> list[int]:
+    """Return the ranks of the strangest tenth of a map, and of a random sample of the others."""
+    first = min(scored, most // 10)
+    rest = range(first + 1, scored + 1)
+    return [*range(1, first + 1), *random.Random(0).sample(rest, min(most - first, len(rest)))]
+
+
+def nearest_spectra(out: str, object_id: str, count: int = 10) -> dict[str, float]:
     """Return the objects of a finished search whose latents are nearest to one object's.
 
     Parameters
@@ -215,113 +277,7 @@ def nearest_spectra(out: str, object_id: str, count: int = 10) -> dict[str, Any]
     KeyError
         If the search holds no scored object of that id.
     """
-    nearest = NearestLatents.load(Path(out) / "latents")
-    ids, distances = nearest.query(
-        nearest.latent(object_id), count, exclude_self=True, own_ids=[object_id]
-    )
-    return {str(name): float(d) for name, d in zip(ids, distances, strict=True)}
-
-
-def _index(table: Columns) -> NearestLatents:
-    scored = table["problem"] == ""
-    return NearestLatents.build(stacked(table, "latent_")[scored], table["object_id"][scored])
-
-
-def _rows_of(dataset: Dataset, ids: Sequence[str]) -> dict[str, Columns]:
-    """Return the dataset rows of some objects, by id; pixels of the others are not kept."""
-    wanted = pa.array(sorted(set(map(str, ids))))
-    names = ["object_id", "flux", "ivar", "mask", "redshift", "ra", "dec", "label", "source"]
-    found: dict[str, Columns] = {}
-    for table in dataset.iter_tables(names):
-        hits = table.filter(pc.is_in(table.column("object_id"), wanted))
-        columns = table_to_columns(hits)
-        for row in range(hits.num_rows):
-            single = {name: values[row : row + 1] for name, values in columns.items()}
-            found[str(columns["object_id"][row])] = single
-    return found
-
-
-def _entries(dataset, predictor, table: Columns, chosen: np.ndarray, nearest: NearestLatents):
-    """Return the gallery's entries, with their nearest neighbours that are not strange."""
-    latents = stacked(table, "latent_")
-    normal = {str(i) for i, ok in zip(table["object_id"], table["in_domain"], strict=True) if ok}
-    near: dict[int, list[tuple[str, float]]] = {}
-    for row in chosen:
-        near[row] = []
-        if table["problem"][row] == "":
-            ids, distances = nearest.query(latents[row], 10 * _NEIGHBOURS)
-            pairs = zip(map(str, ids), map(float, distances), strict=True)
-            others = [p for p in pairs if p[0] in normal and p[0] != str(table["object_id"][row])]
-            near[row] = others[:_NEIGHBOURS]
-    wanted = {str(table["object_id"][row]) for row in chosen}
-    wanted |= {name for pairs in near.values() for name, _ in pairs}
-    rows = _rows_of(dataset, sorted(wanted))
-    return [_entry(predictor, table, row, rows, near[row]) for row in chosen]
-
-
-def _entry(predictor: Predictor, table: Columns, row: int, rows, near) -> GalleryEntry:
-    family, columns = predictor.family, rows[str(table["object_id"][row])]
-    inputs = family.transform(columns, training=False)
-    output = predictor.predict(columns, detail=True)
-    norm = inputs["norm"][0]
-    names = [*SCORES, "percentile", "strangeness", "neg_log_p_star", "log_ratio"]
-    wavelength = family.grid.wavelength()
-    return GalleryEntry(
-        rank=int(table["rank"][row]),
-        object_id=str(table["object_id"][row]),
-        ra=float(table["ra"][row]),
-        dec=float(table["dec"][row]),
-        redshift=float(table["redshift"][row]),
-        label=" · ".join(filter(None, (str(table["label"][row]), table["planted"][row]))),
-        scores={name: float(table[name][row]) for name in names if name in table},
-        wavelength_L=wavelength,
-        flux_L=inputs["y"][0] * norm,
-        ivar_L=inputs["w"][0] / norm**2,
-        masked_L=inputs["w"][0] <= 0,
-        model_L=output["model"][0],
-        neighbours=[_neighbour(family, rows[name], name, distance) for name, distance in near],
-        source=str(table["source"][row]),
-        survey=str(table["survey"][row]),
-    )
-
-
-def _neighbour(family, columns: Columns, name: str, distance: float) -> Neighbour:
-    inputs = family.transform(columns, training=False)
-    return Neighbour(name, distance, family.grid.wavelength() / (1 + inputs["z"][0]),
-                     inputs["y"][0])  # fmt: skip
-
-
-def _write_map(path: Path, table: Columns, dataset, predictor, most: int) -> None:
-    """Write the map: the strangest objects and a random sample of the others."""
-    from skyray.analysis.embedding import umap_2d  # numba takes its time
-
-    scored = np.flatnonzero(table["problem"] == "")
-    order = scored[np.argsort(table["rank"][scored])]
-    rest = np.random.default_rng(0).permutation(order[most // 10 :])
-    chosen = np.sort(np.concatenate([order[: most // 10], rest[: most - most // 10]]))
-    latents = stacked(table, "latent_")[chosen]
-    names = ["object_id", "redshift", "snr", "label", "rank", "strangeness", *SCORES]
-    names += [c.name for c in STAR_COLUMNS if c.name in table]
-    columns = {name: table[name][chosen] for name in names}
-    rows = _rows_of(dataset, table["object_id"][chosen])
-    thumbnails = _thumbnails(predictor.family, [rows[str(i)] for i in columns["object_id"]])
-    points = Points({"UMAP": umap_2d(latents, 0)}, columns, spectra=np.stack(thumbnails))
-    title, note = f"Latents of {dataset.card.name}", "UMAP of the latents"
-    write_scatter_map(path, points, title, color_by="neg_log_p", note=note, titles=TITLES)
-
-
-def _thumbnails(family, rows: Sequence[Columns]) -> list[np.ndarray]:
-    """Return small rest-frame spectra, so that equal kinds look equal."""
-    small = []
-    rest_angstrom = np.linspace(3700.0, 7000.0, _THUMBNAIL_PIXELS)
-    for columns in rows:
-        inputs = family.transform(columns, training=False)
-        wavelength = family.grid.wavelength() / (1 + inputs["z"][0])
-        small.append(np.interp(rest_angstrom, wavelength, inputs["y"][0]).astype(np.float32))
-    return small
-
-
-def _shortlist(table: Columns, chosen: np.ndarray) -> list[dict[str, Any]]:
-    names = ["rank", "object_id", "redshift", "snr", "strangeness", "neg_log_p", "chi2_reduced"]
-    names += [c.name for c in STAR_COLUMNS if c.name in table] + ["problem"]
-    return [{name: table[name][row] for name in names} for row in chosen]
+    nearest = NearestVectors.open(places.join(out, "latents"))
+    own, vector = nearest.vector(object_id)
+    found = nearest.query(vector, count, only=f"{KEY} != {quoted([own])}")
+    return dict(zip(*(found[name].to_pylist() for name in ("object_id", "distance")), strict=True))

@@ -7,27 +7,30 @@ training split only, carry the predicted class as their label and ``"pseudo_labe
 
 from __future__ import annotations
 
-import datetime
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from skyray.bundles.bundle import Predictor
 from skyray.config import ConfigError
-from skyray.data.dataset import MANIFEST, Dataset, Manifest, Part
-from skyray.data.parts import PartWriter, add_digests
+from skyray.data.dataset import QUARANTINE, RECORDS, Dataset, table_to_columns
+from skyray.data.outcomes import DIGEST, Job, records_schema, row_digest
+from skyray.data.publish import create_dataset, publish
+from skyray.data.sources import FileSource
+from skyray.data.tables import commit_append, open_table, write_fragments
 from skyray.families.base import Columns
-from skyray.inference.predict import collect, predict_dataset, table_to_columns
+from skyray.inference.predict import KEY, predict_dataset
+from skyray.inference.results import Results, on_workers, piece_rows
 from skyray.runtime import places
-from skyray.transforms.augment import augment
+from skyray.transforms.augment import AugmentConfig, augment
 
-_ADDED = "parts/pseudo_labels.parquet"
 _AUGMENT_SEED = 20190527
+_PREFIX = "pseudo/"  # one object may be seen by both surveys under one id
+_ADDED_AT_ONCE = 256
 
 
 def surest(
@@ -45,47 +48,55 @@ def surest(
     return np.sort(np.concatenate(chosen)) if chosen else np.zeros(0, np.int64)
 
 
+def surest_rows(results: Results, classes: Sequence[str], per_class: int) -> np.ndarray:
+    """Return `surest` of a results table, piece by piece: only the surest so far are held."""
+    names, probability = np.zeros(0, object), np.zeros(0)
+    rows = np.zeros(0, np.int64)
+    for number, table in enumerate(results.tables(["label_pred", "probability"])):
+        new = table_to_columns(table)
+        names = np.concatenate([names, new["label_pred"]])
+        probability = np.concatenate([probability, new["probability"]])
+        rows = np.concatenate([rows, number * results.size + np.arange(table.num_rows)])
+        kept = surest(names, probability, classes, per_class)
+        names, probability, rows = names[kept], probability[kept], rows[kept]
+    return rows
+
+
 def predict_unlabelled(
-    bundle: str, dataset: Dataset, split: str | None, *, workers: int | None, use_gpu: bool
-) -> Columns:
-    """Return object_id, label (what the dataset says, if anything) and predictions, in order.
+    bundle: str, dataset: Dataset, split: str | None, out: str, *, workers: int | None,
+    use_gpu: bool,
+) -> Results:  # fmt: skip
+    """Write object_id, label (what the dataset says, if anything) and predictions to `out`.
 
     With the recipe's switch ``pseudo_labels`` as_published the images are augmented at random
     first, as in the released code.
     """
-    predictor = Predictor.from_bundle(bundle, device="cpu")
-    if predictor.family.recipe.switch("pseudo_labels") == "corrected":
-        rows = predict_dataset(
-            bundle, dataset, keep=["object_id", "label"], split=split, workers=workers,
-            use_gpu=use_gpu,
-        )  # fmt: skip
-        return collect(rows)
-    family = predictor.family
-    generator = torch.Generator().manual_seed(_AUGMENT_SEED)
-    batches: list[Columns] = []
-    names = list(dict.fromkeys([*family.columns(training=False), "object_id", "label"]))
-    for table in dataset.iter_tables(names, split, rows=256):
-        columns = table_to_columns(table)
-        inputs = family.transform(columns, training=False)
-        image = torch.as_tensor(inputs["image"]).float()
-        changed = augment(image, family.recipe.augment, generator).round().to(torch.uint8)
-        output = family.predict(
-            predictor.model, {"image": changed.numpy()}, predictor.calibration, predictor.tensors
-        )
-        output["label_pred"] = output.pop("label")
-        batches.append({"object_id": columns["object_id"], "label": columns["label"], **output})
-    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    recipe = Predictor.without_network(bundle).family.recipe
+    published = recipe.switch("pseudo_labels") == "as_published"
+    return predict_dataset(
+        bundle, dataset, out, keep=["object_id", "label"], split=split, workers=workers,
+        use_gpu=use_gpu, replace=True, change=partial(_augmented, recipe.augment) if published
+        else None, note={"images": "augmented"} if published else {},
+    )  # fmt: skip
+
+
+def _augmented(how: AugmentConfig, piece: int, inputs: Columns) -> Columns:
+    generator = torch.Generator().manual_seed(_AUGMENT_SEED + piece)
+    image = augment(torch.as_tensor(inputs["image"]).float(), how, generator)
+    return {**inputs, "image": image.round().to(torch.uint8).numpy()}
 
 
 def join_pseudo_labels(
     labelled: Dataset, unlabelled: Dataset, labels: Mapping[str, str], out: str
 ) -> Dataset:
-    """Write `labelled` with the objects of `unlabelled` named in `labels` as training rows.
+    """Write `labelled` with the rows of `unlabelled` named in `labels` as training rows.
+
+    Workers copy the rows from table to table; Ray must be running.
 
     Parameters
     ----------
     labels : mapping
-        object_id of `unlabelled` → class.
+        observation_id of `unlabelled` → class.
     out : str
         Folder or URI of the new dataset.
 
@@ -95,6 +106,44 @@ def join_pseudo_labels(
         If the two datasets' rows differ in kind, or an object occurs in validation or test of
         `labelled`: it would be trained on and judged by.
     """
+    _check_alike(labelled, unlabelled)
+    _check_not_judged(labelled, unlabelled, labels)
+    source = FileSource(labelled.card, [])
+    job = Job(labelled.card, source, places.absolute(out), labelled.manifest.apply_cuts)
+    create_dataset(job)
+    names, step = sorted(labels), piece_rows(labelled.schema, labelled.schema.names, 1 << 40)
+    starts = [*range(0, labelled.count(), step)]
+    copies = len(starts)
+    starts += range(0, len(names), _ADDED_AT_ONCE)
+
+    def copy(task: int) -> Iterator[pa.Table]:
+        if task == len(starts):
+            yield _written(job, QUARANTINE, _refusals(labelled))
+        elif task < copies:
+            rows = labelled.table.to_table(offset=starts[task], limit=step)
+            yield _written(job, RECORDS, rows.cast(records_schema(job.card)))
+        else:
+            rows = _as_training(unlabelled, names, starts[task], labels)
+            yield _written(job, RECORDS, rows.cast(records_schema(job.card)))
+
+    written = pa.concat_tables(on_workers(len(starts) + 1, copy)).to_pylist()
+    for table in (QUARANTINE, RECORDS):
+        files = [row["file"] for row in written if row["table"] == table]
+        commit_append(places.join(job.out, table), files)
+    return publish(job)
+
+
+def _written(job: Job, table: str, rows: pa.Table) -> pa.Table:
+    files = write_fragments(places.join(job.out, table), rows)
+    return pa.table({"table": [table] * len(files), "file": pa.array(files, pa.string())})
+
+
+def _refusals(dataset: Dataset) -> pa.Table:
+    place = places.join(dataset.uri, QUARANTINE)
+    return open_table(place, dataset.manifest.quarantine_version).to_table()
+
+
+def _check_alike(labelled: Dataset, unlabelled: Dataset) -> None:
     if labelled.schema.names != unlabelled.schema.names or any(
         labelled.schema.field(n).type != unlabelled.schema.field(n).type
         for n in labelled.schema.names
@@ -103,38 +152,25 @@ def join_pseudo_labels(
             f"{unlabelled.uri}: expected rows as in {labelled.uri} (bands, image_size), found "
             f"{unlabelled.card.bands} of {unlabelled.card.image_size} px; ingest both alike"
         )
-    parts: list[Part] = []
-    for part in labelled.manifest.parts:
-        content = places.read_bytes(places.join(labelled.uri, part.path))
-        places.write_bytes(places.join(out, part.path), content)
-        parts.append(part)
-    writer = PartWriter(places.join(out, _ADDED), labelled.schema)
-    judged = _judged_keys(labelled)
-    for table in unlabelled.iter_tables():
-        writer.add_table(_as_training(table, labels, judged))
-    if writer.close():
-        parts.append(writer.part(_ADDED))
-    manifest = _manifest(labelled, parts, writer.rows)
-    places.write_json(places.join(out, MANIFEST), manifest.snapshot())
-    return Dataset.open(out)
 
 
-def _judged_keys(dataset: Dataset) -> set[str]:
-    keys: set[str] = set()
-    for split in ("validation", "test"):
-        keys |= set(dataset.to_table(["object_key"], split)["object_key"].to_pylist())
-    return keys
-
-
-def _as_training(table: pa.Table, labels: Mapping[str, str], judged: set[str]) -> pa.Table:
-    """Return the rows that have a label, as training rows that carry it."""
-    table = table.filter(pc.is_in(table["object_id"], pa.array(list(labels), pa.string())))
-    if leaks := judged & set(table["object_key"].to_pylist()):
+def _check_not_judged(labelled: Dataset, unlabelled: Dataset, labels: Mapping[str, str]) -> None:
+    keys = set(unlabelled.find(list(labels), ["object_key"])["object_key"].to_pylist())
+    known = labelled.find(sorted(keys), ["split"], key="object_key").to_pylist()
+    if leaks := sorted({row["object_key"] for row in known if row["split"] != "train"}):
         raise ConfigError(
             f"unlabelled data: {len(leaks)} objects are in validation or test of the labelled "
-            f"ones, such as {sorted(leaks)[:3]}; leave them out"
+            f"ones, such as {leaks[:3]}; leave them out"
         )
-    ids = table["object_id"].to_pylist()
+
+
+def _as_training(
+    dataset: Dataset, names: Sequence[str], start: int, labels: Mapping[str, str]
+) -> pa.Table:
+    """Return some of the named rows as training rows that carry their label."""
+    table = dataset.find(names[start : start + _ADDED_AT_ONCE], dataset.schema.names)
+    table = table.select(dataset.schema.names).sort_by(KEY)
+    ids = table[KEY].to_pylist()
     extra = [
         json.dumps({**json.loads(text or "{}"), "pseudo_label": True}, sort_keys=True)
         for text in table["extra"].to_pylist()
@@ -143,32 +179,22 @@ def _as_training(table: pa.Table, labels: Mapping[str, str], judged: set[str]) -
         "label": [labels[name] for name in ids],
         "split": ["train"] * len(ids),
         "extra": extra,
-        # one object may be seen by both surveys under one id
-        "object_id": [f"pseudo/{name}" for name in ids],
+        KEY: [f"{_PREFIX}{name}" for name in ids],
+        "object_id": [f"{_PREFIX}{name}" for name in table["object_id"].to_pylist()],
     }
     for name, values in changed.items():
         position = table.schema.get_field_index(name)
         table = table.set_column(position, table.schema.field(name), pa.array(values, pa.string()))
+    columns = table_to_columns(table)
+    rows = [{name: values[i] for name, values in columns.items()} for i in range(len(ids))]
+    came_from = {  # the ingest's record of where a row came from, whole when all of them are there
+        "ingest_file": pa.array([f"{dataset.uri}#pseudo-labels"] * len(ids)),
+        "ingest_stamp": pa.array([dataset.manifest.fingerprint] * len(ids)),
+        "ingest_unit": pa.array([0] * len(ids), pa.int32()),
+        "ingest_row": pa.array(range(start, start + len(ids)), pa.int32()),
+        "ingest_rows": pa.array([len(names)] * len(ids), pa.int32()),
+        DIGEST.name: pa.array([row_digest(row) for row in rows], DIGEST.type),
+    }
+    for name, values in came_from.items():
+        table = table.append_column(name, values)
     return table
-
-
-def _manifest(labelled: Dataset, parts: Sequence[Part], added: int) -> Manifest:
-    counts: dict[str, dict[str, int]] = {}
-    for part in parts:
-        for split, labels in part.counts.items():
-            here = counts.setdefault(split, {})
-            for label, rows in labels.items():
-                here[label] = here.get(label, 0) + rows
-    digest = add_digests(*(part.content_digest for part in parts))
-    before = labelled.manifest
-    fingerprint = hashlib.sha256(f"{before.fingerprint}+{digest}".encode()).hexdigest()
-    return before.model_copy(
-        update={
-            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "counts": counts,
-            "rows_read": before.rows_read + added,
-            "rows_written": before.rows_written + added,
-            "fingerprint": fingerprint[: len(before.fingerprint)],
-            "parts": list(parts),
-        }
-    )

@@ -27,11 +27,12 @@ from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.families.base import Recipe
 from skyray.inference.evaluate import evaluate
+from skyray.inference.predict import KEY
 from skyray.pages.report import write_report
 from skyray.runtime import places
 from skyray.training.lone import train_alone
 from skyray.training.train import train
-from skyray.workflows.pseudo_labels import join_pseudo_labels, predict_unlabelled, surest
+from skyray.workflows.pseudo_labels import join_pseudo_labels, predict_unlabelled, surest_rows
 
 FAMILY = "morphology"
 _LABELS = "pseudo_labels.json"
@@ -153,14 +154,14 @@ def recurse(
     settings, resources = settings or Settings(), resources or Resources()
     current, rounds = data, []
     for number in range(settings.rounds + 1):
-        place = f"{out}/round-{number}"
+        place = places.join(out, f"round-{number}")
         added: dict[str, int] = {}
         purity = None
         if number:
-            current = f"{place}/dataset"
+            current = places.join(place, "dataset")
             added, purity = _label(rounds[-1].bundle, data, unlabelled, place, settings, resources)
         made = _train_and_score(recipe, data, current, place, tests, settings, resources)
-        rounds.append(Round(number, f"{place}/bundle", *made, added, purity))
+        rounds.append(Round(number, places.join(place, "bundle"), *made, added, purity))
         if number and rounds[-1].held_out < rounds[-2].held_out - settings.tolerance:
             fell = rounds[-2].held_out - rounds[-1].held_out
             stopped = (
@@ -183,17 +184,19 @@ def recurse_seeds(
 ) -> list[Recursion]:
     """Run a recursion for every seed and write ``recursion.json``, a figure and a page to `out`."""
     found = [
-        recurse(recipe.override([f"seed={seed}"]), data, unlabelled, f"{out}/seed-{seed}",
-                tests=tests, settings=settings, resources=resources)
+        recurse(recipe.override([f"seed={seed}"]), data, unlabelled,
+                places.join(out, f"seed-{seed}"), tests=tests, settings=settings,
+                resources=resources)
         for seed in seeds
     ]  # fmt: skip
-    places.write_json(f"{out}/recursion.json", [asdict(one) for one in found])
+    places.write_json(places.join(out, "recursion.json"), [asdict(one) for one in found])
     rows = before_and_after(found)
     summary = {"data": data, "unlabelled": unlabelled, "seeds": len(found),
                "stopped early": sum(one.stopped != "all rounds done" for one in found)}  # fmt: skip
-    figure = gain_figure(found, Path(out) / "figures" / "gain.png")
-    write_report(Path(out), f"Recursive training of {recipe.name}", summary, [figure],
-                 {"Before and after": rows}, {})  # fmt: skip
+    with places.local_folder(out) as folder:
+        figure = gain_figure(found, folder / "figures" / "gain.png")
+        write_report(folder, f"Recursive training of {recipe.name}", summary, [figure],
+                     {"Before and after": rows}, {})  # fmt: skip
     return found
 
 
@@ -251,15 +254,15 @@ def _label(
         known = places.read_json(kept)
         return known["added"], known["purity"]
     new = Dataset.open(unlabelled)
-    table = predict_unlabelled(
-        bundle, new, settings.unlabelled_split, workers=resources.workers, use_gpu=resources.use_gpu
-    )
+    results = predict_unlabelled(
+        bundle, new, settings.unlabelled_split, places.join(place, "predictions"),
+        workers=resources.workers, use_gpu=resources.use_gpu,
+    )  # fmt: skip
     classes = read_bundle(bundle)["data"]["classes"]
-    rows = surest(table["label_pred"], table["probability"], classes, settings.per_class)
-    names = np.asarray(table["label_pred"], str)[rows]
-    ids = np.asarray(table["object_id"], str)[rows]
+    chosen = results.take(surest_rows(results, classes, settings.per_class))
+    names, ids, truth = (np.asarray(chosen[n], str) for n in ("label_pred", KEY, "label"))
     join_pseudo_labels(Dataset.open(data), new, dict(zip(ids, names, strict=True)), out)
-    truth = np.asarray(table["label"], str)[rows]
+    places.remove(results.uri)
     known = truth != ""
     purity = float(np.mean(truth[known] == names[known])) if known.any() else None
     added = {name: int((names == name).sum()) for name in classes}
@@ -271,21 +274,19 @@ def _train_and_score(
     recipe, data: str, current: str, place: str, tests, settings: Settings, resources: Resources
 ) -> tuple[float, dict[str, dict[str, float]]]:
     """Return held-out accuracy and the scores of every test set, training first if need be."""
-    bundle = f"{place}/bundle"
+    bundle = places.join(place, "bundle")
     if not places.exists(places.join(bundle, BUNDLE_FILE)):
         if resources.workers == 1:
-            train_alone(recipe, current, f"{place}/run", out=bundle, spread=True,
+            train_alone(recipe, current, places.join(place, "run"), out=bundle, spread=True,
                         threads=resources.threads, use_gpu=resources.use_gpu)  # fmt: skip
         else:
             train(recipe, current, bundle, workers=resources.workers, threads=resources.threads,
                   use_gpu=resources.use_gpu, progress=resources.progress)  # fmt: skip
-    held_out = _scores(bundle, data, f"{place}/scores-held-out", "validation", resources)
-    scores = {
-        name: _scores(
-            bundle, test, f"{place}/scores-{name.replace(' ', '-')}", settings.test_split, resources
-        )
-        for name, test in tests.items()
-    }
+    held_out = _scores(bundle, data, places.join(place, "scores-held-out"), "validation", resources)
+    scores = {}
+    for name, test in tests.items():
+        out = places.join(place, f"scores-{name.replace(' ', '-')}")
+        scores[name] = _scores(bundle, test, out, settings.test_split, resources)
     return held_out["accuracy"], scores
 
 

@@ -18,11 +18,12 @@ from skyray.analysis.calibration import fit_temperature
 from skyray.analysis.domain import DomainGate
 from skyray.config import ConfigError
 from skyray.families.alerts import metrics
-from skyray.families.alerts.recipes import AlertsRecipe
+from skyray.families.alerts.recipes import AlertsRecipe, examples
 from skyray.families.base import (
     Choice,
     Columns,
     DataInfo,
+    Example,
     Family,
     OutputColumn,
     Range,
@@ -176,6 +177,10 @@ class AlertsFamily(Family):
         return used
 
     @classmethod
+    def examples(cls) -> list[Example]:
+        return examples()
+
+    @classmethod
     def search_space(cls, recipe: Recipe) -> dict[str, Choice | Range]:
         """Return Table 1 of the paper, or a wide space for small networks and data."""
         if recipe.search == "wide":
@@ -305,12 +310,12 @@ class AlertsFamily(Family):
         )  # fmt: skip
 
     def scoring_table(self, table: Columns) -> Columns:
-        """Return the table with ``magpsf`` from the metadata and ``subset`` from the extras."""
+        """Return ``magpsf`` in place of the metadata and ``subset`` in place of the extras."""
         found = dict(table)
         if "metadata" in found:
             found["magpsf"] = _stack(found.pop("metadata"))[:, _MAGPSF].astype(np.float64)
         if "extra" in found:
-            found["subset"] = metrics.subset_of(found["extra"])
+            found["subset"] = metrics.subset_of(found.pop("extra"))
         return found
 
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:

@@ -12,8 +12,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from skyray.cards import load_card
 from skyray.config import Config
-from skyray.families.base import Mode, OptimizerConfig, Recipe, TrainConfig
+from skyray.families.base import Example, Mode, OptimizerConfig, Recipe, TrainConfig
 from skyray.models.vision import VisionConfig
 from skyray.transforms.alerts import FEATURES
 
@@ -191,6 +192,18 @@ def _lite0(name: str, weights: str) -> AlertsRecipe:
 def legacy_laptop() -> AlertsRecipe:
     """Bright transients from the reference sky in g, r, z on 2 cores."""
     return _laptop("legacy_laptop", 15)
+
+
+def examples() -> list[Example]:
+    """Alerts with metadata and without, and colour cutouts, with a network of timm's own tests."""
+    small = ("network.architecture=test_resnet", "network.head=[8]")
+    both = ztf_laptop_multimodal().override([*small, "network.metadata_layers=[16,8]"])
+    bogus = real_bogus_laptop().override([*small, "mode=as_published"])
+    return [
+        Example(both, load_card("ztf_bts")),
+        Example(bogus, load_card("ztf_real_bogus")),
+        Example(legacy_laptop().override(small), load_card("legacy_survey_cutouts")),
+    ]
 
 
 RECIPES: dict[str, Callable[[], AlertsRecipe]] = {

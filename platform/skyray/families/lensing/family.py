@@ -16,6 +16,7 @@ from skyray.families.base import (
     Choice,
     Columns,
     DataInfo,
+    Example,
     Family,
     Objective,
     OutputColumn,
@@ -33,7 +34,7 @@ from skyray.families.lensing.adaptation import (
     learns,
 )
 from skyray.families.lensing.networks import LensClassifier, LensingModel, ServingModel
-from skyray.families.lensing.recipes import LensingRecipe
+from skyray.families.lensing.recipes import LensingRecipe, examples
 from skyray.models.vision_weights import load_pretrained
 from skyray.transforms.field import to_field
 
@@ -149,6 +150,10 @@ class LensingFamily(Family):
         }
 
     @classmethod
+    def examples(cls) -> list[Example]:
+        return examples()
+
+    @classmethod
     def search_space(cls, recipe: LensingRecipe) -> dict[str, Choice | Range]:
         space: dict[str, Choice | Range] = {
             "train.optimizer.lr": Range(3e-4, 1e-2, log=True),
@@ -258,7 +263,7 @@ class LensingFamily(Family):
         return [OutputColumn(*entry) for entry in described]
 
     def truth_columns(self) -> list[str]:
-        return ["label", "survey", "extra"]
+        return ["label", "survey"]
 
     def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
         return metrics.evaluate_table(

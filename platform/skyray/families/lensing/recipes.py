@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
+from skyray.cards import load_card
 from skyray.config import Config
-from skyray.families.base import Mode, OptimizerConfig, Recipe, TrainConfig
+from skyray.families.base import Example, Mode, OptimizerConfig, Recipe, TrainConfig
 from skyray.models.equivariant import EquivariantConfig
 from skyray.models.vision import VisionConfig
 from skyray.transforms.augment import AugmentConfig
@@ -188,6 +189,19 @@ def _constant(epochs: int, batch_size: int, lr: float) -> TrainConfig:
 
 def _turned(recipe: LensingRecipe, name: str) -> LensingRecipe:
     return recipe.override([f"name={name}", f"source={recipe.target}", f"target={recipe.source}"])
+
+
+def examples() -> list[Example]:
+    """Every method of adaptation on lenses of 32 pixels, and the equivariant network."""
+    small = ["network.features=12", "network.discriminator=[16,16]", "serving=float32"]
+    vision = ["network.encoder=vision", "network.vision.architecture=test_resnet"]
+    tiny = euclid_to_hst_laptop().override([*small, *vision])
+    card = load_card("lenses_two_domains").override(["image_size=32"])
+    methods = [tiny.override([f"method={method}"]) for method in get_args(Method)]
+    equivariant = euclid_to_hst_laptop().override(
+        [*small, "mode=as_published", "network.equivariant.fields=[1,1,1,1,1,1]"]
+    )
+    return [Example(recipe, card) for recipe in (*methods, equivariant)]
 
 
 RECIPES: dict[str, Callable[[], LensingRecipe]] = {

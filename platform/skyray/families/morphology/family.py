@@ -20,6 +20,7 @@ from skyray.families.base import (
     Choice,
     Columns,
     DataInfo,
+    Example,
     Family,
     OutputColumn,
     Range,
@@ -28,7 +29,7 @@ from skyray.families.base import (
     Tensors,
 )
 from skyray.families.morphology import metrics
-from skyray.families.morphology.recipes import MorphologyRecipe
+from skyray.families.morphology.recipes import MorphologyRecipe, examples
 from skyray.models.vision import VisionNetwork, unfreeze_from
 from skyray.models.vision_inference import optimised
 from skyray.models.vision_weights import load_pretrained
@@ -176,6 +177,10 @@ class MorphologyFamily(Family):
         return known & (~columns["is_train"] | chosen)
 
     @classmethod
+    def examples(cls) -> list[Example]:
+        return examples()
+
+    @classmethod
     def search_space(cls, recipe: Recipe) -> dict[str, Choice | Range]:
         return {
             "train.optimizer.lr": Range(1e-5, 1e-3, log=True),
@@ -281,6 +286,13 @@ class MorphologyFamily(Family):
 
     def truth_columns(self) -> list[str]:
         return ["label", "survey", "extra"]
+
+    def scoring_table(self, table: Columns) -> Columns:
+        """Return ``vote_share`` in place of the extras."""
+        shares = metrics.vote_shares(table)
+        found = {name: values for name, values in table.items() if name != "extra"}
+        unknown = np.full(len(table["label"]), np.nan)
+        return {**found, "vote_share": unknown if shares is None else shares}
 
     def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
         return metrics.evaluate_table(table, self.data.classes, self.positive)

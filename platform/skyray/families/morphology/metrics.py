@@ -129,7 +129,13 @@ def confidence_curve(
 
 
 def vote_shares(rows: Columns) -> np.ndarray | None:
-    """Return each object's vote share for its own label, NaN where unknown; None without votes."""
+    """Return each object's vote share for its own label, NaN where unknown; None without votes.
+
+    From ``vote_share``, or the survey's own columns in ``extra``.
+    """
+    if "vote_share" in rows:
+        shares = rows["vote_share"]
+        return shares if np.isfinite(shares).any() else None
     if "extra" not in rows:
         return None
     shares = np.full(len(rows["label"]), np.nan)

@@ -11,8 +11,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from skyray.cards import load_card
 from skyray.config import Config
-from skyray.families.base import Mode, OptimizerConfig, Recipe, TrainConfig
+from skyray.families.base import Example, Mode, OptimizerConfig, Recipe, TrainConfig
 from skyray.models.vision import ALERT_CNN, VisionConfig
 from skyray.transforms.augment import AugmentConfig
 from skyray.transforms.images import ColourMapping
@@ -216,6 +217,17 @@ def mock_sdss_laptop() -> MorphologyRecipe:
     return _lite0(
         "mock_sdss_laptop", 96, train_middle=_adamw(3e-4, 3, None), train=_adamw(2e-4, 6, None)
     )
+
+
+def examples() -> list[Example]:
+    """Three stages on mock galaxies of 48 pixels, in both modes, with a network of timm's tests."""
+    tiny = mock_sdss_laptop().override(
+        ["network.architecture=test_resnet", "network.weights=''", "network.input_size=null",
+         "network.head=[8]", "train_norms=true"]
+    )  # fmt: skip
+    card = load_card("sdss_galaxies").override(["image_size=48"])
+    published = tiny.override(["mode=as_published", "augment_head=true", "views=8"])
+    return [Example(tiny, card), Example(published, card)]
 
 
 RECIPES: dict[str, Callable[[], MorphologyRecipe]] = {

@@ -22,6 +22,7 @@ from skyray.families.base import (
     Choice,
     Columns,
     DataInfo,
+    Example,
     Family,
     Objective,
     OutputColumn,
@@ -39,7 +40,7 @@ from skyray.families.outliers.networks import (
     OutlierModel,
     flow_loss,
 )
-from skyray.families.outliers.recipes import OutliersRecipe
+from skyray.families.outliers.recipes import OutliersRecipe, examples
 from skyray.models.fast_spender import fast_encoder
 from skyray.records import Grid
 from skyray.transforms.rest_frame import rebin, rebin_grid, rest_median
@@ -98,6 +99,10 @@ class OutliersFamily(Family):
         return self.sky_L[: size * factor].reshape(size, factor).all(axis=1)
 
     @classmethod
+    def examples(cls) -> list[Example]:
+        return examples()
+
+    @classmethod
     def search_space(cls, recipe: OutliersRecipe) -> dict[str, Choice | Range]:
         return {
             "train.optimizer.lr": Range(2e-4, 1e-2, log=True),
@@ -149,8 +154,8 @@ class OutliersFamily(Family):
         """Co-add pixels, mask sky lines, divide by the rest-frame median (paper §2).
 
         Returns ``y``, ``w`` float32 [B, L] (normalised flux and its inverse variance, 0 where
-        nothing counts), ``z`` float64 [B], ``norm`` float32 [B] (flux units), ``problem`` int8 [B]
-        (index into `PROBLEMS`; such rows are 0) and ``augment`` bool [B], true in training.
+        nothing counts), ``z`` float32 [B], ``norm`` float32 [B] (flux units), ``problem`` int8 [B]
+        (index into `PROBLEMS`; such rows are 0); with `training` also ``augment`` bool [B], true.
         """
         how = self.recipe.input
         flux = np.asarray(columns["flux"], dtype=np.float32)
@@ -172,14 +177,14 @@ class OutliersFamily(Family):
         norm = np.where(problem == 0, norm, 1.0).astype(np.float32)
         y, w = flux / norm[:, None], ivar * np.square(norm[:, None])
         y[problem != 0], w[problem != 0] = 0.0, 0.0
-        return {
+        inputs = {
             "y": y.astype(np.float32),
             "w": w.astype(np.float32),
             "z": z.astype(np.float32),
             "norm": norm,
             "problem": problem,
-            "augment": np.full(len(flux), training),
         }
+        return inputs | ({"augment": np.ones(len(flux), dtype=bool)} if training else {})
 
     def transform_settings(self) -> dict[str, Any]:
         return {
@@ -230,17 +235,32 @@ class OutliersFamily(Family):
     def predict(
         self, model: nn.Module, inputs: Columns, calibration: dict[str, Any], tensors: Tensors
     ) -> Columns:
+        if not len(inputs["y"]):  # networks and forests refuse no rows: answer one, and cut it
+            blank = {name: np.zeros((1, *v.shape[1:]), v.dtype) for name, v in inputs.items()}
+            answer = self.predict(model, blank, calibration, tensors)
+            return {name: values[:0] for name, values in answer.items()}
+        found = self.infer(model, inputs, calibration, tensors)
+        return self.finish(found, calibration, tensors)
+
+    def infer(
+        self, model: nn.Module, inputs: Columns, calibration: dict[str, Any], tensors: Tensors
+    ) -> Columns:
+        found = self._measure(model, inputs)
+        if "augment" in inputs:  # scoring: latents of the same object at another redshift
+            found["moved_latent"] = self._augmented_latents(model, inputs)
+        return found | {name: inputs[name] for name in ("y", "z", "norm", "problem")}
+
+    def finish(self, found: Columns, calibration: dict[str, Any], tensors: Tensors) -> Columns:
         kept = {name: value.cpu().numpy() for name, value in tensors.items()}
         if getattr(self, "_forest_of", None) is not tensors:  # once a predictor
             self._forest = _isolation(kept["latents"], self.recipe.seed)
             self._forest_of = tensors
-        scores = self._measure(model, inputs)
-        scores["isolation"] = self._forest.score(scores["latent"])
-        scores |= self._whitened(ModelError.from_tensors(kept), scores, inputs)
-        bad = inputs["problem"] != 0
+        scores = {**found, "isolation": self._forest.score(found["latent"])}
+        scores |= self._whitened(ModelError.from_tensors(kept), scores, found)
+        bad = found["problem"] != 0
         unknown = [name for name in SCORES if name != "missing"]
         for name in ("latent", *unknown, "fidelity"):
-            scores[name] = np.where(bad.reshape(-1, *[1] * (scores[name].ndim - 1)), np.nan,
+            scores[name] = np.where(bad.reshape(len(bad), *[1] * (scores[name].ndim - 1)), np.nan,
                                     scores[name]).astype(np.float32)  # fmt: skip
         reference = {name: kept[f"reference_{name}"] for name in SCORES}
         rows = len(reference["neg_log_p"])
@@ -253,12 +273,12 @@ class OutliersFamily(Family):
         strange = metrics.combined_rank({name: scores[name] for name in RANKED}, reference)
         output["strangeness"] = np.where(bad, np.nan, strange).astype(np.float32)
         output["in_domain"] = ~bad & (strange < np.log10(rows))
-        output["problem"] = np.array(PROBLEMS, dtype=object)[inputs["problem"]]
-        output["norm"] = inputs["norm"]
-        output["model"] = scores["model"] * inputs["norm"][:, None]
+        output["problem"] = np.array(PROBLEMS, dtype=object)[found["problem"]]
+        output["norm"] = found["norm"]
+        output["model"] = scores["model"] * found["norm"][:, None]
         output["model_wavelength"] = np.broadcast_to(self.grid.wavelength(), output["model"].shape)
-        if inputs["augment"].any():  # scoring: latents of the same object at another redshift
-            moved = self._augmented_latents(model, inputs)
+        if "moved_latent" in found:
+            moved = found["moved_latent"]
             output |= {f"moved_latent_{i}": moved[:, i] for i in range(moved.shape[1])}
         return output
 
@@ -344,20 +364,17 @@ class OutliersFamily(Family):
     def truth_columns(self) -> list[str]:
         return ["label", "redshift", "snr", "extra"]
 
+    def scoring_table(self, table: Columns) -> Columns:
+        """Return ``planted`` and ``type`` in place of the extras."""
+        return metrics.with_notes(table)
+
     def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
         return metrics.evaluate_table(table)
 
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:
         from skyray.families.outliers import figures  # matplotlib is no business of workers
 
-        return figures.write_figures(with_notes(table), metrics, folder)
-
-
-def with_notes(table: Columns) -> Columns:
-    """Add what the figures show of the column ``extra``: planted kinds and mock types."""
-    kinds = {"planted": metrics.notes(table["extra"], "planted")}
-    types = metrics.notes(table["extra"], "mock_type")
-    return {**table, **kinds, **({"type": types} if (types != "").any() else {})}
+        return figures.write_figures(self.scoring_table(table), metrics, folder)
 
 
 def _rebinned(flux: np.ndarray, ivar: np.ndarray, factor: int) -> tuple[np.ndarray, np.ndarray]:
@@ -366,7 +383,7 @@ def _rebinned(flux: np.ndarray, ivar: np.ndarray, factor: int) -> tuple[np.ndarr
         return flux, ivar
     coadded, weight = rebin(flux, ivar, factor)
     whole = flux[:, : coadded.shape[1] * factor]
-    plain = whole.reshape(len(flux), -1, factor).mean(axis=2)
+    plain = whole.reshape(*coadded.shape, factor).mean(axis=2)
     return np.where(weight > 0, coadded, plain).astype(np.float32), weight
 
 
@@ -375,7 +392,7 @@ def _isolation(latents: np.ndarray, seed: int) -> IsolationScore:
 
 
 def _chunks(rows: int):
-    return [slice(start, start + _CHUNK) for start in range(0, rows, _CHUNK)] or [slice(0, 0)]
+    return [slice(start, start + _CHUNK) for start in range(0, rows, _CHUNK)]
 
 
 FAMILY = OutliersFamily

@@ -279,10 +279,10 @@ def evaluate_table(table: Mapping[str, np.ndarray]) -> dict[str, Any]:
     (columns ``moved_latent_i``), the largest ``redshift_correlation`` at fixed type, the number of
     objects ``unscored``, and, where outliers were planted, ``planted_auc`` of every score.
     """
+    table = with_notes(table)
     scored = table["problem"] == ""
     latent = stacked(table, "latent_")
-    planted, kinds = notes(table["extra"], "planted"), notes(table["extra"], "mock_type")
-    kinds = np.where(kinds == "", table["label"], kinds)
+    planted, kinds = np.asarray(table["planted"], str), table["type"]
     found: dict[str, Any] = {
         "objects": len(scored),
         "unscored": int((~scored).sum()),
@@ -317,6 +317,17 @@ def notes(extra_N: np.ndarray, name: str) -> np.ndarray:
     Mock objects carry ``planted`` (kind of planted outlier) and ``mock_type`` there.
     """
     return np.array([str(json.loads(text or "{}").get(name, "")) for text in extra_N])
+
+
+def with_notes(table: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return planted kinds and types (mock types, else labels) in place of ``extra``."""
+    if "extra" not in table:
+        return dict(table)
+    types = notes(table["extra"], "mock_type")
+    found = {name: values for name, values in table.items() if name != "extra"}
+    found["planted"] = notes(table["extra"], "planted")
+    found["type"] = np.where(types == "", np.asarray(table["label"], str), types)
+    return found
 
 
 def star_galaxy_roc(

@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from skyray.cards import load_card
 from skyray.config import Config
-from skyray.families.base import Mode, OptimizerConfig, Recipe, TrainConfig
+from skyray.families.base import Example, Mode, OptimizerConfig, Recipe, TrainConfig
 from skyray.records import Grid
 
 
@@ -189,6 +190,22 @@ def _of_stars(galaxies: OutliersRecipe, name: str) -> OutliersRecipe:
         [f"name={name}", "input.redshift_limit=0.005", "network.rest_start=3500.0",
          "invariance.redshift_low=-0.002", "invariance.redshift_high=0.002"]
     )  # fmt: skip
+
+
+def examples() -> list[Example]:
+    """Galaxies in both modes and stars, with a network of a hundredth of the size."""
+    small = (
+        "network.widths=[4,6,8]", "network.encoder_hidden=[8]", "network.decoder_hidden=[8,16]",
+        "network.latents=3", "network.rest_pixels=1200", "network.subpixels=1", "input.rebin=8",
+        "flow.hidden=8", "flow.layers=2",
+    )  # fmt: skip
+    galaxies, stars = desi_bgs_laptop().override(small), desi_mws_laptop().override(small)
+    card = load_card("desi_bgs")
+    return [
+        Example(galaxies, card),
+        Example(galaxies.override(["mode=as_published"]), card),
+        Example(stars, load_card("desi_mws")),
+    ]
 
 
 RECIPES: dict[str, Callable[[], OutliersRecipe]] = {

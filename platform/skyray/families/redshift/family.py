@@ -17,6 +17,7 @@ from skyray.families.base import (
     Choice,
     Columns,
     DataInfo,
+    Example,
     Family,
     Objective,
     OutputColumn,
@@ -31,7 +32,7 @@ from skyray.families.redshift.networks import (
     RedshiftLoss,
     decode_redshift,
 )
-from skyray.families.redshift.recipes import RedshiftRecipe
+from skyray.families.redshift.recipes import RedshiftRecipe, examples
 from skyray.models.gasnet import GasNet, fold_batch_norm
 from skyray.transforms.spectra import LinearResampler, inpaint, unit_rms
 
@@ -75,6 +76,10 @@ class RedshiftFamily(Family):
     @cached_property
     def _resampler(self) -> LinearResampler:
         return LinearResampler.between(self.data.grid, self.recipe.input.grid())
+
+    @classmethod
+    def examples(cls) -> list[Example]:
+        return examples()
 
     @classmethod
     def search_space(cls, recipe: RedshiftRecipe) -> dict[str, Choice | Range]:

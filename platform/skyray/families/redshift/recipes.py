@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
+from skyray.cards import load_card
 from skyray.config import Config
-from skyray.families.base import Mode, OptimizerConfig, Recipe, TrainConfig
+from skyray.families.base import Example, Mode, OptimizerConfig, Recipe, TrainConfig
 from skyray.models.gasnet import WIDTHS
 from skyray.records import Grid
 
@@ -153,6 +154,18 @@ def fourmost_mock() -> RedshiftRecipe:
 def fourmost_mock_laptop() -> RedshiftRecipe:
     """4MOST mock on 2 cores."""
     return _laptop("fourmost_mock_laptop")
+
+
+def examples() -> list[Example]:
+    """The network's shape at a hundredth of its size, in both modes."""
+    tiny = sdss_coarse_laptop().override(
+        ["network.widths=[4,8,8,16,16]", "network.dense=16", "network.dropout=0.3",
+         "input.step=5.0", "input.pixels=1001", "members=2"]
+    )  # fmt: skip
+    card = load_card("sdss_coarse")
+    # published starting weights of 1e-3 leave a network this small blind: all features alike
+    published = tiny.override(["mode=as_published", "init=corrected"])
+    return [Example(tiny, card), Example(published, card)]
 
 
 RECIPES: dict[str, Callable[[], RedshiftRecipe]] = {
