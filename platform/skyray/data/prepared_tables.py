@@ -20,7 +20,6 @@ import lance
 import numpy as np
 import pyarrow as pa
 from lance.fragment import FragmentMetadata, write_fragments
-from pyarrow import fs
 
 from skyray.data.tables import STORAGE_VERSION, patiently
 from skyray.records import tensor_array, tensor_values
@@ -138,7 +137,12 @@ class PreparedTable:
         """Mark the table as used now; the mark is written every few minutes at most."""
         if time.monotonic() - self._touched > _TOUCH_SECONDS:
             self._touched = time.monotonic()
-            places.write_bytes(f"{self.uri}.used", _now().encode())
+            places.write_bytes(mark_of(self.uri), _now().encode())
+
+
+def mark_of(uri: str) -> str:
+    """Return the file whose time of change says when a table was last used."""
+    return places.join(places.parent(uri), f"{places.name(uri)}.used")
 
 
 class LazyColumns(Mapping):
@@ -207,7 +211,7 @@ def write_batches(uri: str, batches: Callable[[], Iterator[Columns]], rows: int)
 
         try:
             made = write_fragments(
-                pa.RecordBatchReader.from_batches(first.schema, tables()), uri,
+                pa.RecordBatchReader.from_batches(first.schema, tables()), places.lance_uri(uri),
                 schema=first.schema, data_storage_version=STORAGE_VERSION,
                 max_rows_per_file=max(rows, 1), storage_options=places.lance_options(uri),
             )  # fmt: skip
@@ -250,8 +254,8 @@ def publish(uri: str, parts: Sequence[Written], about: Mapping[str, Any]) -> boo
             return ours <= _named_files(uri)  # a commit whose answer was lost is ours too
         try:
             lance.LanceDataset.commit(
-                uri, lance.LanceOperation.Overwrite(schema, fragments), max_retries=0,
-                storage_options=places.lance_options(uri),
+                places.lance_uri(uri), lance.LanceOperation.Overwrite(schema, fragments),
+                read_version=0, max_retries=0, storage_options=places.lance_options(uri),
             )  # fmt: skip
         except OSError:
             if not _manifests(uri):
@@ -271,21 +275,23 @@ def remove_strays(uri: str) -> None:
     Their makers came second, or were killed; a table has one version, so they can never count.
     """
     named = _named_files(uri)
-    for path, _ in places.list_files(places.join(uri, "data")):
-        if path.rpartition("/")[2] not in named:
-            remove_file(uri, path)
+    for found in list(places.walk(places.join(uri, "data"))):
+        if places.name(found.uri) not in named:
+            remove_file(found.uri)
 
 
-def remove_file(uri: str, path: str) -> None:
-    filesystem, _ = places.resolve(uri)
-    with contextlib.suppress(FileNotFoundError):  # somebody else was quicker
-        filesystem.delete_file(path)
+def remove_file(uri: str) -> None:
+    """Remove a file that somebody else may remove at the same time."""
+    with contextlib.suppress(FileNotFoundError):
+        patiently(lambda: places.remove(uri))
 
 
 def _manifests(uri: str) -> list[str]:
-    filesystem, path = places.resolve(places.join(uri, "_versions"))
-    found = patiently(lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
-    return [info.path for info in found if info.path.endswith(".manifest")]
+    try:
+        found = list(places.walk(places.join(uri, "_versions")))
+    except FileNotFoundError:
+        return []
+    return [info.uri for info in found if places.name(info.uri).endswith(".manifest")]
 
 
 def _named_files(uri: str) -> set[str]:
@@ -296,7 +302,7 @@ def _named_files(uri: str) -> set[str]:
 def _opened(uri: str) -> lance.LanceDataset:
     return patiently(
         lambda: lance.dataset(
-            uri, version=_VERSION, storage_options=places.lance_options(uri),
+            places.lance_uri(uri), version=_VERSION, storage_options=places.lance_options(uri),
             metadata_cache_size_bytes=_CACHE_BYTES, index_cache_size_bytes=_CACHE_BYTES,
         )
     )  # fmt: skip

@@ -85,10 +85,9 @@ def feature_place(
         digest.update(split.encode() + numbers.tobytes())
     for name, value in sorted(frozen_state(stage, model).items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    name = table.uri.rpartition("/")[2].removesuffix(".lance")
+    name = places.name(table.uri).removesuffix(".lance")
     part = stage.name.replace("/", "--")
-    folder = table.uri.rpartition("/")[0]
-    return places.join(folder, f"{name}-{part}-{digest.hexdigest()[:16]}.lance")
+    return places.join(places.parent(table.uri), f"{name}-{part}-{digest.hexdigest()[:16]}.lance")
 
 
 def frozen_state(stage: Stage, model: nn.Module) -> Tensors:
