@@ -173,7 +173,8 @@ def one_rank(rank: int, world: int, folder: str, table, jobs: list[Job], tracked
         )  # fmt: skip
         with contextlib.suppress(Stopped):
             position = loop.run_stages(worker, family, table)
-            Path(folder, f"{job.name}.history").write_text(json.dumps(position.history))
+            if rank == 0:
+                Path(folder, f"{job.name}.history").write_text(json.dumps(position.history))
 
 
 def line_table(home: Path) -> PreparedTable:

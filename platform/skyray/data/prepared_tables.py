@@ -134,10 +134,14 @@ class PreparedTable:
         return self.take(np.arange(self.rows(split).start, self.rows(split).stop), columns)
 
     def touch(self) -> None:
-        """Mark the table as used now; the mark is written every few minutes at most."""
+        """Mark the table as used now; the mark is written every few minutes at most.
+
+        A storage that fails then stops nobody: the next mark is soon enough.
+        """
         if time.monotonic() - self._touched > _TOUCH_SECONDS:
             self._touched = time.monotonic()
-            places.write_bytes(mark_of(self.uri), _now().encode())
+            with contextlib.suppress(OSError):
+                places.write_bytes(mark_of(self.uri), _now().encode())
 
 
 def mark_of(uri: str) -> str:
