@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from queue import Full, Queue
 from typing import TYPE_CHECKING, Any
 
 import lance
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 _VERSION = 1  # the only one a table ever has
 _CACHE_BYTES = 128 << 20  # what an open table keeps of the form of its files
 _TOUCH_SECONDS = 300.0
+_AHEAD = 2  # batches made before they are written
 _DTYPE = b"skyray.dtype"  # of a tensor column that Arrow has no tensor type for
 
 
@@ -118,7 +122,7 @@ class PreparedTable:
         names = None if columns is None else list(columns)
         found = _to_columns(patiently(lambda: self._table.take(unique, columns=names)))
         if len(unique) == len(wanted) and (unique == wanted).all():
-            return found
+            return {k: np.require(values, requirements="W") for k, values in found.items()}
         return {name: values[place] for name, values in found.items()}
 
     def scan(
@@ -199,36 +203,44 @@ def write_batches(uri: str, batches: Callable[[], Iterator[Columns]], rows: int)
     """
 
     def write() -> Written:
-        raised: list[Exception] = []
         source = (_to_arrow(batch) for batch in batches())
         first = next(source)
-
-        def tables() -> Iterator[pa.RecordBatch]:
-            try:
-                yield from first.to_batches()
-                for table in source:
-                    same_schema(first.schema, table.schema)
-                    yield from table.to_batches()
-            except Exception as error:  # Lance would wrap it into a text of its own
-                raised.append(error)
-                raise
-
-        try:
-            made = write_fragments(
-                pa.RecordBatchReader.from_batches(first.schema, tables()), places.lance_uri(uri),
-                schema=first.schema, data_storage_version=STORAGE_VERSION,
-                max_rows_per_file=max(rows, 1), storage_options=places.lance_options(uri),
+        waiting: Queue[pa.Table | None] = Queue(_AHEAD)
+        reader = pa.RecordBatchReader.from_batches(first.schema, _taken(waiting))
+        # Lance asks for batches on threads of its own; they are made on the caller's.
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(
+                write_fragments, reader, places.lance_uri(uri), schema=first.schema,
+                data_storage_version=STORAGE_VERSION, max_rows_per_file=max(rows, 1),
+                storage_options=places.lance_options(uri),
             )  # fmt: skip
-        except OSError:
-            if raised:
-                raise raised[0] from None
-            raise
+            try:
+                for table in itertools.chain([first], source):
+                    same_schema(first.schema, table.schema)
+                    _put(waiting, table, writing)
+            finally:
+                _put(waiting, None, writing)
+            made = writing.result()
         written = sum(fragment.physical_rows for fragment in made)
         if written != rows:
             raise ValueError(f"{uri}: expected a row for each of {rows}, found {written}")
         return Written(first.schema, [json.dumps(f.to_json()) for f in made], rows)
 
     return patiently(write)
+
+
+def _put(waiting: Queue, table: pa.Table | None, writing: Future) -> None:
+    """Hand a table to the writer; raise its error where it has ended."""
+    while not writing.done():
+        with contextlib.suppress(Full):
+            waiting.put(table, timeout=0.1)
+            return
+    writing.result()
+
+
+def _taken(waiting: Queue) -> Iterator[pa.RecordBatch]:
+    while (table := waiting.get()) is not None:
+        yield from table.to_batches()
 
 
 def same_schema(expected: pa.Schema, found: pa.Schema) -> None:
