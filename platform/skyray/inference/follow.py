@@ -207,7 +207,14 @@ class Scorer:
 
     def _predict(self, records: list[Record], sources: list[str]) -> pa.Table:
         table = self._predictor.predict_records(records)
-        rows = [{**r.fields(), "object_key": self._card.key_of(r.fields())} for r in records]
+        rows = [
+            {
+                **r.fields(),
+                "observation_id": r.observation_id or r.object_id,
+                "object_key": self._card.key_of(r.fields()),
+            }
+            for r in records
+        ]
         for column in reversed(IDENTITY[self._predictor.info.record][1:]):
             if column.name not in table.column_names:
                 values = pa.array([row[column.name] for row in rows])
