@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from skyray.cli import (  # noqa: F401  (they register themselves)
     engine_verbs,
+    export_verbs,
     family_verbs,
     search_verbs,
     vacuum_verb,
