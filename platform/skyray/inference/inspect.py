@@ -167,6 +167,8 @@ def _inspect_catalogue(catalogue: Catalogue) -> dict[str, Any]:
     for column in catalogue.columns:  # one at a time in memory
         number = np.dtype("U1" if column.dtype == "str" else column.dtype).kind == "f"
         values = catalogue.columns_of([column.name])[column.name] if number else None
+        if values is not None and values.dtype.kind != "f":  # vectors
+            values = None
         columns[column.name] = _column(column.dtype, column.unit, column.description, values)
     size = _size(catalogue.size_bytes())
     parts = len(catalogue.parts)
