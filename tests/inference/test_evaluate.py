@@ -81,9 +81,7 @@ def test_arrays_limit_the_part_that_is_drawn(tiny_bundle, mock_dataset, tmp_path
         np.testing.assert_array_equal(values, flux[name])
 
 
-def test_an_empty_split_has_nothing_to_score(tiny_bundle, mock_dataset, tmp_path):
-    card = Dataset.open(mock_dataset).card
-    assert card.split["validation"] > 0
+def test_a_split_that_is_none_is_refused_before_any_work(tiny_bundle, mock_dataset, tmp_path):
     with pytest.raises(KeyError, match="unknown"):
         evaluate(tiny_bundle, mock_dataset, str(tmp_path), split="nowhere")
     assert not list(Path(tmp_path).iterdir())

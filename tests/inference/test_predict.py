@@ -1,4 +1,4 @@
-"""Batch prediction: operators of their own, nothing big on the driver, and no row lost or double."""
+"""Batch prediction: operators of their own, numbers alone on the driver, no row lost or double."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_finished_work_is_not_done_again_and_other_work_refused(
         predict(other, [mock_dataset], undisturbed, progress=False)
     elsewhere = str(tmp_path / "dataset")
     shutil.copytree(mock_dataset, elsewhere)
-    with pytest.raises(OtherResults, match="dataset: expected .*, found"):
+    with pytest.raises(OtherResults, match=r"dataset: expected .*, found"):
         predict(tiny_bundle, [elsewhere], undisturbed, progress=False)
     assert part.stat().st_mtime_ns == before
 
