@@ -32,22 +32,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from report import Row, finish  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 
 from skyray.analysis import plots, scaling  # noqa: E402
-from skyray.data.dataset import MANIFEST, Dataset  # noqa: E402
+from skyray.data.dataset import Dataset  # noqa: E402
+from skyray.data.prepared import prepare  # noqa: E402
 from skyray.data.simulate import simulate  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
 from skyray.families.morphology.family import MorphologyFamily  # noqa: E402
 from skyray.families.morphology.recipes import scaled_to_workers  # noqa: E402
 from skyray.runtime.session import ray_session  # noqa: E402
+from skyray.training.loader import Rows, StageRows  # noqa: E402
 from skyray.training.loop import StageLoss  # noqa: E402
 from skyray.training.optimizers import make_optimizer  # noqa: E402
-from skyray.training.shards import CachedShard, stage_rows, to_tensors  # noqa: E402
-from skyray.training.train import train, transformed_rows  # noqa: E402
+from skyray.training.train import train  # noqa: E402
 from skyray.workflows.des_galaxies import mock_cards  # noqa: E402
 
 _PREDICTED = 64
@@ -98,9 +100,8 @@ def measure_step(
     """
     torch.set_num_threads(1)
     steps = rounds + 1
-    rows = transformed_rows(family, data, "train", steps * batch)
     stage = family.stages()[-1]
-    shard = CachedShard(to_tensors(rows), stage_rows(stage, rows))
+    rows = Rows(prepare(data, family, progress=False, on_ray=False)).of(stage)["train"]
     model = family.build_model()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(stage.trains(name))
@@ -111,7 +112,7 @@ def measure_step(
         module = DistributedDataParallel(module, gradient_as_bucket_view=True)
     fetching, computing = [], []
     started = time.perf_counter()
-    for one in _batches(shard, batch, steps):
+    for one in _batches(rows, batch, steps):
         fetched = time.perf_counter()
         loss, _metrics = module(one)
         optimizer.zero_grad(set_to_none=True)
@@ -124,13 +125,14 @@ def measure_step(
     return statistics.median(computing[1:]), statistics.median(fetching[1:]), size
 
 
-def _batches(shard: CachedShard, batch: int, steps: int):
+def _batches(rows: StageRows, batch: int, steps: int):
     """Yield `steps` batches of `batch` rows, over as many epochs as they need."""
-    batch = min(batch, len(shard))
-    per_epoch = len(shard) // batch
+    batch = min(batch, len(rows))
+    per_epoch = len(rows) // batch
     for step in range(steps):
         epoch, at = divmod(step, per_epoch)
-        yield next(shard.epoch(epoch, batch, per_epoch, at, torch.device("cpu")))
+        order = np.random.default_rng(epoch).permutation(len(rows))
+        yield rows.read(order[at * batch : (at + 1) * batch])
 
 
 def _all_reduce(rank: int, workers: int, place: str, elements: int, rounds: int) -> None:
@@ -344,7 +346,7 @@ def main() -> None:
     os.environ.setdefault("SKYRAY_HOME", str(options.out / "home"))
     data = options.out / "dataset"
     with ray_session(num_cpus=max(4, 2 * max(options.workers) + 1)):
-        if not (data / MANIFEST).exists():
+        if not Dataset.exists(data):
             simulate(mock_cards(options.image_size)["sdss"], options.objects, 1, str(data))
         found: dict[int, list[dict[str, Any]]] = {n: [] for n in options.workers}
         for seed in options.seeds:  # turns, so that a busy machine slows all alike

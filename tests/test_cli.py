@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from skyray.cli import main
+from skyray.cli.search_verbs import _named
 
 ROOT = Path(__file__).resolve().parents[1]
 VERBS = (
@@ -136,3 +137,16 @@ def test_the_whole_way(capsys, ray_cluster, tmp_path):
     for place in (dataset, bundle, done["files"][0]):
         verb("inspect", place)
     assert json.loads((bundle / "bundle.json").read_text())["version"] == trained["version"]
+
+
+def test_a_dataset_of_a_grid_is_named_by_its_place_or_by_name():
+    given = [
+        "mocks=data/mock",
+        "data/seed=1/mock/",
+        "s3://b/x/des?scheme=http",
+        "sky=s3://b/y?scheme=http",
+    ]
+    assert _named(given) == {
+        "mocks": "data/mock", "mock": "data/seed=1/mock/", "des": "s3://b/x/des?scheme=http",
+        "sky": "s3://b/y?scheme=http",
+    }  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import yaml
-from ray_head import ROOT, Head, program, ray_head
+from tests.ray_head import ROOT, Head, program, ray_head
 
 VERBS = ("simulate", "ingest", "download", "prepare", "train", "evaluate", "predict", "outliers")
 SIMULATE = ("simulate", "sdss_coarse", "--objects", "30", "--seed", "5")

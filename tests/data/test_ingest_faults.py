@@ -1,12 +1,8 @@
-"""Ingest of damaged and of real files, and of a survey whose ingest was killed half-way."""
+"""Ingest of damaged and of real files, by several at once, killed, and into a store that fails."""
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -14,22 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from tests.damaged_fits import DAMAGED, spec_file
+from tests.data.test_ingest import CARD, write_spec
 from tests.hostile_arrow import pickled, write_parquet
+from tests.ingest_driver import ingest_killed, ingest_together, outcomes
+from tests.object_store import FAULTS, LATE_FAULTS, object_store
 
 from skyray.cards import load_card
 from skyray.data.dataset import Dataset
 from skyray.data.ingest import ingest
-from skyray.simulate.spectra import MockSurvey
-from skyray.simulate.survey_files import write_survey_files
-
-SCRIPT = """
-import sys
-from skyray.cards import load_card
-from skyray.data.ingest import ingest
-from skyray.runtime.session import ray_session
-with ray_session("local", num_cpus=1):
-    ingest(load_card("sdss_coarse"), [sys.argv[1]], sys.argv[2], progress=False, rows_per_part=2)
-"""
+from skyray.runtime import places
 
 
 def test_every_damage_has_its_reason_and_good_files_are_written(tmp_path, ray_cluster):
@@ -65,32 +54,79 @@ def test_a_table_that_carries_code_runs_nothing_in_the_workers(tmp_path, ray_clu
     assert not (tmp_path / "marker").exists()
 
 
+def write_survey(folder: Path, enlarged: bool = True) -> None:
+    """Write 40 observations, of which 6 are there again, 4 outside the cuts and 2 damaged ones."""
+    for fiber in range(1, 41):
+        write_spec(folder / "a", fiber)
+    for fiber in (1, 2, 3, 25, 26, 27):
+        write_spec(folder / "b", fiber, seed=0 if fiber % 2 else None)
+    for fiber in range(50, 54):
+        write_spec(folder / "b", fiber, zwarning=4)
+    for fiber in (60, 61):
+        write_spec(folder / "c", fiber).write_bytes(b"SIMPLE  = not a survey file")
+    if enlarged:
+        enlarge(folder)
+
+
+def enlarge(folder: Path) -> None:
+    """Give files a size of which few are read at once; the bytes take no space on the disk."""
+    for path in folder.rglob("*.fits"):
+        os.truncate(path, 3 << 20)
+
+
+def change(folder: Path) -> None:
+    """Change an observation, damage two that have a second file, repair one, and add some."""
+    write_spec(folder / "a", 5, seed=0)
+    for fiber in (1, 2):
+        (folder / "a" / f"spec-0001-50000-{fiber:04d}.fits").write_bytes(b"no longer a spectrum")
+    write_spec(folder / "c", 60)
+    for fiber in range(70, 90):
+        write_spec(folder / "d", fiber)
+    enlarge(folder)
+
+
 @pytest.mark.slow
-def test_an_ingest_killed_half_way_ends_as_if_it_had_not_been(tmp_path, ray_cluster):
-    card = load_card("sdss_coarse")
-    survey = MockSurvey(card, seed=2)
-    spectra = [survey.spectrum(label, i) for label in survey.classes for i in range(40)]
-    write_survey_files(card, spectra, tmp_path / "files")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "files"), str(tmp_path / "killed")]
-    child = subprocess.Popen(command, env=environment, start_new_session=True)
-    done = tmp_path / "killed" / "tasks"
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline and child.poll() is None:
-        if done.exists() and len(list(done.glob("*.json"))) >= 3:
-            break
-        time.sleep(0.01)
-    os.killpg(child.pid, signal.SIGKILL)  # driver, and what it started in its session
-    child.wait()
-    time.sleep(2)  # Ray's workers notice and end
-    committed = len(list(done.glob("*.json")))
-    assert 3 <= committed < 60
-    assert not (tmp_path / "killed" / "manifest.json").exists()
-    resumed = ingest(card, [tmp_path / "files"], tmp_path / "killed", progress=False)
-    whole = ingest(card, [tmp_path / "files"], tmp_path / "whole", progress=False)
-    assert resumed.manifest.fingerprint == whole.manifest.fingerprint
-    assert resumed.manifest.rows_written == whole.manifest.rows_written == 120
-    assert len(resumed.manifest.parts) > len(whole.manifest.parts)  # what was done stayed
+def test_two_drivers_at_once_lose_nothing(tmp_path, ray_cluster):
+    for fiber in range(1, 61):
+        write_spec(tmp_path / "in", fiber, zwarning=4 * (fiber > 55))
+    enlarge(tmp_path / "in")
+    ingest(CARD, [tmp_path / "in"], tmp_path / "whole", progress=False)
+    files = sorted(str(path) for path in (tmp_path / "in").glob("*.fits"))
+    parts = {"halves": [files[::2], files[1::2]], "overlap": [files[:45], files[15:]]}
+    for name, part in parts.items():
+        ingest_together(part, str(tmp_path / name))
+        assert outcomes(str(tmp_path / name)) == outcomes(str(tmp_path / "whole")), name
+
+
+@pytest.mark.slow
+def test_a_killed_ingest_ends_as_if_it_had_not_been(tmp_path, ray_cluster):
+    write_survey(tmp_path / "in")
+    ingest(CARD, [tmp_path / "in"], tmp_path / "whole", progress=False)
+    killed = ingest_killed([tmp_path / "in"], str(tmp_path / "killed"), 2, 52, seed=1)
+    assert any(kill["at_work"] for kill in killed)
+    assert outcomes(str(tmp_path / "killed")) == outcomes(str(tmp_path / "whole"))
+    change(tmp_path / "in")
+    ingest(CARD, [tmp_path / "in"], tmp_path / "whole", progress=False)
+    killed = ingest_killed([tmp_path / "in"], str(tmp_path / "killed"), 1, 72, seed=2)
+    assert any(kill["at_work"] for kill in killed)
+    assert outcomes(str(tmp_path / "killed")) == outcomes(str(tmp_path / "whole"))
+    assert Dataset.open(tmp_path / "killed").manifest.rows_written == 61
+
+
+@pytest.mark.slow
+def test_a_store_that_fails_now_and_then_costs_nothing(tmp_path, ray_cluster):
+    write_survey(tmp_path / "in", enlarged=False)
+    ingest(CARD, [tmp_path / "in"], tmp_path / "whole", progress=False)
+    with object_store(one_in=20, faults=(*FAULTS, *LATE_FAULTS), seed=3) as store:
+        files, out = f"{store.uri}/in", f"{store.uri}/data"
+        for path in (tmp_path / "in").rglob("*.fits"):
+            places.copy(path, places.join(files, path.parent.name, path.name))
+        ingest_together([[files], [files]], out)
+        killed = ingest_killed([files], f"{out}-killed", 1, 52, seed=5)
+        assert store.proxy.made.total() >= 20
+        assert outcomes(out) == outcomes(str(tmp_path / "whole"))
+        assert outcomes(f"{out}-killed") == outcomes(out)
+    assert killed[0]["at_work"]
 
 
 def one_split_an_object(dataset: Dataset) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import lance
 import pyarrow as pa
 import pytest
+from tests.processes import together
 
 from skyray.data.tables import (
     ForeignType,
@@ -20,7 +21,10 @@ from skyray.data.tables import (
     write_fragments,
 )
 
-SCHEMA = pa.schema([pa.field("name", pa.string(), nullable=False), pa.field("n", pa.int64())])
+SCHEMA = pa.schema(
+    [pa.field("name", pa.string(), nullable=False), pa.field("n", pa.int64())],
+    metadata={"of": "this table"},
+)
 
 
 def rows(start: int, stop: int) -> pa.Table:
@@ -98,3 +102,23 @@ def test_an_extension_type_of_a_stranger_is_refused(tmp_path):
             open_table(place)
     finally:
         pa.unregister_extension_type("tests.strange")
+
+
+def test_a_table_whose_maker_was_killed_on_the_way_is_made(tmp_path):
+    (tmp_path / "t.lance" / "_versions").mkdir(parents=True)
+    (tmp_path / "t.lance" / "_versions" / ".tmp.1.manifest_1f").touch()
+    assert create_table(str(tmp_path / "t.lance"), SCHEMA)
+    assert open_table(str(tmp_path / "t.lance")).schema.metadata == SCHEMA.metadata
+
+
+def _make(uri: str, number: int) -> bool:
+    made = create_table(uri, SCHEMA)
+    commit_append(uri, write_fragments(uri, rows(number, number + 1)))
+    return made
+
+
+def test_of_many_makers_of_a_table_one_makes_it_and_all_their_rows_stay(tmp_path):
+    uris = [str(tmp_path / f"{attempt}.lance") for attempt in range(40)]
+    for uri, made in zip(uris, together(_make, uris, 4), strict=True):
+        assert sorted(made) == [False, False, False, True]
+        assert sorted(open_table(uri).to_table()["n"].to_pylist()) == [0, 1, 2, 3]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from tests.vision_networks import NATIVE, network_of
 from torch import nn
-from vision_networks import NATIVE, network_of
 
 from skyray.config import ConfigError
 from skyray.models.vision import MetadataNorm, unfreeze_from

@@ -4,8 +4,8 @@ import copy
 
 import pytest
 import torch
+from tests.vision_networks import NATIVE, network_of, settled
 from torch import nn
-from vision_networks import NATIVE, network_of, settled
 
 from skyray.models.vision_inference import bf16_support, optimised
 

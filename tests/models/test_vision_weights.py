@@ -9,8 +9,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 from skimage import data
+from tests.vision_networks import network_of
 from torch import nn
-from vision_networks import network_of
 
 from skyray.config import ConfigError
 from skyray.models import vision_weights

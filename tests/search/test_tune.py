@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
+from tests.object_store import object_store
 
 from skyray.config import ConfigError
 from skyray.families.base import Choice, Range, load_recipe
@@ -82,24 +83,8 @@ def test_killed_sweep_goes_on_and_counts_every_trial_once(
     folder = tmp_path_factory.mktemp("sweep")
     out, trials = folder / "sweep", 14
     recipe = tiny_recipe.override(FAST)
-    script = (
-        "import json, sys\n"
-        "from skyray.runtime.session import ray_session\n"
-        "from skyray.search.tune import tune_recipe\n"
-        "from skyray.families.redshift.recipes import RedshiftRecipe\n"
-        "recipe = RedshiftRecipe.load(json.loads(sys.argv[1]))\n"
-        "with ray_session(num_cpus=2):\n"
-        "    tune_recipe(recipe, sys.argv[2], sys.argv[3], trials=int(sys.argv[4]))\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform"),
-                   "SKYRAY_OBJECT_STORE": "200000000"}  # fmt: skip
-    environment.pop("RAY_AUTH_TOKEN_PATH", None)
-    command = [sys.executable, "-c", script, json.dumps(recipe.snapshot()), mock_dataset, str(out),
-               str(trials)]  # fmt: skip
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
+        process = _sweep(recipe, mock_dataset, str(out), trials, log)
         deadline = time.monotonic() + 240
         while _finished(out) < 3 and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.1)
@@ -123,6 +108,42 @@ def test_killed_sweep_goes_on_and_counts_every_trial_once(
     recipe.override(found.best)
     with pytest.raises(ConfigError, match="another recipe"):
         tune_recipe(recipe.override(["seed=9"]), mock_dataset, str(out), trials=trials)
+
+
+def _sweep(recipe, data: str, out: str, trials: int, log) -> subprocess.Popen:
+    """Start a sweep with a Ray of its own in a process of its own."""
+    script = (
+        "import json, sys\n"
+        "from skyray.runtime.session import ray_session\n"
+        "from skyray.search.tune import tune_recipe\n"
+        "from skyray.families.redshift.recipes import RedshiftRecipe\n"
+        "recipe = RedshiftRecipe.load(json.loads(sys.argv[1]))\n"
+        "with ray_session(num_cpus=2):\n"
+        "    tune_recipe(recipe, sys.argv[2], sys.argv[3], trials=int(sys.argv[4]))\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform"),
+                   "SKYRAY_OBJECT_STORE": "200000000"}  # fmt: skip
+    environment.pop("RAY_AUTH_TOKEN_PATH", None)
+    command = [sys.executable, "-c", script, json.dumps(recipe.snapshot()), data, out, str(trials)]
+    return subprocess.Popen(
+        command, env=environment, stdout=log, stderr=log, start_new_session=True
+    )
+
+
+@pytest.mark.slow
+def test_a_sweep_in_an_object_store_leaves_all_there(mock_dataset, tiny_recipe, tmp_path):
+    """Through a proxy that fails one call in twenty; nobody notices."""
+    with object_store(20, seed=1) as store, (tmp_path / "log").open("w") as log:
+        out = places.join(store.uri, "sweep")
+        process = _sweep(tiny_recipe.override(FAST), mock_dataset, out, 2, log)
+        assert process.wait(timeout=240) == 0, (tmp_path / "log").read_text()[-3000:]
+        assert len(places.read_bytes(places.join(out, "figures", "sweep.png"))) > 10_000
+        with places.read_stream(places.join(out, "trials.parquet")) as stream:
+            table = pd.read_parquet(stream)
+        assert len(table) == 2
+        assert not table["failed"].any()
+        assert places.read_json(places.join(out, "best.json"))["value"] == table["accuracy"].max()
+        assert sum(store.proxy.made.values()) > 0
 
 
 def _finished(out: Path) -> int:
@@ -151,11 +172,6 @@ def test_ensemble_is_repeatable_and_resumes(mock_dataset, tiny_recipe, tmp_path_
     assert os.stat(f"{out}/seed-0/bundle/bundle.json").st_mtime_ns == stamp
     with pytest.raises(ConfigError, match="another recipe"):  # never the old numbers for it
         ensemble(recipe.override(["network.dropout=0.1"]), mock_dataset, out, members=2)
-
-
-def test_training_in_one_process_refuses_what_it_cannot_do(tiny_recipe, tmp_path):
-    with pytest.raises(ConfigError, match="use `skyray train`"):
-        train_alone(tiny_recipe.override(["train.cache=false"]), "nowhere", str(tmp_path))
 
 
 @pytest.mark.parametrize(

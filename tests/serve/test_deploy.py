@@ -12,8 +12,8 @@ import time
 import pytest
 import requests
 import yaml
-from conftest import make_spectrum
-from ray_head import ROOT, free_port, program, ray_head
+from tests.ray_head import ROOT, free_port, program, ray_head
+from tests.serve.conftest import make_spectrum
 
 from skyray.config import ConfigError
 from skyray.inference.serving import TOKEN_VARIABLE, load_service

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import requests
-from conftest import make_spectrum
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.serve.conftest import make_spectrum
 
 ARROW = "application/vnd.apache.arrow.stream"
 TIMEOUT = 30

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from stranger import ColourFamily, ColourLoss, ColourRecipe
+from tests.training.stranger import ColourFamily, ColourLoss, ColourRecipe
 
 from skyray.cards import load_card
 from skyray.families.base import Choice, Example, Objective, OutputColumn, Range
@@ -51,7 +51,7 @@ def test_records_stand_in_for_a_card_without_a_mock():
 
 def test_it_needs_no_ray():
     code = (
-        "import sys; from stranger import ColourFamily; "
+        "import sys; from tests.training.stranger import ColourFamily; "
         "from skyray.training.contract import check_family; check_family(ColourFamily); "
         "assert not {'ray', 'mlflow'} & set(sys.modules)"
     )
@@ -233,6 +233,10 @@ CASES = {
         "stage classifier: rows", "bool",
         {"stages": stages(lambda s: replace(s, rows=lambda c: np.flatnonzero(c["label_index"])))},
     ),
+    "rows of pixels": (
+        "stage classifier: rows", "columns of one value a row",
+        {"stages": stages(lambda s: replace(s, rows=lambda c: c["x"].mean(1) > 0))},
+    ),
     "part": (
         "stage classifier: part", "a module of the model",
         {"stages": stages(lambda s: replace(s, part=lambda model: torch.nn.Linear(6, 3)))},
@@ -306,6 +310,21 @@ CASES = {
         "predict", "probability: text",
         {"output_columns": lambda self: [OutputColumn(name, "str", "", "")
                                          for name in ("label", "probability", "distance")]},
+    ),
+    "infer": (
+        "infer", "an array of 9 rows",
+        {"infer": lambda self, model, *given: {"model": np.zeros(3)},
+         "finish": lambda self, found, *given: found, "predict": predict},
+    ),
+    "finish": (
+        "finish", "as predict",
+        {"infer": lambda self, model, inputs, *given: inputs,
+         "finish": lambda self, found, *given: {"label": found["x"]}, "predict": predict},
+    ),
+    "scoring table": (
+        "scoring_table", "row [0] alone",
+        {"scoring_table": lambda self, table: table
+         | {"probability": table["probability"] - table["probability"].mean()}},
     ),
     "scores": (
         "evaluate", "no error", {"evaluate": lambda self, table, calibration: {"a": np.ones(2)}},

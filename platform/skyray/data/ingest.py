@@ -95,11 +95,15 @@ def ingest_source(
                 f"card {card.name}: no file for reader {card.reader!r} among the sources "
                 f"({tally.unclaimed} files of other names)"
             )
-        if tally.changed:  # of an observation seen twice, the copy that was kept may be gone
-            twice = source.only(files_seen_twice(job.out))
+
+        def read_again(files: Sequence[str]) -> None:
+            twice = source.only(files)
             again = Job(card, twice, job.out, apply_cuts, readmit=True)
             _read_all(again, twice.starts(), rows_per_file, bar)
-    return publish(job, tally.unclaimed, tally.changed)
+
+        if tally.changed:  # of an observation seen twice, the copy that was kept may be gone
+            read_again(files_seen_twice(job.out))
+        return publish(job, tally.unclaimed, tally.changed, read_again)
 
 
 @dataclass

@@ -17,7 +17,9 @@ import pyarrow.compute as pc
 
 from skyray.data.dataset import QUARANTINE, RECORDS
 from skyray.data.outcomes import (
+    NO_RECORD,
     QUARANTINE_SCHEMA,
+    REFUSED_RECORD,
     Job,
     outcomes_schema,
     records_schema,
@@ -128,7 +130,9 @@ class WriteOutcomes:
         told = pc.is_valid(outcomes["note"])
         refused = pc.is_valid(outcomes["reason"])
         good = outcomes.filter(pc.invert(pc.or_(told, refused))).select(self._schema.names)
-        bad = outcomes.select(QUARANTINE_SCHEMA.names).filter(refused)
+        bad = outcomes.filter(refused)
+        bad = bad.append_column(REFUSED_RECORD, pa.array([NO_RECORD] * bad.num_rows, pa.uint64()))
+        bad = bad.select(QUARANTINE_SCHEMA.names)
         return pa.table({
             "records": [self._write(RECORDS, good.cast(self._schema))],
             "quarantine": [self._write(QUARANTINE, bad.cast(QUARANTINE_SCHEMA))],

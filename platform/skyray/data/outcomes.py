@@ -39,7 +39,10 @@ REFUSAL_FIELDS = [
     pa.field("reason", pa.string(), nullable=False),
     pa.field("detail", pa.string(), nullable=False),
 ]
-QUARANTINE_SCHEMA = pa.schema([*REFUSAL_FIELDS, *INGEST_FIELDS])
+# Of a copy: the address (``_rowaddr``) of the record that was refused, and is or will be deleted.
+REFUSED_RECORD = pa.field("refused_record", pa.uint64(), nullable=False)
+NO_RECORD = 2**64 - 1
+QUARANTINE_SCHEMA = pa.schema([*REFUSAL_FIELDS, *INGEST_FIELDS, REFUSED_RECORD])
 _DETAIL_CHARACTERS = 1000
 # Where a survey's file lies is not what it says: a moved copy is the same data.
 _NOT_CONTENT = frozenset({"source"})

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import lance
 import numpy as np
@@ -31,7 +31,7 @@ from skyray.data.dataset import (
     version_tag,
 )
 from skyray.data.outcomes import DIGEST, INGEST_COLUMNS, QUARANTINE_SCHEMA, Job, records_schema
-from skyray.data.settle import Tables, drop_superseded, settle
+from skyray.data.settle import Tables, claim, drop_superseded, settle
 from skyray.data.tables import create_table, fragment_rows, open_table
 from skyray.records import SCHEMA_VERSION, SPLITS
 from skyray.runtime import places
@@ -89,7 +89,12 @@ def create_dataset(job: Job) -> None:
 # publishing ----------------------------------------------------------------------------------
 
 
-def publish(job: Job, unclaimed: int = 0, changed: Mapping[str, str] | None = None) -> Dataset:
+def publish(
+    job: Job,
+    unclaimed: int = 0,
+    changed: Mapping[str, str] | None = None,
+    read_again: Callable[[list[str]], None] | None = None,
+) -> Dataset:
     """Settle what came twice, count, and publish a new version unless nothing is new.
 
     Parameters
@@ -98,6 +103,9 @@ def publish(job: Job, unclaimed: int = 0, changed: Mapping[str, str] | None = No
         Files that were seen and are not the card's.
     changed : mapping
         Files that were read again since they have changed, and their stamps now.
+    read_again : callable
+        Reads files into the tables once more: of an observation seen twice, the record that was
+        kept may be gone.
 
     Raises
     ------
@@ -106,32 +114,40 @@ def publish(job: Job, unclaimed: int = 0, changed: Mapping[str, str] | None = No
     """
     drop_superseded(job.out, changed or {})
     deadline = time.monotonic() + _PATIENCE_S
+    reread: list[str] = []
     for attempt in range(_ATTEMPTS):
-        before = read_manifest(open_table(places.join(job.out, RECORDS)))
-        tables = settle(job.out, before)
-        if before is not None and _same(before, tables):
+        tables, stranded = settle(job.out)
+        if read_again and not set(stranded) <= set(reread):
+            reread = stranded
+            read_again(reread)
+            continue
+        before = read_manifest(tables.records)
+        if before is not None:
             _keep(tables, before)
-            return Dataset(job.out, before)
+            if _same(before, tables):
+                return Dataset(job.out, before)
         census = Census(tables.records, tables.quarantine)
         if census.unfinished and time.monotonic() < deadline:
             time.sleep(0.2)
             continue
         manifest = census.manifest(job, before.version + 1 if before else 1, unclaimed)
-        if _commit(tables, manifest):
-            _keep(tables, manifest)
+        if published := _commit(tables, manifest):
+            _keep(published, manifest)
             return Dataset(job.out, manifest)
         time.sleep(0.05 * (1 + attempt))
     raise RowsLost(f"{job.out}: others published {_ATTEMPTS} times meanwhile; run it again")
 
 
-def _commit(tables: Tables, manifest: Manifest) -> bool:
-    """Set the manifest unless another one has been set since the tables were opened."""
+def _commit(tables: Tables, manifest: Manifest) -> Tables | None:
+    """Set the manifest unless another one has been set since the tables were opened.
+
+    Returns the tables with it, or None.
+    """
     text = json.dumps(manifest.snapshot(), sort_keys=True)
-    try:
-        tables.records.update_config({MANIFEST_KEY: text})
-    except OSError:  # a conflict, or an answer that was lost
-        return open_table(tables.records_place).config().get(MANIFEST_KEY) == text
-    return True
+    if claim(tables.records, **{MANIFEST_KEY: text}):
+        return tables
+    latest = Tables.open(tables.out)  # of a commit whose answer was lost, it holds what was set
+    return latest if latest.records.config().get(MANIFEST_KEY) == text else None
 
 
 def _same(before: Manifest, tables: Tables) -> bool:
@@ -148,10 +164,13 @@ def _state(table: lance.LanceDataset) -> list[tuple[int, int]]:
 
 
 def _keep(tables: Tables, manifest: Manifest) -> None:
-    """Tag what a published version needs, so that no vacuum takes it while it is kept."""
+    """Tag what a published version needs, so that no vacuum takes it while it is kept.
+
+    The table of records may be at any version that has this manifest.
+    """
     tag, records, refused = version_tag(manifest.version), tables.records, tables.quarantine
     wanted = [
-        (records, tag, records.latest_version), (records, f"{tag}-rows", manifest.records_version),
+        (records, tag, records.version), (records, f"{tag}-rows", manifest.records_version),
         (refused, tag, manifest.quarantine_version),
     ]  # fmt: skip
     for table, name, version in wanted:

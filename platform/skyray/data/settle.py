@@ -1,11 +1,15 @@
 """Before a version is published: files that changed, observations that came twice.
 
 Everything here may be done again, by anybody, at any time: a kill between two steps, or another
-ingest that does the same, changes nothing in the end.
+ingest that settles at the same moment, changes nothing in the end. A record that loses against
+another of its observation gets a refusal that names its address, and only then is it deleted; a
+refusal goes only when a newer one says the same, or when its outcome is a record at another
+address. So no outcome is ever in neither table.
 """
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,8 +18,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from skyray.data.dataset import QUARANTINE, RECORDS, Manifest
-from skyray.data.outcomes import INGEST_COLUMNS, QUARANTINE_SCHEMA
+from skyray.data.dataset import QUARANTINE, RECORDS, read_manifest
+from skyray.data.outcomes import INGEST_COLUMNS, NO_RECORD, QUARANTINE_SCHEMA, REFUSED_RECORD
 from skyray.data.tables import (
     commit_append,
     delete_addresses,
@@ -23,22 +27,52 @@ from skyray.data.tables import (
     fragment_rows,
     open_table,
     quoted,
+    rows_at,
     write_fragments,
 )
 from skyray.runtime import places
 
 DUPLICATE, CONFLICT = "duplicate_observation", "conflicting_observation"
 SEEN_TWICE = (DUPLICATE, CONFLICT)
+_CLAIM_KEY = "skyray.claim"
 _FILES_AT_ONCE = 100
 _ROWS_IN_MEMORY = 4_000_000  # hashes of names that one task holds
+_TWICE = f"reason IN ({quoted(SEEN_TWICE)})"
 UNIT_ROW = ["ingest_file", "ingest_stamp", "ingest_unit", "ingest_row"]
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Both tables of a dataset as they were at one moment, and where they lie."""
+
+    out: str
+    records: lance.LanceDataset
+    quarantine: lance.LanceDataset
+
+    @classmethod
+    def open(cls, out: str) -> Tables:
+        """Open both; a row on its way between them is seen in one of them at least."""
+        records, quarantine = (places.join(out, name) for name in (RECORDS, QUARANTINE))
+        refused = open_table(quarantine)
+        while True:
+            tables = cls(out, open_table(records), refused)
+            refused = open_table(quarantine)
+            if refused.version == tables.quarantine.version:
+                return tables
+
+    @property
+    def records_place(self) -> str:
+        return places.join(self.out, RECORDS)
+
+    @property
+    def quarantine_place(self) -> str:
+        return places.join(self.out, QUARANTINE)
 
 
 def files_seen_twice(out: str) -> list[str]:
     """Return the files of rows that were refused because another had their observation."""
-    only = f"reason IN ({quoted(SEEN_TWICE)})"
     table = open_table(places.join(out, QUARANTINE))
-    found = [t["ingest_file"].to_pylist() for t in fragment_rows(table, ["ingest_file"], only)]
+    found = [t["ingest_file"].to_pylist() for t in fragment_rows(table, ["ingest_file"], _TWICE)]
     return sorted({name for names in found for name in names})
 
 
@@ -54,102 +88,153 @@ def drop_superseded(out: str, changed: Mapping[str, str]) -> None:
             delete_rows(places.join(out, name), which)
 
 
-@dataclass(frozen=True)
-class Tables:
-    """Both tables of a dataset as they were when they were opened, and where they lie."""
-
-    out: str
-    records: lance.LanceDataset
-    quarantine: lance.LanceDataset
-
-    @classmethod
-    def open(cls, out: str) -> Tables:
-        return cls(out, *(open_table(places.join(out, name)) for name in (RECORDS, QUARANTINE)))
-
-    @property
-    def records_place(self) -> str:
-        return places.join(self.out, RECORDS)
-
-    @property
-    def quarantine_place(self) -> str:
-        return places.join(self.out, QUARANTINE)
-
-
-def settle(out: str, published: Manifest | None) -> Tables:
-    """Leave one row of every observation, the others in the quarantine; return the tables so.
+def settle(out: str) -> tuple[Tables, list[str]]:
+    """Leave one row of every observation, the others in the quarantine.
 
     A published row stays; among new ones the first by source (then by row) is kept: a rule that
     knows nothing of how files were dealt out.
+
+    Returns
+    -------
+    Tables
+        With nothing left to settle.
+    list of str
+        Files of refusals whose observation has no record any more: they are to be read again.
     """
-    while True:  # until a snapshot of both has nothing left to settle
+    while True:
         tables = Tables.open(out)
-        if not (_settle_refusals(tables) or _settle_records(tables, published)):
-            return tables
+        if _drop_repeated(tables):
+            continue
+        refused = _Refused(tables)
+        if refused.condemned:  # by an ingest that was killed, or is at it
+            delete_addresses(tables.records_place, refused.condemned)
+        elif _refuse_copies(tables):
+            continue
+        elif back := refused.back():
+            delete_addresses(tables.quarantine_place, back)
+        else:
+            return tables, refused.stranded()
 
 
-def _settle_refusals(tables: Tables) -> bool:
-    """Delete refusals that came twice, or whose row was read again; return whether there were."""
+def _drop_repeated(tables: Tables) -> bool:
+    """Delete all but the newest refusal of one outcome; return whether there were."""
     twice = repeated_rows(tables.quarantine_place, tables.quarantine, UNIT_ROW)
+    twice = twice.sort_values("_rowaddr", ascending=False)
     gone = twice[twice.duplicated(UNIT_ROW)]["_rowaddr"].tolist()
-    gone += _readmitted(tables.records, tables.quarantine)
     delete_addresses(tables.quarantine_place, gone)
     return bool(gone)
 
 
-def _settle_records(tables: Tables, published: Manifest | None) -> bool:
-    """Leave one row of every observation; return whether one came more than once."""
+class _Refused:
+    """Refusals of copies, as hashes and addresses, and what the records hold of them."""
+
+    def __init__(self, tables: Tables):
+        self._table = tables.quarantine
+        columns = [*UNIT_ROW, "observation_id", REFUSED_RECORD.name]
+        parts = [
+            (
+                part["_rowaddr"].to_numpy(),
+                part[REFUSED_RECORD.name].to_numpy(),
+                _hashes(part, UNIT_ROW),
+                _hashes(part, ["observation_id"]),
+            )
+            for part in fragment_rows(self._table, columns, _TWICE)
+        ]
+        parts.append((np.zeros(0, np.uint64),) * 4)
+        joined = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        self._address, record, self._unit_row, self._observation = joined
+        self._record = record[record != NO_RECORD]
+        self._kept = np.zeros(len(self._address), bool)
+        self._units: list[pa.Table] = []
+        self.condemned: list[int] = []  # addresses of records
+        if len(self._address):
+            self._look_for(tables.records)
+
+    def _look_for(self, records: lance.LanceDataset) -> None:
+        """Find the records that were refused, those of the same outcomes, and those kept."""
+        for part in fragment_rows(records, [*UNIT_ROW, "observation_id"]):
+            address = part["_rowaddr"].to_numpy()
+            self.condemned += address[np.isin(address, self._record)].tolist()
+            same = np.isin(_hashes(part, UNIT_ROW), self._unit_row)
+            self._units.append(part.filter(pa.array(same)).select(UNIT_ROW))
+            self._kept |= np.isin(self._observation, _hashes(part, ["observation_id"]))
+
+    def back(self) -> list[int]:
+        """Return the addresses of refusals whose outcomes were read again and are records now."""
+        there = [part.to_pandas() for part in self._units if part.num_rows]
+        if not there:
+            return []
+        frame = pd.concat(there)
+        hashes = pd.util.hash_pandas_object(frame, index=False, categorize=False)
+        chosen = self._address[np.isin(self._unit_row, hashes.to_numpy(np.uint64))]
+        refusals = rows_at(self._table, chosen, UNIT_ROW).to_pandas()
+        return refusals.merge(frame, on=UNIT_ROW)["_rowaddr"].tolist()
+
+    def stranded(self) -> list[str]:
+        """Return the files of refusals whose observation has no record."""
+        found = rows_at(self._table, self._address[~self._kept], ["ingest_file"])
+        return sorted(set(found["ingest_file"].to_pylist()))
+
+
+def _refuse_copies(tables: Tables) -> bool:
+    """Refuse and delete all records but one of every observation; return whether there were."""
     records, quarantine = tables.records_place, tables.quarantine_place
     more = ["object_id", "source", "digest"]
     copies = repeated_rows(records, tables.records, ["observation_id"], more)
     if copies.empty:
         return False
+    if not claim(tables.records):
+        return True  # a version was published meanwhile: another record may have to stay
     fragment = (copies["_rowaddr"].to_numpy(np.uint64) >> np.uint64(32)).astype(np.int64)
-    copies["later"] = ~np.isin(fragment, _fragments(records, published))
+    copies["later"] = ~np.isin(fragment, _published_fragments(tables))
     copies = copies.sort_values(
         ["observation_id", "later", "source", "ingest_unit", "ingest_row", "_rowaddr"]
     )
-    again = copies.duplicated(["observation_id", *UNIT_ROW])  # one outcome, written twice
-    refused = _refusals(copies[~again])
-    commit_append(quarantine, write_fragments(quarantine, refused))
-    lost = copies.duplicated("observation_id") | again
+    commit_append(quarantine, write_fragments(quarantine, _refusals(copies)))
+    lost = copies.duplicated("observation_id")
     delete_addresses(records, copies[lost]["_rowaddr"].tolist())
     return True
 
 
-def _fragments(records: str, published: Manifest | None) -> list[int]:
+def claim(records: lance.LanceDataset, **entries: str) -> bool:
+    """Set entries of the table, unless another has claimed it since `records` was opened.
+
+    Who settles or publishes does so before anything else, so that all decide alike.
+    """
+    try:
+        records.update_config({_CLAIM_KEY: uuid.uuid4().hex, **entries})
+    except OSError:  # a conflict, or an answer that was lost
+        return False
+    return True
+
+
+def _published_fragments(tables: Tables) -> list[int]:
+    published = read_manifest(tables.records)
     if published is None:
         return []
-    table = open_table(records, published.records_version)
+    table = open_table(tables.records_place, published.records_version)
     return [fragment.fragment_id for fragment in table.get_fragments()]
 
 
 def _refusals(copies: pd.DataFrame) -> pa.Table:
-    """Return the refusals of all copies but the first of each observation."""
-    first = copies.groupby("observation_id", sort=False)[["source", "digest"]].transform("first")
+    """Return the refusals of all copies but the first of each observation.
+
+    An outcome that was written twice needs none: it is the first.
+    """
+    about = [*UNIT_ROW, "source", "digest"]
+    first = copies.groupby("observation_id", sort=False)[about].transform("first")
+    again = (copies[UNIT_ROW] == first[UNIT_ROW]).all(axis=1)
     same = copies["digest"] == first["digest"]
     copies = copies.assign(
         reason=np.where(same, DUPLICATE, CONFLICT),
         detail=np.where(same, "kept the one of ", "the same name with other content; kept that of ")
         + first["source"],
+        **{REFUSED_RECORD.name: copies["_rowaddr"].astype(np.uint64)},
     )
-    refused = copies[copies.duplicated("observation_id")]
+    refused = copies[~again]
     return pa.Table.from_pandas(
         refused[QUARANTINE_SCHEMA.names], schema=QUARANTINE_SCHEMA, preserve_index=False
     )
-
-
-def _readmitted(records: lance.LanceDataset, quarantine: lance.LanceDataset) -> list[int]:
-    """Return the addresses of refusals of rows that were read again and are records now."""
-    only = f"reason IN ({quoted(SEEN_TWICE)})"
-    found = []
-    for part in fragment_rows(quarantine, UNIT_ROW, only):
-        refused = part.to_pandas()
-        files = sorted(set(refused["ingest_file"]))
-        for start in range(0, len(files), _FILES_AT_ONCE):
-            those = f"ingest_file IN ({quoted(files[start : start + _FILES_AT_ONCE])})"
-            there = records.to_table(columns=UNIT_ROW, filter=those).to_pandas()
-            found += refused.merge(there, on=UNIT_ROW)["_rowaddr"].tolist()
-    return found
 
 
 def repeated_rows(

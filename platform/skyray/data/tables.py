@@ -27,7 +27,7 @@ warnings.filterwarnings("ignore", message="lance is not fork-safe")
 
 STORAGE_VERSION = "2.0"  # writes faster than 2.1 and reads alike
 _ATTEMPTS = 6
-_ROWS_PER_DELETE = 10_000  # addresses in one predicate
+_ROWS_PER_FILTER = 10_000  # addresses in one predicate
 _Made = TypeVar("_Made")
 
 
@@ -36,8 +36,12 @@ class ForeignType(ValueError):
 
 
 def table_exists(uri: str) -> bool:
-    """Return whether there is a Lance table at a place."""
-    return places.exists(places.join(uri, "_versions"))
+    """Return whether there is a Lance table at a place: one that has a version."""
+    try:
+        open_table(uri)
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def open_table(uri: str, version: int | str | None = None) -> lance.LanceDataset:
@@ -50,13 +54,11 @@ def open_table(uri: str, version: int | str | None = None) -> lance.LanceDataset
     ForeignType
         If a column is of an extension type other than Arrow's own tensor.
     """
-    if not table_exists(uri):
-        raise FileNotFoundError(f"{uri}: no such table")
-    table = patiently(
-        lambda: lance.dataset(
-            places.lance_uri(uri), version=version, storage_options=places.lance_options(uri)
-        )
-    )
+    where, options = places.lance_uri(uri), places.lance_options(uri)
+    try:
+        table = patiently(lambda: lance.dataset(where, version=version, storage_options=options))
+    except ValueError as error:
+        raise FileNotFoundError(f"{uri}: no such table, or no version {version}: {error}") from None
     for field in table.schema:
         _check_plain(field.type, field.name, uri)
     return table
@@ -74,19 +76,23 @@ def _check_plain(kind: pa.DataType, column: str, uri: str) -> None:
 
 
 def create_table(uri: str, schema: pa.Schema) -> bool:
-    """Make an empty table unless there is one; return whether this call made it."""
+    """Make an empty table unless there is one; return whether this call made it.
+
+    Of several writers one makes it. (`lance.write_dataset` tries again after a conflict, and then
+    overwrites what the first has made, with all rows that came meanwhile.)
+    """
 
     def create() -> bool:
         if table_exists(uri):
             return False
         try:
-            lance.write_dataset(
-                schema.empty_table(), places.lance_uri(uri), mode="create",
-                data_storage_version=STORAGE_VERSION,
+            lance.LanceDataset.commit(
+                places.lance_uri(uri), lance.LanceOperation.Overwrite(schema, []),
+                read_version=0, max_retries=0,
                 storage_options=places.lance_options(uri),
             )  # fmt: skip
-        except OSError as error:
-            if "already exists" in str(error):  # another writer was first
+        except OSError:
+            if table_exists(uri):  # another writer was first
                 return False
             raise
         return True
@@ -143,8 +149,8 @@ def delete_rows(uri: str, which: str) -> None:
 
 def delete_addresses(uri: str, addresses: Sequence[int]) -> None:
     """Delete rows by their ``_rowaddr``."""
-    for start in range(0, len(addresses), _ROWS_PER_DELETE):
-        chosen = ", ".join(str(int(a)) for a in addresses[start : start + _ROWS_PER_DELETE])
+    for start in range(0, len(addresses), _ROWS_PER_FILTER):
+        chosen = ", ".join(str(int(a)) for a in addresses[start : start + _ROWS_PER_FILTER])
         delete_rows(uri, f"_rowaddr IN ({chosen})")
 
 
@@ -162,6 +168,21 @@ def fragment_rows(
         found = scanner.to_table()
         if found.num_rows:
             yield found
+
+
+def rows_at(
+    table: lance.LanceDataset, addresses: Sequence[int], columns: Sequence[str]
+) -> pa.Table:
+    """Return narrow columns of rows by their ``_rowaddr``, which comes with them."""
+    pieces = []
+    for start in range(0, max(1, len(addresses)), _ROWS_PER_FILTER):
+        chosen = ", ".join(str(int(a)) for a in addresses[start : start + _ROWS_PER_FILTER])
+        scanner = table.scanner(
+            columns=list(columns), with_row_address=True,
+            filter=f"_rowaddr IN ({chosen})" if chosen else "false",
+        )  # fmt: skip
+        pieces.append(scanner.to_table())
+    return pa.concat_tables(pieces)
 
 
 def patiently(work: Callable[[], _Made]) -> _Made:

@@ -99,7 +99,6 @@ class DataInfo:
     classes: tuple[str, ...]
     coarse: Mapping[str, str]
     fingerprint: str
-    version: int = 0
     grid: Grid | None = None
     counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     min_good_pixels: int = 100
@@ -108,6 +107,7 @@ class DataInfo:
     image_fit: str = "exact"
     pixel_scale_arcsec: float | None = None
     features: tuple[str, ...] = ()
+    version: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return {

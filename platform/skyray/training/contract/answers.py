@@ -61,6 +61,26 @@ class Answering:
             found = case.family().predict(self.again, inputs, *self.kept)
             case.require_equal(found, output, "predictions after saving and loading")
 
+    def in_two_steps(self) -> None:
+        """`predict` is `finish` after `infer`, which other workers do, with other batches."""
+        case, family = self.case, self.case.family()
+        for training in (False, True):
+            with case.checking("infer"):
+                inputs = case.inputs(training, self.new)
+                found = self.family.infer(self.model, inputs, *self.kept)
+                for name, values in found.items():
+                    case.require(
+                        isinstance(values, np.ndarray) and len(values) == len(self.new),
+                        f"{name}: an array of {len(self.new)} rows", np.shape(values),
+                    )  # fmt: skip
+            with case.checking("finish"):
+                expected = self.family.predict(self.model, inputs, *self.kept)
+                case.require_equal(family.finish(found, *self.kept), expected, "as predict")
+                for rows in ([0], [len(self.new) - 1], []):
+                    answer = family.finish(_rows(found, rows), *self.kept)
+                    case.require(set(answer) == set(expected), sorted(expected), sorted(answer))
+                    self._require_close(answer, _rows(expected, rows), f"rows {rows} alone")
+
     def evaluate(self) -> None:
         """Predictions beside the truth give scores, in JSON."""
         case, family = self.case, self.family
@@ -68,13 +88,23 @@ class Answering:
             inputs = case.inputs(True, self.new)
             output = family.predict(self.model, inputs, *self.kept)
             self._check_columns(output, len(self.new), exact=False)
-        with case.checking("evaluate"):
+        with case.checking("scoring_table"):
             names = dict.fromkeys(["object_id", *family.truth_columns()])
             truth = {name: case.dataset[name][self.new] for name in names}
             for name in family.detail_columns():
                 output.pop(name, None)
             renamed = {f"{n}_pred" if n in truth else n: v for n, v in output.items()}
-            metrics = family.evaluate(truth | renamed, self.kept[0])
+            table = family.scoring_table(truth | renamed)
+            for rows in ([0], [len(self.new) - 1]):
+                alone = family.scoring_table(_rows(truth | renamed, rows))
+                case.require(
+                    set(alone) == set(table), f"row {rows}: {sorted(table)}", sorted(alone)
+                )
+                same = all(len(v) == 1 and _same(v[0], table[n][rows[0]]) for n, v in alone.items())
+                case.require(same, f"row {rows} alone as among others", "another")
+        with case.checking("evaluate"):
+            table = {name: values for name, values in table.items() if name != "object_id"}
+            metrics = family.evaluate(table, self.kept[0])
             case.require(isinstance(metrics, dict), "a dict", type(metrics).__name__)
             case.require(survives(metrics), "values that JSON keeps", metrics)
 
@@ -120,4 +150,9 @@ def _loaded(family: Family, weights: bytes) -> nn.Module:
 
 
 def _rows(columns: Columns, rows: list[int]) -> Columns:
-    return {name: values[rows] for name, values in columns.items()}
+    chosen = np.asarray(rows, dtype=int)
+    return {name: values[chosen] for name, values in columns.items()}
+
+
+def _same(a: Any, b: Any) -> bool:
+    return bool(np.all((np.asarray(a) == np.asarray(b)) | (np.asarray(a) != np.asarray(a))))

@@ -39,6 +39,25 @@ class BrokenContract(AssertionError):
         return type(self), (self.family, self.contract, self.expected, self.found)
 
 
+class Asked(Mapping):
+    """Columns as a prepared table gives them: read when asked for, `names` says which were."""
+
+    def __init__(self, columns: Mapping[str, Any]):
+        self._columns = columns
+        self.names: set[str] = set()
+
+    def __getitem__(self, name: str) -> Any:
+        values = self._columns[name]
+        self.names.add(name)
+        return values
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._columns)
+
+    def __len__(self) -> int:
+        return len(self._columns)
+
+
 class Case:
     """A family on one example: its mock records as a dataset holds them and as a request brings.
 

@@ -17,7 +17,8 @@ def check_family(
     In order: ``columns``, ``transform``, ``identity``, ``pickle``, ``transform_settings``,
     ``search_space``, ``build_model``, ``stages``, and of each stage ``rows``, ``features``,
     ``part``, ``trains``, ``prepare``, ``at_epoch`` and ``loss`` with one step of its optimiser;
-    ``objective``, ``weights``, ``calibrate``, ``predict``, ``evaluate``.
+    ``objective``, ``weights``, ``calibrate``, ``predict``, ``infer``, ``finish``,
+    ``scoring_table``, ``evaluate``.
 
     Parameters
     ----------
@@ -51,4 +52,5 @@ def check_example(case: Case) -> None:
     answering = answers.Answering(case, stages.train_one_step(case))
     answering.calibrate()
     answering.predict()
+    answering.in_two_steps()
     answering.evaluate()

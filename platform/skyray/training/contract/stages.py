@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from skyray.families.base import Stage, Tensors, TrainConfig
-from skyray.training.contract.case import Case
+from skyray.training.contract.case import Asked, Case
 from skyray.training.optimizers import make_optimizer
 
 _SEED = 7
@@ -77,7 +77,7 @@ def _check_stage(case: Case, stage: Stage, model: nn.Module) -> set[str]:
         case.require(len(learning) > 0, "one parameter at least that learns", "none")
     if stage.prepare:
         with case.checking(f"{about}: prepare"):
-            stage.prepare(part, batch)
+            stage.prepare(part, Asked(batch))
             _require_finite(case, model)
     if stage.at_epoch:
         with case.checking(f"{about}: at_epoch"):
@@ -92,7 +92,10 @@ def _stage_batch(case: Case, stage: Stage) -> Tensors:
     columns = case.inputs(training=True)
     chosen = np.ones(case.rows, bool)
     if stage.rows:
-        chosen = np.asarray(stage.rows(columns))
+        asked = Asked(columns)
+        chosen = np.asarray(stage.rows(asked))
+        wide = sorted(name for name in asked.names if columns[name].ndim > 1)
+        case.require(not wide, "columns of one value a row asked for, no pixels", wide)
         case.require(
             chosen.dtype == bool and chosen.shape == (case.rows,), f"bool [{case.rows}]",
             f"{chosen.dtype} {list(chosen.shape)}",
