@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.object_store import object_store
 
 from skyray.config import ConfigError
 from skyray.data.prepared_space import (
@@ -19,6 +20,7 @@ from skyray.data.prepared_space import (
     vacuum_prepared,
 )
 from skyray.data.prepared_tables import PreparedTable, publish, write_batches
+from skyray.runtime import places
 
 HOUR = 3600.0
 ROWS = 50
@@ -112,6 +114,27 @@ def test_leftovers_of_killed_makers_go_after_a_day(three):
 def test_removed_table_can_be_made_anew(three):
     vacuum_prepared(keep_bytes=0)
     assert made("a", 0).count() == ROWS
+
+
+def test_space_of_an_object_store(monkeypatch):
+    """Through a proxy that fails one call in twenty."""
+    with object_store(20, seed=3) as store:
+        monkeypatch.setenv("SKYRAY_HOME", places.join(store.uri, "home"))
+        uri = places.join(folder(), "a.lance")
+        batch = {"x": np.random.default_rng(0).random((ROWS, 1000))}
+        ours, theirs = (write_batches(uri, lambda: iter([batch]), ROWS) for _ in range(2))
+        about = {"splits": {"train": [0, ROWS]}, "recipe": "redshift/none", "card": "mock"}
+        assert publish(uri, [ours], about)
+        assert not publish(uri, [theirs], about)
+        np.testing.assert_array_equal(PreparedTable(uri).take([7, 3])["x"], batch["x"][[7, 3]])
+        (info,) = prepared_tables()
+        assert info.bytes > 8 * ROWS * 1000
+        assert info.bytes < 1.2 * 8 * ROWS * 1000  # what the second had written is gone
+        assert vacuum_prepared(keep_bytes=0) == []  # in use
+        (gone,) = vacuum_prepared(keep_bytes=0, in_use=datetime.timedelta(0))
+        assert gone.uri == uri
+        assert prepared_tables() == []
+        assert sum(store.proxy.made.values()) > 0
 
 
 def test_bound_is_a_setting(three, monkeypatch):

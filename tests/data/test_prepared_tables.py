@@ -44,6 +44,7 @@ def test_every_kind_of_column_comes_back_as_it_went(tmp_path):
     for name, values in columns.items():
         assert found[name].dtype == values.dtype, name
         np.testing.assert_array_equal(found[name], values, err_msg=name)
+        assert found[name].flags.writeable
     assert table.numbers == [name for name in columns if name not in ("text", "maybe")]
     assert table.bytes_per_row(["float322x3x4", "float32", "bool"]) == 4 * 24 + 4 + 1
 

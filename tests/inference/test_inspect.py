@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from tests.inference.test_catalogue import write
 
 from skyray.data.dataset import QUARANTINE, RECORDS, Dataset
 from skyray.data.operators import WriteOutcomes
@@ -13,7 +12,10 @@ from skyray.data.publish import create_dataset, publish
 from skyray.data.sources import Unit
 from skyray.data.tables import commit_append
 from skyray.families.base import OutputColumn
+from skyray.inference.catalogue_parts import part_uri, write_part
+from skyray.inference.catalogue_parts import publish as publish_parts
 from skyray.inference.inspect import describe_numbers, inspect
+from skyray.inference.single_file import write_fits
 from skyray.records import InvalidRecord, Spectrum
 
 
@@ -66,14 +68,18 @@ def test_a_dataset_tells_rows_grid_ranges_and_quarantine(dataset):
     assert found["quarantine"] == {"ivar_empty": "1\n  c.fits: expected some pixels"}
 
 
-@pytest.mark.parametrize("kind", [0, 1], ids=["parquet", "fits"])
+@pytest.mark.parametrize("kind", [0, 1, 2], ids=["folder", "parquet", "fits"])
 def test_a_catalogue_tells_units_meaning_and_range(tmp_path, kind):
     columns = [
         OutputColumn("object_id", "str", "", "identifier"),
         OutputColumn("ra", "float64", "deg", "right ascension"),
     ]
     rows = {"object_id": np.array(["a", "b"], dtype=object), "ra": np.array([10.0, 20.0])}
-    found = inspect(write(tmp_path / "c", [rows], columns)[kind])
+    count, widths = write_part(part_uri(str(tmp_path / "c"), 0), iter([rows]), columns)
+    told = {f"width/{name}": width for name, width in widths.items()}
+    catalogue = publish_parts(str(tmp_path / "c"), columns, [{"part": 0, "rows": count, **told}])
+    write_fits(catalogue, tmp_path / "c.fits")
+    found = inspect([catalogue.uri, catalogue.files()[0], tmp_path / "c.fits"][kind])
     assert found["rows"] == 2
     assert found["columns"]["ra"].endswith("[deg]; right ascension; 10 to 20, median 15")
 

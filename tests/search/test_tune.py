@@ -17,6 +17,7 @@ import ray
 from tests.object_store import object_store
 
 from skyray.config import ConfigError
+from skyray.data.prepared_space import prepared_tables
 from skyray.families.base import Choice, Range, load_recipe
 from skyray.runtime import places, tracking
 from skyray.runtime.session import cores_for
@@ -108,6 +109,20 @@ def test_killed_sweep_goes_on_and_counts_every_trial_once(
     recipe.override(found.best)
     with pytest.raises(ConfigError, match="another recipe"):
         tune_recipe(recipe.override(["seed=9"]), mock_dataset, str(out), trials=trials)
+
+
+@pytest.mark.slow
+def test_transform_runs_once_for_a_sweep_and_an_ensemble(mock_dataset, tiny_recipe, tmp_path):
+    before = {info.uri for info in prepared_tables()}
+    recipe = tiny_recipe.override([*FAST, "input.pixels=901"])  # a transform of this test alone
+    tune_recipe(recipe, mock_dataset, str(tmp_path / "sweep"), trials=3, progress=False)
+    ensemble(recipe, mock_dataset, str(tmp_path / "seeds"), members=2, progress=False)
+    runs = [*tmp_path.glob("sweep/runs/*/run.json"), *tmp_path.glob("seeds/*/run/run.json")]
+    assert len(runs) == 5
+    (made,) = {info.uri for info in prepared_tables()} - before
+    written = [path for path in Path(made).rglob("*") if path.is_file()]
+    begun = min(run.stat().st_mtime for run in runs)
+    assert max(path.stat().st_mtime for path in written) < begun  # nobody wrote to it afterwards
 
 
 def _sweep(recipe, data: str, out: str, trials: int, log) -> subprocess.Popen:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import itertools
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from skyray.data.prepared_tables import PreparedTable, publish, write_batches
+from skyray.data.prepared_tables import PreparedTable, mark_of, publish, write_batches
 from skyray.families.base import Stage, TrainConfig
 from skyray.training.loader import (
     InMemory,
@@ -204,6 +205,15 @@ def test_reading_ahead_ends_with_the_loop(table):
     batches.close()
     gc.collect()
     assert not any(thread.name.startswith("loader") for thread in threading.enumerate())
+
+
+def test_a_table_that_memory_holds_is_marked_as_used(table):
+    both = Rows(table).of(stage(memory_bytes=1 << 30))
+    mark = Path(mark_of(table.uri))
+    mark.unlink()
+    table._touched = -np.inf  # as it is minutes later
+    next(both["train"].batches(BATCH, 0, 1, CPU, seed=0))
+    assert mark.exists()
 
 
 def test_seed_is_a_pure_function_of_its_parts():

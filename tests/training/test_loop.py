@@ -37,6 +37,7 @@ TRAIN, VALIDATION = 101, 30
 PIXELS = 12
 
 
+pytestmark = pytest.mark.slow
 multiprocessing.set_forkserver_preload(
     ["torch", "ray.train.torch", "mlflow.store.tracking.sqlalchemy_store", "lance"]
 )  # a process of a group then starts at once
@@ -172,7 +173,8 @@ def one_rank(rank: int, world: int, folder: str, table, jobs: list[Job], tracked
         )  # fmt: skip
         with contextlib.suppress(Stopped):
             position = loop.run_stages(worker, family, table)
-            Path(folder, f"{job.name}.history").write_text(json.dumps(position.history))
+            if rank == 0:
+                Path(folder, f"{job.name}.history").write_text(json.dumps(position.history))
 
 
 def line_table(home: Path) -> PreparedTable:

@@ -10,11 +10,12 @@ import psutil
 import pytest
 
 from skyray.bundles.bundle import Predictor, history_rows, read_bundle
+from skyray.config import ConfigError
 from skyray.data.dataset import Dataset, table_to_columns
 from skyray.families.base import DataInfo
 from skyray.runtime import places, tracking
 from skyray.training.lone import train_alone
-from skyray.training.train import TrainingFailed, train
+from skyray.training.train import RUN_FILE, TrainingFailed, data_of_run, train
 
 pytestmark = pytest.mark.slow
 
@@ -152,21 +153,31 @@ def test_failed_run_goes_on_when_resumed(undisturbed, mock_dataset, tmp_path):
     assert again.restarts >= 1
 
 
-def test_two_workers_repeat_themselves(mock_dataset, tiny_recipe, tmp_path):
-    recipe = classifier_only(tiny_recipe, 2)
+def test_run_goes_on_with_the_data_it_began_with(undisturbed, mock_dataset, tmp_path):
+    """Also with more workers; a run of other data is refused."""
+    recipe, first = undisturbed
+    run_uri = places.join(places.home(), "runs", first.run_id)
+    begun = places.read_json(places.join(run_uri, RUN_FILE))
+    dataset = Dataset.open(mock_dataset)
+    assert begun["version"] == dataset.version
+    again = train(recipe, mock_dataset, str(tmp_path), workers=2, progress=False,
+                  resume=first.run_id)  # fmt: skip
+    assert losses(again.history) == losses(first.history)  # nothing was left to do
+    other = places.join(tmp_path, "other")
+    places.write_json(places.join(other, RUN_FILE), begun | {"fingerprint": "0" * 64})
+    with pytest.raises(ConfigError, match="of another dataset"):
+        data_of_run(mock_dataset, other)
+
+
+def test_group_reads_from_disk_what_it_would_hold_in_memory(mock_dataset, tiny_recipe, tmp_path):
     first, second = (
-        train(recipe, mock_dataset, str(tmp_path / name), workers=2, progress=False)
-        for name in ("a", "b")
-    )
-    assert losses(first.history) == losses(second.history)
-    assert first.history[0]["train_rows"] == Dataset.open(mock_dataset).count("train")
-
-
-def test_streamed_training_sees_the_rows_of_every_worker(mock_dataset, tiny_recipe, tmp_path):
-    recipe = classifier_only(tiny_recipe, 2, "train.memory_bytes=0")
-    result = train(recipe, mock_dataset, str(tmp_path), workers=2, progress=False)
-    rows = Dataset.open(mock_dataset).count("train")
-    assert [row["train_rows"] for row in result.history] == [rows] * 2
+        train(classifier_only(tiny_recipe, 2, f"train.memory_bytes={size}"), mock_dataset,
+              str(tmp_path / str(size)), workers=2, progress=False).history
+        for size in (1 << 30, 0)
+    )  # fmt: skip
+    assert losses(first) == losses(second)
+    assert first[0]["train_rows"] == Dataset.open(mock_dataset).count("train")
+    assert first[0]["validation_rows"] == Dataset.open(mock_dataset).count("validation")
 
 
 def test_published_mode_trains_members_together(mock_dataset, tiny_recipe, tmp_path):

@@ -271,15 +271,22 @@ def predict(
     workers: Annotated[int | None, typer.Option(help="Model replicas.")] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a replica.")] = False,
     fits: Annotated[
-        bool | None, typer.Option("--fits/--no-fits", help="One FITS file; default: if small.")
+        bool | None,
+        typer.Option(
+            "--fits/--no-fits", help="One FITS file; default: up to 5 million rows, 2 GB."
+        ),
     ] = None,
     votable: Annotated[bool, typer.Option("--votable", help="Also write a VOTable.")] = False,
-    hats: Annotated[bool, typer.Option("--hats", help="Also write HATS, by sky.")] = False,
+    hats: Annotated[
+        bool, typer.Option("--hats", help="Also write HATS partitions by sky, for LSDB.")
+    ] = False,
     progress: Progress = True,
     address: Address = None,
     json: Json = None,
 ):
     """Write a catalogue of predictions (Parquet parts, FITS) for survey files or a dataset.
+
+    Run again, an interrupted job goes on where it stopped.
 
     Example: skyray predict bundle spectra/ --out catalogue
     """

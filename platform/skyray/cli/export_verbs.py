@@ -23,6 +23,12 @@ def export(
     kind: Annotated[Kind, typer.Argument(help="hats: by sky, for LSDB; parquet: plain parts.")],
     source: Annotated[str, typer.Argument(help="Dataset, or (hats) the folder of a catalogue.")],
     out: Annotated[str, typer.Option(help="Folder or URI to write to.")],
+    version: Annotated[
+        int | None, typer.Option(min=1, help="Version of a dataset; default: the newest.")
+    ] = None,
+    threshold: Annotated[
+        int, typer.Option(min=1, help="hats: rows of a partition at most.")
+    ] = 1_000_000,
     address: Address = None,
     json: Json = None,
 ):
@@ -40,4 +46,6 @@ def export(
         from skyray.inference.export import export_parquet
         from skyray.inference.hats import write_hats
 
-        return asdict((write_hats if kind is Kind.hats else export_parquet)(source, out))
+        if kind is Kind.hats:
+            return asdict(write_hats(source, out, version=version, threshold=threshold))
+        return asdict(export_parquet(source, out, version))

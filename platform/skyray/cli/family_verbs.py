@@ -42,6 +42,12 @@ def outliers(
     ] = 5000,
     workers: Annotated[int | None, typer.Option(help="Model replicas.")] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a replica.")] = False,
+    fits: Annotated[
+        bool | None,
+        typer.Option(
+            "--fits/--no-fits", help="One FITS file; default: up to 5 million rows, 2 GB."
+        ),
+    ] = None,
     progress: Progress = True,
     address: Address = None,
     json: Json = None,
@@ -57,7 +63,7 @@ def outliers(
 
         return find_outliers(
             bundle, sources, out, star_bundle=stars, card=card, top=top, explorer_rows=map_rows,
-            workers=workers, use_gpu=gpu, progress=progress,
+            workers=workers, use_gpu=gpu, fits=fits, progress=progress,
         )  # fmt: skip
 
 

@@ -7,17 +7,15 @@ import datetime
 import os
 from dataclasses import dataclass
 
-from pyarrow import fs
-
 from skyray.config import ConfigError
-from skyray.data.prepared_tables import PreparedTable, remove_file, remove_strays
+from skyray.data.prepared_tables import PreparedTable, mark_of, remove_file, remove_strays
 from skyray.runtime import places
 
 FOLDER = "prepared"
 BYTES_SETTING = "SKYRAY_PREPARED_BYTES"
 _DEFAULT_BYTES = 200_000_000_000
 _SUFFIX, _MARK = ".lance", ".used"
-_IN_USE = datetime.timedelta(hours=1)  # whoever reads a table marks it every few minutes
+IN_USE = datetime.timedelta(hours=1)
 _UNFINISHED = datetime.timedelta(days=1)  # without a new file: its maker was killed
 
 
@@ -56,45 +54,50 @@ def folder() -> str:
 
 def prepared_tables() -> list[PreparedInfo]:
     """Return all prepared tables, least recently used first."""
-    found: dict[str, list[fs.FileInfo]] = {}
-    marks: dict[str, datetime.datetime] = {}
-    filesystem, root = places.resolve(folder())
-    listing = fs.FileSelector(root, recursive=True, allow_not_found=True)
-    for info in filesystem.get_file_info(listing):
-        if info.type != fs.FileType.File:
-            continue
-        name, _, _ = info.path[len(root) :].strip("/").partition("/")
-        if name.endswith(_SUFFIX):
+    found: dict[str, list[places.FileInfo]] = {}
+    marks: dict[str, int] = {}
+    start = len(places.resolve(folder())[1])
+    for info in _files(folder()):
+        name, *deeper = places.resolve(info.uri)[1][start:].strip("/").split("/")
+        if deeper and name.endswith(_SUFFIX):
             found.setdefault(name, []).append(info)
         elif name.endswith(_SUFFIX + _MARK):
-            marks[name.removesuffix(_MARK)] = info.mtime
-    infos = [_info(name, files, marks.get(name)) for name, files in found.items()]
+            marks[name.removesuffix(_MARK)] = info.modified_ns or 0
+    infos = [_info(name, files, marks.get(name, 0)) for name, files in found.items()]
     return sorted(infos, key=lambda info: (info.last_used, info.name))
 
 
-def _info(name: str, files: list[fs.FileInfo], mark: datetime.datetime | None) -> PreparedInfo:
+def _info(name: str, files: list[places.FileInfo], mark: int) -> PreparedInfo:
     table = PreparedTable(places.join(folder(), name))
-    size = sum(info.size or 0 for info in files)
-    newest = max(info.mtime for info in files)
+    size = sum(info.size for info in files)
+    newest = max(info.modified_ns or 0 for info in files)
     about = table.about_untouched()
+    last = datetime.datetime.fromtimestamp(max(newest, mark) / 1e9, datetime.UTC)
     if about is None:
-        return PreparedInfo(name, table.uri, size, 0, newest, "unfinished")
+        return PreparedInfo(name, table.uri, size, 0, last, "unfinished")
     rows = max(stop for _, stop in about["splits"].values())
     stage = f", stage {about['stage']}" if "stage" in about else ""
     made_for = f"{about['recipe']} on {about['card']}{stage}"
-    return PreparedInfo(name, table.uri, size, rows, max(mark or newest, newest), made_for)
+    return PreparedInfo(name, table.uri, size, rows, last, made_for)
+
+
+def _files(place: str) -> list[places.FileInfo]:
+    try:
+        return list(places.walk(place))
+    except FileNotFoundError:
+        return []
 
 
 def vacuum_prepared(
     keep_bytes: int | None = None,
     older_than: datetime.timedelta | None = None,
     *,
+    in_use: datetime.timedelta = IN_USE,
     dry_run: bool = False,
 ) -> list[PreparedInfo]:
     """Remove prepared tables that nobody uses; return what was removed (or would be: `dry_run`).
 
-    A table counts as in use for an hour after it was last read. What killed makers left goes after
-    a day without a new file, whatever the limits.
+    What killed makers left goes after a day without a new file, whatever the limits.
 
     Parameters
     ----------
@@ -102,6 +105,9 @@ def vacuum_prepared(
         Remove the least recently used ones until the others take no more than this.
     older_than : timedelta, optional
         Remove those that were not used for so long.
+    in_use : timedelta
+        So long after it was last read a table counts as in use, and stays whatever the limits:
+        readers mark it every few minutes.
     """
     now = datetime.datetime.now(datetime.UTC)
     infos = prepared_tables()
@@ -111,7 +117,7 @@ def vacuum_prepared(
         idle = now - info.last_used
         if info.finished:
             old = older_than is not None and idle >= older_than
-            goes = idle >= _IN_USE and (old or (keep_bytes is not None and total > keep_bytes))
+            goes = idle >= in_use and (old or (keep_bytes is not None and total > keep_bytes))
         else:
             goes = idle >= _UNFINISHED
         if goes:
@@ -151,12 +157,11 @@ def _remove(info: PreparedInfo) -> None:
 
     Never the folder with all that is in it: somebody may begin to make the same table anew.
     """
-    files = [path for path, _ in places.list_files(info.uri)]
-    for path in sorted(files, key=lambda path: not path.endswith(".manifest")):
-        remove_file(info.uri, path)
-    filesystem, path = places.resolve(info.uri)
-    remove_file(info.uri, path + _MARK)
-    if isinstance(filesystem, fs.LocalFileSystem):
-        for place, _, _ in os.walk(path, topdown=False):
+    files = [found.uri for found in _files(info.uri)]
+    for uri in sorted(files, key=lambda uri: not places.name(uri).endswith(".manifest")):
+        remove_file(uri)
+    remove_file(mark_of(info.uri))
+    if places.is_local(info.uri):
+        for folder_left, _, _ in os.walk(info.uri, topdown=False):
             with contextlib.suppress(OSError):  # not empty: somebody began anew
-                os.rmdir(place)
+                os.rmdir(folder_left)

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from queue import Full, Queue
 from typing import TYPE_CHECKING, Any
 
 import lance
 import numpy as np
 import pyarrow as pa
 from lance.fragment import FragmentMetadata, write_fragments
-from pyarrow import fs
 
 from skyray.data.tables import STORAGE_VERSION, patiently
 from skyray.records import tensor_array, tensor_values
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 _VERSION = 1  # the only one a table ever has
 _CACHE_BYTES = 128 << 20  # what an open table keeps of the form of its files
 _TOUCH_SECONDS = 300.0
+_AHEAD = 2  # batches made before they are written
 _DTYPE = b"skyray.dtype"  # of a tensor column that Arrow has no tensor type for
 
 
@@ -119,7 +122,7 @@ class PreparedTable:
         names = None if columns is None else list(columns)
         found = _to_columns(patiently(lambda: self._table.take(unique, columns=names)))
         if len(unique) == len(wanted) and (unique == wanted).all():
-            return found
+            return {k: np.require(values, requirements="W") for k, values in found.items()}
         return {name: values[place] for name, values in found.items()}
 
     def scan(
@@ -135,10 +138,19 @@ class PreparedTable:
         return self.take(np.arange(self.rows(split).start, self.rows(split).stop), columns)
 
     def touch(self) -> None:
-        """Mark the table as used now; the mark is written every few minutes at most."""
+        """Mark the table as used now; the mark is written every few minutes at most.
+
+        A storage that fails then stops nobody: the next mark is soon enough.
+        """
         if time.monotonic() - self._touched > _TOUCH_SECONDS:
             self._touched = time.monotonic()
-            places.write_bytes(f"{self.uri}.used", _now().encode())
+            with contextlib.suppress(OSError):
+                places.write_bytes(mark_of(self.uri), _now().encode())
+
+
+def mark_of(uri: str) -> str:
+    """Return the file whose time of change says when a table was last used."""
+    return places.join(places.parent(uri), f"{places.name(uri)}.used")
 
 
 class LazyColumns(Mapping):
@@ -191,36 +203,44 @@ def write_batches(uri: str, batches: Callable[[], Iterator[Columns]], rows: int)
     """
 
     def write() -> Written:
-        raised: list[Exception] = []
         source = (_to_arrow(batch) for batch in batches())
         first = next(source)
-
-        def tables() -> Iterator[pa.RecordBatch]:
-            try:
-                yield from first.to_batches()
-                for table in source:
-                    same_schema(first.schema, table.schema)
-                    yield from table.to_batches()
-            except Exception as error:  # Lance would wrap it into a text of its own
-                raised.append(error)
-                raise
-
-        try:
-            made = write_fragments(
-                pa.RecordBatchReader.from_batches(first.schema, tables()), uri,
-                schema=first.schema, data_storage_version=STORAGE_VERSION,
-                max_rows_per_file=max(rows, 1), storage_options=places.lance_options(uri),
+        waiting: Queue[pa.Table | None] = Queue(_AHEAD)
+        reader = pa.RecordBatchReader.from_batches(first.schema, _taken(waiting))
+        # Lance asks for batches on threads of its own; they are made on the caller's.
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(
+                write_fragments, reader, places.lance_uri(uri), schema=first.schema,
+                data_storage_version=STORAGE_VERSION, max_rows_per_file=max(rows, 1),
+                storage_options=places.lance_options(uri),
             )  # fmt: skip
-        except OSError:
-            if raised:
-                raise raised[0] from None
-            raise
+            try:
+                for table in itertools.chain([first], source):
+                    same_schema(first.schema, table.schema)
+                    _put(waiting, table, writing)
+            finally:
+                _put(waiting, None, writing)
+            made = writing.result()
         written = sum(fragment.physical_rows for fragment in made)
         if written != rows:
             raise ValueError(f"{uri}: expected a row for each of {rows}, found {written}")
         return Written(first.schema, [json.dumps(f.to_json()) for f in made], rows)
 
     return patiently(write)
+
+
+def _put(waiting: Queue, table: pa.Table | None, writing: Future) -> None:
+    """Hand a table to the writer; raise its error where it has ended."""
+    while not writing.done():
+        with contextlib.suppress(Full):
+            waiting.put(table, timeout=0.1)
+            return
+    writing.result()
+
+
+def _taken(waiting: Queue) -> Iterator[pa.RecordBatch]:
+    while (table := waiting.get()) is not None:
+        yield from table.to_batches()
 
 
 def same_schema(expected: pa.Schema, found: pa.Schema) -> None:
@@ -250,8 +270,8 @@ def publish(uri: str, parts: Sequence[Written], about: Mapping[str, Any]) -> boo
             return ours <= _named_files(uri)  # a commit whose answer was lost is ours too
         try:
             lance.LanceDataset.commit(
-                uri, lance.LanceOperation.Overwrite(schema, fragments), max_retries=0,
-                storage_options=places.lance_options(uri),
+                places.lance_uri(uri), lance.LanceOperation.Overwrite(schema, fragments),
+                read_version=0, max_retries=0, storage_options=places.lance_options(uri),
             )  # fmt: skip
         except OSError:
             if not _manifests(uri):
@@ -271,21 +291,23 @@ def remove_strays(uri: str) -> None:
     Their makers came second, or were killed; a table has one version, so they can never count.
     """
     named = _named_files(uri)
-    for path, _ in places.list_files(places.join(uri, "data")):
-        if path.rpartition("/")[2] not in named:
-            remove_file(uri, path)
+    for found in list(places.walk(places.join(uri, "data"))):
+        if places.name(found.uri) not in named:
+            remove_file(found.uri)
 
 
-def remove_file(uri: str, path: str) -> None:
-    filesystem, _ = places.resolve(uri)
-    with contextlib.suppress(FileNotFoundError):  # somebody else was quicker
-        filesystem.delete_file(path)
+def remove_file(uri: str) -> None:
+    """Remove a file that somebody else may remove at the same time."""
+    with contextlib.suppress(FileNotFoundError):
+        patiently(lambda: places.remove(uri))
 
 
 def _manifests(uri: str) -> list[str]:
-    filesystem, path = places.resolve(places.join(uri, "_versions"))
-    found = patiently(lambda: filesystem.get_file_info(fs.FileSelector(path, allow_not_found=True)))
-    return [info.path for info in found if info.path.endswith(".manifest")]
+    try:
+        found = list(places.walk(places.join(uri, "_versions")))
+    except FileNotFoundError:
+        return []
+    return [info.uri for info in found if places.name(info.uri).endswith(".manifest")]
 
 
 def _named_files(uri: str) -> set[str]:
@@ -296,7 +318,7 @@ def _named_files(uri: str) -> set[str]:
 def _opened(uri: str) -> lance.LanceDataset:
     return patiently(
         lambda: lance.dataset(
-            uri, version=_VERSION, storage_options=places.lance_options(uri),
+            places.lance_uri(uri), version=_VERSION, storage_options=places.lance_options(uri),
             metadata_cache_size_bytes=_CACHE_BYTES, index_cache_size_bytes=_CACHE_BYTES,
         )
     )  # fmt: skip

@@ -42,14 +42,14 @@ def evaluate(
         ``test`` by default; None scores every row (data the model has never seen).
     """
     dataset = Dataset.open(data)
+    if not dataset.count(split):
+        raise ValueError(f"{data}: split {split!r} holds no rows; nothing to score")
     predictor = Predictor.without_network(bundle)
     family = predictor.family
     results = predict_dataset(
         bundle, dataset, places.join(out, "_predictions"), split=split, training=True,
         keep=["object_id", *family.truth_columns()], workers=workers, use_gpu=use_gpu, replace=True,
     )  # fmt: skip
-    if not results.rows:
-        raise ValueError(f"{data}: split {split!r} holds no rows; nothing to score")
     drawn = drawn_rows(results)
     metrics = family.evaluate(drawn, predictor.calibration)
     if (shown := len(drawn["object_id"])) < results.rows:

@@ -1,56 +1,83 @@
-"""A dataset as plain Parquet: parts that any program reads, written by the workers."""
+"""A dataset as Parquet for other programs: workers write parts, tensors are fixed-size lists."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
-import ray.data
 
 from skyray.data.dataset import Dataset
-from skyray.inference.hats import plain_lists
-from skyray.inference.results import piece_rows
+from skyray.inference.results import Results, on_workers, piece_rows
 from skyray.runtime import places
+
+_PIECES_A_PART = 8  # of some 32 MB; each is a row group
 
 
 @dataclass(frozen=True)
-class Exported:
-    """Where the parts are, how many, and their rows."""
+class ExportResult:
+    """Where the parts are, and how many rows they hold."""
 
-    uri: str
+    parquet: str
+    version: int
     rows: int
     parts: int
 
 
-def export_parquet(uri: str, out: str, version: int | None = None) -> Exported:
-    """Write ``OUT/part-00000.parquet`` … of a dataset; Ray must be running.
+def export_parquet(data: str, out: str, version: int | None = None) -> ExportResult:
+    """Write a dataset version to ``OUT/part-….parquet``; Ray must be running.
 
-    Tensor columns become lists of one size, their shape in the field's metadata. A part appears
-    whole or not at all.
+    Arrays become fixed-size lists, their shapes metadata of the field. Parts that are there already
+    are not written again.
 
     Raises
     ------
-    NotADataset
-        If `uri` is none.
-    RuntimeError
-        If the parts do not hold as many rows as the dataset.
+    OtherResults
+        If `out` holds another dataset or version.
     """
-    dataset = Dataset.open(uri, version)
-    size = piece_rows(dataset.schema, dataset.schema.names, dataset.count())
-    parts = max(1, -(-dataset.count() // size))
+    dataset = Dataset.open(data, version)
+    step = piece_rows(dataset.schema, dataset.schema.names, dataset.count())
+    about = {"data": dataset.uri, "version": dataset.version,
+             "fingerprint": dataset.manifest.fingerprint}  # fmt: skip
+    parts = Results.claim(places.absolute(out), about, dataset.count(), step * _PIECES_A_PART)
 
-    def write(row: dict[str, Any]) -> dict[str, int]:
-        number = int(row["id"])
-        rows = np.arange(number * size, min((number + 1) * size, dataset.count()))
-        table = plain_lists(dataset.take(rows))
-        with places.write_stream(places.join(out, f"part-{number:05d}.parquet")) as file:
-            pq.write_table(table, file, compression="zstd")
-        return {"rows": table.num_rows}
+    def write(number: int) -> Iterator[pa.Table]:
+        target = places.join(parts.uri, f"part-{number:05d}.parquet")
+        if not places.exists(target):
+            rows = number * parts.size + np.arange(parts.rows_of(number))
+            _write_part(dataset, rows, step, target)
+        with pq.ParquetFile(places.read_stream(target)) as file:
+            yield pa.table({"rows": [file.metadata.num_rows]})
 
-    written = ray.data.range(parts, override_num_blocks=parts).map(write).take_all()
-    found = sum(row["rows"] for row in written)
-    if found != dataset.count():
-        raise RuntimeError(f"{out}: expected {dataset.count()} rows, found {found}")
-    return Exported(out, found, parts)
+    written = on_workers(parts.count, write) if parts.count else []
+    rows = sum(table["rows"][0].as_py() for table in written)
+    if rows != dataset.count():
+        raise RuntimeError(f"{out}: expected {dataset.count()} rows, found {rows}")
+    return ExportResult(parts.uri, dataset.version, rows, parts.count)
+
+
+def _write_part(dataset: Dataset, rows: np.ndarray, step: int, target: str) -> None:
+    schema = plain_lists(dataset.take(rows[:0])).schema
+    with (
+        places.write_stream(target) as file,
+        pq.ParquetWriter(file, schema, compression="zstd") as writer,
+    ):
+        for start in range(0, len(rows), step):
+            writer.write_table(plain_lists(dataset.take(rows[start : start + step])))
+
+
+def plain_lists(table: pa.Table) -> pa.Table:
+    """Return a table with its tensor columns as fixed-size lists, their shapes as metadata."""
+    for position, field in enumerate(table.schema):
+        if isinstance(field.type, pa.FixedShapeTensorType):
+            column = table.column(position)
+            lists = pa.chunked_array(
+                [chunk.storage for chunk in column.chunks], field.type.storage_type
+            )
+            shape = "×".join(map(str, field.type.shape))
+            metadata = {**(field.metadata or {}), "shape": shape}
+            made = pa.field(field.name, lists.type, metadata=metadata)
+            table = table.set_column(position, made, lists)
+    return table

@@ -13,11 +13,12 @@ dataset only row numbers travel: the task takes the rows themselves from the tab
 from __future__ import annotations
 
 import datetime
+import hashlib
 import io
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -26,10 +27,11 @@ import ray
 import ray.data
 
 import skyray
-from skyray.data.dataset import Dataset
+from skyray.data.dataset import Dataset, NotADataset
 from skyray.families.base import Columns
 from skyray.inference.catalogue import Catalogue
-from skyray.inference.results import piece_rows
+from skyray.inference.export import plain_lists
+from skyray.inference.results import ABOUT, OtherResults, Results, piece_rows
 from skyray.runtime import places
 
 THRESHOLD = 1_000_000  # rows of a partition at most, as hats-import has it
@@ -56,6 +58,9 @@ class _Rows(Protocol):
 
     tasks: int
 
+    def about(self) -> dict[str, Any]:
+        """Return what the rows are of, as JSON."""
+
     def read(self, task: int, positions_only: bool) -> Iterator[pa.Table]:
         """Yield tables with ``ra`` and ``dec``, deg, and what `fetch` needs."""
 
@@ -66,6 +71,10 @@ class _Rows(Protocol):
 class _CatalogueRows:
     def __init__(self, catalogue: Catalogue):
         self.catalogue, self.tasks = catalogue, len(catalogue.parts)
+
+    def about(self) -> dict[str, Any]:
+        text = places.read_bytes(places.join(self.catalogue.uri, ABOUT))
+        return {"catalogue": hashlib.sha256(text).hexdigest()[:16]}
 
     def read(self, task: int, positions_only: bool) -> Iterator[pa.Table]:
         uri = self.catalogue.files()[task]
@@ -87,6 +96,9 @@ class _DatasetRows:
         self.dataset = dataset
         self.tasks = -(-dataset.count() // _POSITIONS_A_TASK)
 
+    def about(self) -> dict[str, Any]:
+        return {"dataset": self.dataset.manifest.fingerprint, "version": self.dataset.version}
+
     def read(self, task: int, positions_only: bool) -> Iterator[pa.Table]:
         start = task * _POSITIONS_A_TASK
         rows = np.arange(start, min(start + _POSITIONS_A_TASK, self.dataset.count()))
@@ -100,52 +112,62 @@ class _DatasetRows:
             yield taken.add_column(0, _index_field(), index.slice(start, step))
 
 
-def plain_lists(table: pa.Table) -> pa.Table:
-    """Return a table with its tensor columns as fixed-size lists, their shapes as metadata."""
-    for position, field in enumerate(table.schema):
-        if isinstance(field.type, pa.FixedShapeTensorType):
-            lists = pa.chunked_array([chunk.storage for chunk in table.column(position).chunks],
-                                     field.type.storage_type)  # fmt: skip
-            shape = "×".join(map(str, field.type.shape))
-            made = pa.field(field.name, lists.type, metadata={**(field.metadata or {}),
-                                                              "shape": shape})  # fmt: skip
-            table = table.set_column(position, made, lists)
-    return table
-
-
-def write_hats(uri: str, out: str, *, threshold: int = THRESHOLD) -> HatsResult:
+def write_hats(
+    uri: str, out: str, *, version: int | None = None, threshold: int = THRESHOLD
+) -> HatsResult:
     """Write a catalogue or dataset as a HATS catalogue; Ray must be running.
 
     Rows without a finite position go to ``OUT/without_position.parquet`` and are counted.
 
     Parameters
     ----------
+    uri : str
+        A dataset, or the folder of a catalogue.
+    version : int, optional
+        Of a dataset; default: the newest.
     threshold : int
         Rows of a partition at most; pixels of order 8 are not split further.
 
     Raises
     ------
+    OtherResults
+        If `out` holds something else.
     ValueError
-        If no row has a position, or `uri` has no columns ``ra`` and ``dec``.
+        If no row has a position.
     """
-    rows: _Rows = (
-        _DatasetRows(Dataset.open(uri))
-        if Dataset.exists(uri)
-        else _CatalogueRows(Catalogue.open(uri))
-    )
-    places.remove(places.join(out, "dataset"))
+    rows = _rows_of(uri, version)
+    _claim(places.absolute(out), {**rows.about(), "threshold": threshold})
     counts, nowhere = _counted(rows)
     if not counts.any():
         raise ValueError(f"{uri}: none of {nowhere} rows has a position (ra, dec): HATS is by sky")
     orders = partition_orders(counts, threshold)
-    written = _write_partitions(rows, out, orders, counts)
+    written = _write_partitions(rows, places.absolute(out), orders, counts)
     found = sum(row["rows"] for row in written)
     if found != counts.sum() + nowhere:
         raise RuntimeError(f"{out}: expected {counts.sum() + nowhere} rows, found {found}")
     pixels = sorted((r["order"], r["pixel"]) for r in written if r["order"] >= 0)
-    ray.get(_write_metadata.remote(out, pixels))
+    ray.get(_write_metadata.remote(places.absolute(out), pixels))
     _write_properties(out, int(counts.sum()), pixels, threshold)
     return HatsResult(out, int(counts.sum()), nowhere, len(pixels))
+
+
+def _rows_of(uri: str, version: int | None) -> _Rows:
+    if Dataset.started(uri):
+        return _DatasetRows(Dataset.open(uri, version))
+    if version is not None:
+        raise NotADataset(f"{uri}: expected a dataset, since version {version} was asked for")
+    return _CatalogueRows(Catalogue.open(uri))
+
+
+def _claim(out: str, about: dict[str, Any]) -> None:
+    """Begin, or begin again, and delete what an earlier try left; nothing of anybody else's."""
+    for name in ("dataset", "hats.properties"):
+        place = places.join(out, name)
+        if places.exists(place) and not places.exists(places.join(out, ABOUT)):
+            raise OtherResults(f"{place}: is not of an export by skyray; choose another --out")
+    Results.claim(out, about, 0, 1)
+    for name in ("hats.properties", "properties", "dataset", WITHOUT_POSITION):
+        places.remove(places.join(out, name))
 
 
 def healpix(ra: np.ndarray, dec: np.ndarray) -> np.ndarray:
@@ -283,7 +305,7 @@ def _write_properties(out: str, rows: int, pixels, threshold: int) -> None:
     listed = "".join(f"{order},{pixel}\n" for order, pixel in pixels)
     places.write_bytes(places.join(out, "partition_info.csv"), f"Norder,Npix\n{listed}".encode())
     values = {
-        "obs_collection": places.absolute(out).rstrip("/").rpartition("/")[2],
+        "obs_collection": places.name(places.absolute(out)),
         "dataproduct_type": "object",
         "hats_nrows": rows,
         "hats_col_ra": "ra",

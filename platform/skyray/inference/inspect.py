@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from skyray.data.dataset import RECORDS, Dataset, NotADataset, refuse_former
+from skyray.inference.catalogue import Catalogue
 from skyray.readers import foreign_arrow as pq
 from skyray.readers.base import SurveyFile
 from skyray.readers.fits_bytes import check_headers
@@ -40,13 +41,15 @@ def inspect(uri: str | os.PathLike, version: int | None = None) -> dict[str, Any
         raise NotADataset(f"{uri}: expected a dataset, since version {version} was asked for")
     if places.exists(places.join(uri, _BUNDLE_FILE)):
         return _inspect_bundle(uri)
+    if Catalogue.exists(uri):
+        return _inspect_catalogue(Catalogue.open(uri))
     if uri.endswith((".parquet", ".pq")):
         return _inspect_parquet(uri)
     if uri.endswith((".fits", ".fits.gz")):
         return _inspect_fits(uri)
     raise ValueError(
         f"{uri}: expected a dataset (with {RECORDS}), a bundle (with {_BUNDLE_FILE}) or a "
-        "catalogue (.parquet or .fits)"
+        "finished catalogue (its folder, .parquet or .fits)"
     )
 
 
@@ -157,6 +160,20 @@ def _inspect_bundle(uri: str) -> dict[str, Any]:
         "metrics": content.get("metrics", {}),
         "size": _size(sum(size for _, size in files)),
     }  # fmt: skip
+
+
+def _inspect_catalogue(catalogue: Catalogue) -> dict[str, Any]:
+    columns = {}
+    for column in catalogue.columns:  # one at a time in memory
+        number = np.dtype("U1" if column.dtype == "str" else column.dtype).kind == "f"
+        values = catalogue.columns_of([column.name])[column.name] if number else None
+        if values is not None and values.dtype.kind != "f":  # vectors
+            values = None
+        columns[column.name] = _column(column.dtype, column.unit, column.description, values)
+    size = _size(catalogue.size_bytes())
+    parts = len(catalogue.parts)
+    return {"kind": "catalogue", "rows": catalogue.rows, "columns": columns, "parts": parts,
+            "size": size}  # fmt: skip
 
 
 def _inspect_parquet(uri: str) -> dict[str, Any]:

@@ -130,13 +130,17 @@ def predict_dataset(
 
 def row_numbers(dataset: Dataset, split: str | None) -> np.ndarray:
     """Return the row numbers of a split in the order of the table, int64: as they lie on disk."""
+    rows = dataset.count(split)
     if split is None:
-        return np.arange(dataset.count())
+        return np.arange(rows)
     found, start = [np.zeros(0, np.int64)], 0
     for table in dataset.iter_tables(["split"], rows=1 << 16):
         found.append(start + np.flatnonzero(pc.equal(table["split"], split).to_numpy()))
         start += table.num_rows
-    return np.concatenate(found)
+    numbers = np.concatenate(found)
+    if len(numbers) != rows:
+        raise RuntimeError(f"{dataset.uri}: {split}: expected {rows} rows, found {len(numbers)}")
+    return numbers
 
 
 def _check_layout(bundle: str, dataset: Dataset) -> None:

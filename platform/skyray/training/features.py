@@ -54,7 +54,7 @@ def stage_rows(
         if passed:
             beside = rows.source(rows.table, passed, joined(chosen), limit)
             sources.append((beside, numbers))
-        found[split] = StageRows(sources)
+        found[split] = StageRows(sources, [rows.table, made])
     return found
 
 
@@ -85,10 +85,9 @@ def feature_place(
         digest.update(split.encode() + numbers.tobytes())
     for name, value in sorted(frozen_state(stage, model).items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().numpy().tobytes())
-    name = table.uri.rpartition("/")[2].removesuffix(".lance")
+    name = places.name(table.uri).removesuffix(".lance")
     part = stage.name.replace("/", "--")
-    folder = table.uri.rpartition("/")[0]
-    return places.join(folder, f"{name}-{part}-{digest.hexdigest()[:16]}.lance")
+    return places.join(places.parent(table.uri), f"{name}-{part}-{digest.hexdigest()[:16]}.lance")
 
 
 def frozen_state(stage: Stage, model: nn.Module) -> Tensors:
@@ -121,13 +120,14 @@ def _make(
         rows = numbers[block * size : (block + 1) * size]
 
         def batches(rows: np.ndarray = rows) -> Iterator[Columns]:
-            for start in range(0, len(rows), _BATCH_ROWS):
-                some = rows[start : start + _BATCH_ROWS]
-                columns = {KEY: table.take(some, [KEY])[KEY]}
-                batch = {k: v.to(worker.device) for k, v in inputs.read(some).items()}
-                made = _features(stage, model, batch)
-                passed.update(k for k, v in made.items() if v is batch.get(k))
-                yield columns | {k: _plain(v) for k, v in made.items() if k not in passed}
+            names = table.take(rows, [KEY])[KEY]
+            read = StageRows([(inputs, rows)], [table])
+            for batch in read.batches(_BATCH_ROWS, 0, 1, worker.device):
+                made = _features(stage, model, batch.tensors)
+                passed.update(k for k, v in made.items() if v is batch.tensors.get(k))
+                kept = {k: _plain(v) for k, v in made.items() if k not in passed}
+                yield {KEY: names[: batch.rows], **kept}
+                names = names[batch.rows :]
 
         ours.append((block, write_batches(uri, batches, len(rows))))
     parts = dict(part for found in worker.gather(ours) for part in found)

@@ -130,16 +130,24 @@ class StageRows:
     ----------
     sources : sequence of (Source, int array)
         Each with the numbers, in its own table, of the stage's rows.
+    tables : sequence of PreparedTable
+        Tables that the training still needs, marked as used while it goes on.
     """
 
-    def __init__(self, sources: Sequence[tuple[Source, np.ndarray]]):
-        self._sources = sources
+    def __init__(
+        self,
+        sources: Sequence[tuple[Source, np.ndarray]],
+        tables: Sequence[PreparedTable] = (),
+    ):
+        self._sources, self._tables = sources, tables
 
     def __len__(self) -> int:
         return len(self._sources[0][1]) if self._sources else 0
 
     def read(self, index: np.ndarray) -> Tensors:
         """Return rows by their number among the stage's."""
+        for table in self._tables:
+            table.touch()
         tensors: Tensors = {}
         for source, rows in self._sources:
             tensors |= source.read(rows[index])
@@ -251,7 +259,7 @@ class Rows:
         source = self.source(
             self.table, self.table.numbers, joined(chosen), stage.train.memory_bytes
         )
-        return {split: StageRows([(source, rows)]) for split, rows in chosen.items()}
+        return {split: StageRows([(source, rows)], [self.table]) for split, rows in chosen.items()}
 
 
 def joined(chosen: Mapping[str, np.ndarray]) -> np.ndarray:
