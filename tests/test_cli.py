@@ -111,7 +111,7 @@ def test_missing_data_are_named(capsys, ray_cluster, tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_way(capsys, ray_cluster, tmp_path):
-    """simulate → ingest → train → evaluate → predict → inspect, each leaving table and JSON."""
+    """From simulate to export, each verb leaving a table and JSON."""
 
     def verb(name: str, *arguments) -> dict:
         written = tmp_path / f"{name}.json"
@@ -137,6 +137,14 @@ def test_the_whole_way(capsys, ray_cluster, tmp_path):
     assert done["rows"] == made["rows written"]
     for place in (dataset, bundle, done["files"][0]):
         verb("inspect", place)
+    sky = verb("export", "hats", done["catalogue"], "--out", tmp_path / "sky")
+    assert sky["rows"] + sky["without_position"] == done["rows"]
+    plain = verb("export", "parquet", dataset, "--out", tmp_path / "plain")
+    assert plain["rows"] == made["rows written"]
+    out = tmp_path / "again"
+    status, _, err = run(capsys, "export", "parquet", done["catalogue"], "--out", str(out))
+    assert (status, out.exists()) == (1, False)
+    assert "found a catalogue: it is Parquet already" in err
     assert json.loads((bundle / "bundle.json").read_text())["version"] == trained["version"]
 
 

@@ -11,7 +11,10 @@ import pytest
 import yaml
 from tests.ray_head import ROOT, Head, program, ray_head
 
-VERBS = ("simulate", "ingest", "download", "prepare", "train", "evaluate", "predict", "outliers")
+VERBS = (
+    "simulate", "ingest", "download", "prepare", "train", "evaluate", "predict", "outliers",
+    "export",
+)  # fmt: skip
 SIMULATE = ("simulate", "sdss_coarse", "--objects", "30", "--seed", "5")
 
 

@@ -36,8 +36,12 @@ def export(
 
     Example: skyray export hats results/catalogue --out sky
     """
+    from skyray.config import ConfigError
+    from skyray.inference.catalogue import Catalogue
     from skyray.runtime.session import ray_session
 
+    if kind is Kind.parquet and Catalogue.exists(source):
+        raise ConfigError(f"{source}: expected a dataset, found a catalogue: it is Parquet already")
     with ray_session(address):
         from skyray.inference.export import export_parquet
         from skyray.inference.hats import write_hats
