@@ -90,4 +90,5 @@ def test_pieces_are_some_megabytes_and_alike():
     narrow = pa.schema([("ra", pa.float64())])
     size = piece_rows(narrow, ["ra"], 10_001)
     count = -(-10_001 // size)
-    assert size <= 1024 and 0 <= count * size - 10_001 < count  # pieces of nearly one size
+    assert size <= 1024
+    assert 0 <= count * size - 10_001 < count  # pieces of nearly one size
