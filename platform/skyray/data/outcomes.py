@@ -44,8 +44,9 @@ REFUSED_RECORD = pa.field("refused_record", pa.uint64(), nullable=False)
 NO_RECORD = 2**64 - 1
 QUARANTINE_SCHEMA = pa.schema([*REFUSAL_FIELDS, *INGEST_FIELDS, REFUSED_RECORD])
 _DETAIL_CHARACTERS = 1000
-# Where a survey's file lies is not what it says: a moved copy is the same data.
-_NOT_CONTENT = frozenset({"source"})
+# Where a survey's file lies is not what it says, nor is how its values were understood, when they
+# are the same: such a copy is the same data.
+_NOT_CONTENT = frozenset({"source", "statements"})
 
 
 @dataclass(frozen=True)

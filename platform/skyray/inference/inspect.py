@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,6 +79,10 @@ def inspect_dataset(dataset: Dataset) -> dict[str, Any]:
             for label in labels
         },
         "ranges": _ranges(dataset),
+        "decided": {
+            name: _lines([f"{rows} rows: {text}" for text, rows in _commonest(counts)])
+            for name, counts in manifest.statements.items()
+        },
         "quarantine": _quarantine(dataset),
         "data files": len(dataset.table.get_fragments()),
         "size": _size(dataset.size_bytes()),
@@ -125,8 +130,16 @@ def _quarantine(dataset: Dataset) -> dict[str, str]:
             f"{places.name(row['source'])}: {row['detail'][:120]}"
             for row in dataset.quarantine(reason, _EXAMPLES).to_pylist()
         ]
-        found[reason] = "\n  ".join([str(count), *examples])
+        found[reason] = _lines([str(count), *examples])
     return found
+
+
+def _commonest(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _lines(texts: Sequence[str]) -> str:
+    return "\n  ".join(texts)
 
 
 def _version(dataset: Dataset) -> str:

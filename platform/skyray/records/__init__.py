@@ -17,12 +17,13 @@ from skyray.records.columns import (
 )
 from skyray.records.cutout import Cutout, check_cutout, cutout_schema
 from skyray.records.spectrum import Grid, Spectrum, check_spectrum, ivar_fault, spectrum_schema
+from skyray.records.statements import StatementCount, statements_text
 
 Record = Spectrum | Cutout | Alert
 
 __all__ = [
     "SCHEMA_VERSION", "SPLITS", "STAMPS", "Alert", "Cutout", "Grid", "InvalidRecord", "Record",
-    "Spectrum", "alert_schema", "check_alert", "check_cutout", "check_spectrum", "check_table",
-    "cutout_schema", "describe_schema", "ivar_fault", "spectrum_schema", "tensor_array",
-    "tensor_type", "tensor_values",
+    "Spectrum", "StatementCount", "alert_schema", "check_alert", "check_cutout", "check_spectrum",
+    "check_table", "cutout_schema", "describe_schema", "ivar_fault", "spectrum_schema",
+    "statements_text", "tensor_array", "tensor_type", "tensor_values",
 ]  # fmt: skip

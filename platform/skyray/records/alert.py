@@ -46,6 +46,9 @@ class Alert:
         Columns beside the packet: labels of other catalogues.
     observation_id : str
         Unique for what was measured once; empty where `object_id` is.
+    statements : mapping
+        What was decided about the values, and from which statement of the file
+        (`records.statements`).
     """
 
     object_id: str
@@ -64,6 +67,7 @@ class Alert:
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     observation_id: str = ""
+    statements: Mapping[str, str] = field(default_factory=dict)
 
     def stamps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return science, template, difference: the order of every triplet."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SPLITS = ("train", "validation", "test")
 
 
@@ -78,6 +78,7 @@ OBJECT_FIELDS = [
     pa.field("survey", pa.string()),
     pa.field("source", pa.string(), nullable=False),
     pa.field("extra", pa.string()),
+    pa.field("statements", pa.string()),
 ]
 
 

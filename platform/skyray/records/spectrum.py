@@ -75,6 +75,9 @@ class Spectrum:
     observation_id : str
         Unique for what was measured once (survey, programme, file, target); empty where
         `object_id` is.
+    statements : mapping
+        What was decided about the values, and from which statement of the file
+        (`records.statements`).
     """
 
     object_id: str
@@ -94,6 +97,7 @@ class Spectrum:
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     observation_id: str = ""
+    statements: Mapping[str, str] = field(default_factory=dict)
 
     def fields(self) -> dict[str, Any]:
         """Return the scalar columns that cards may name in cuts and label rules."""
