@@ -136,10 +136,11 @@ class FitsFile:
             ``hdu_missing``.
         """
         name, _, version = str(wanted).upper().partition(",")
+        number = int(version) if version.isdecimal() else None
         for hdu in self.hdus():
-            if hdu.index == wanted or (isinstance(wanted, str) and hdu.name == name != ""):
-                if not version or hdu.header.get("EXTVER", 1) == int(version or 1):
-                    return hdu
+            named = isinstance(wanted, str) and name and hdu.name == name
+            if hdu.index == wanted or (named and number in (None, hdu.header.get("EXTVER", 1))):
+                return hdu
         found = [hdu.name or f"#{hdu.index}" for hdu in self._hdus[:40]]
         self.refuse("hdu_missing", f"expected an HDU {wanted!r}, found {found}")
 
