@@ -65,7 +65,7 @@ class TableLayout:
 
     @staticmethod
     def of(columns: list[Column], types: list[tuple], width: int | None = None) -> TableLayout:
-        """Return the layout of columns whose `types` are (format, offset or None)."""
+        """Return the layout of columns whose `types` are (format,) or, with `width`, (format, offset)."""
         named: dict[str, list[Column]] = {}
         for column in columns:
             named.setdefault(column.name.lower(), []).append(column)
