@@ -51,7 +51,7 @@ class Column:
         if self.fault or self.stored != "row" or len(self.cell) > 1:
             return False
         number = self.code in NUMBERS and self.zero == 0 and self.scale == 1 and self.null is None
-        return number or (self.code == "A" and not self.cell)
+        return number or (self.code == "A" and self.width > 0 and not self.cell)
 
 
 @dataclass(frozen=True)
