@@ -27,15 +27,16 @@ EXAMPLES = int(os.environ.get("SKYRAY_EXAMPLES", "2000"))
 SEEN: Counter[str] = Counter()
 
 HEAP = [pointer + code for pointer in "PQ" for code in "BIJKEDAL"]
-COLUMN = st.fixed_dictionaries({
-    "code": st.sampled_from([*"LXBIJKEDA" * 3, *HEAP, "PX", "C", "M"]),
-    "repeat": st.sampled_from([1, 1, 1, 0, 2, 3, 4, 9, 16]),
-    "width": st.integers(1, 6),
-    "scale": st.sampled_from(["none", "none", "sign", "offset", "linear", "stated"]),
-    "null": st.booleans(),
-    "tdim": st.booleans(),
-    "twin": st.sampled_from([False] * 30 + [True]),
-})  # fmt: skip
+COLUMN = st.builds(
+    lambda code, repeat, scale, rest: {
+        "code": code, "repeat": repeat, "scale": scale, "width": 1 + rest % 6,
+        "null": rest & 64 > 0, "tdim": rest & 128 > 0, "twin": rest > 990,
+    },
+    st.sampled_from([*"LXBIJKEDA" * 3, *HEAP, "PX", "C", "M"]),
+    st.sampled_from([1, 1, 1, 0, 2, 3, 4, 9, 16]),
+    st.sampled_from(["none", "none", "sign", "offset", "linear", "stated"]),
+    st.integers(0, 1023),
+)  # fmt: skip
 IMAGE = st.fixed_dictionaries({
     "code": st.sampled_from("BIJKED"),
     "shape": st.lists(st.integers(1, 6), min_size=1, max_size=3),
@@ -71,7 +72,7 @@ TAIL = st.sampled_from(["", "", "zeros", "block", "blanks", "junk", "cut padding
 
 @settings(max_examples=EXAMPLES, deadline=None, database=None, phases=[Phase.generate],
           suppress_health_check=list(HealthCheck))  # fmt: skip
-@given(st.integers(0, 2**32), st.lists(HDU, min_size=1, max_size=3), WRAP, TAIL)
+@given(st.integers(0, 2**32), st.lists(HDU, min_size=1, max_size=2), WRAP, TAIL)
 def _compare_files(seed, hdus, wrap, tail):
     content, parts = build(seed, hdus, tail)
     packed = memory_file(wrapped(content, wrap), "a.fits")
@@ -234,10 +235,11 @@ def close(found: np.ndarray, theirs: np.ndarray, tolerance: float) -> None:
 def test_random_files_agree_with_their_truth_and_with_astropy():
     SEEN.clear()
     _compare_files()
-    read = sum(count for what, count in SEEN.items() if what.startswith("read"))
+    read = sum(SEEN[f"read: {what}"] for what in ("columns", "images", "tiled images"))
     refused = sum(count for what, count in SEEN.items() if what.startswith("refused"))
-    print(f"\n{EXAMPLES:,} files: {read:,} read, {refused:,} refused, 0 disagreements")
+    print(f"\n{EXAMPLES:,} files: {read:,} columns and images read, {refused:,} refused, "
+          "0 disagreements")  # fmt: skip
     for what, count in sorted(SEEN.items()):
         print(f"  {what}: {count:,}")
-    assert read > 10 * refused / 4
-    assert SEEN["read: columns"] > EXAMPLES
+    assert read > 3 * refused
+    assert SEEN["read: columns that astropy reads too"] > EXAMPLES
