@@ -179,7 +179,6 @@ class FitsFile:
             self.refuse("header_invalid", f"HDU {index}: {error}")
         return Hdu(self, index, header, at, at + _BLOCK * (end // _BLOCK + 1), size)
 
-
     def _find_end(self, index: int, at: int) -> tuple[bytes, int]:
         """Return bytes from `at` on that hold a whole header, and where its END lies in them."""
         window, longest = _WINDOW, MAX_HEADER_BLOCKS * _BLOCK

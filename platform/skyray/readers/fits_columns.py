@@ -65,7 +65,7 @@ class TableLayout:
 
     @staticmethod
     def of(columns: list[Column], types: list[tuple], width: int | None = None) -> TableLayout:
-        """Return the layout of columns whose `types` are (format,) or, with `width`, (format, offset)."""
+        """Return a layout; `types` are (format,) or, with the `width` of a row, (format, offset)."""
         named: dict[str, list[Column]] = {}
         for column in columns:
             named.setdefault(column.name.lower(), []).append(column)

@@ -73,8 +73,8 @@ class Table:
         ------
         InvalidRecord
             ``column_missing``; ``column_type`` for keywords that are not understood (complex
-            numbers, an unknown TDIMn), ambiguous names and nulls among integers beyond 2**53;
-            ``heap_invalid``, ``logical_invalid``, ``data_truncated``.
+            numbers, an unknown TDIMn), ambiguous names, logicals other than T and F, and nulls
+            among integers beyond 2**53; ``heap_invalid``.
         """
         values, nulls = self._decoded(name)
         try:
