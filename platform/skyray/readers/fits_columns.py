@@ -65,7 +65,7 @@ class TableLayout:
 
     @staticmethod
     def of(columns: list[Column], types: list[tuple], width: int | None = None) -> TableLayout:
-        """Return a layout; `types` are (format,) or, with the `width` of a row, (format, offset)."""
+        """Return a layout; `types` are (format,) or, with a row's `width`, (format, offset)."""
         named: dict[str, list[Column]] = {}
         for column in columns:
             named.setdefault(column.name.lower(), []).append(column)
