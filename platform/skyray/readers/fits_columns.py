@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -79,6 +80,11 @@ class TableLayout:
         except (ValueError, OverflowError) as error:
             raise BadHeader(f"TFORMn, TBCOLn: {error}") from None
         return TableLayout(dtype, tuple(columns), named)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of the columns in lower case."""
+        return frozenset(self.named)
 
     def column(self, name: str) -> Column:
         """Return a column by its name in any case.
