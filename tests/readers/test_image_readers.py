@@ -149,7 +149,7 @@ def test_folder_of_images_with_labels(tmp_path):
     }  # fmt: skip
     (found,) = read("image_files", folder / "a.png", options)
     assert (found.object_id, found.ra, found.pixel_scale_arcsec) == ("a", 12.5, 0.4)
-    assert found.extra == {"kind": "spiral", "folder": "spiral"}
+    assert found.extra == {"kind": "spiral", "folder": "spiral", "folders": "spiral"}
     assert reasons(read("image_files", folder / "b.png", options)) == ["label_row_missing"]
     (tmp_path / "labels.csv").unlink()
     assert reasons(read("image_files", folder / "a.png", options)) == ["label_table_missing"]
@@ -160,7 +160,7 @@ def test_folder_names_are_labels_without_a_table(tmp_path):
     folder.mkdir()
     (folder / "x.jpg").write_bytes(encoded(PIXELS[..., 0], "JPEG"))
     (found,) = read("image_files", folder / "x.jpg", {"bands": ["grey"]})
-    assert found.extra == {"folder": "elliptical"}
+    assert found.extra == {"folder": "elliptical", "folders": "elliptical"}
     assert found.image.shape == (1, 20, 24)
 
 
@@ -178,8 +178,8 @@ def test_npy_in_class_folders(tmp_path):
     image = RNG.random((64, 64))
     np.save(folder / "axion_sim_1.npy", image)
     (found,) = read("image_arrays", folder / "axion_sim_1.npy", {"bands": ["F"], "survey": "mock"})
-    assert found.object_id == "axion/axion_sim_1"
-    assert found.extra == {"folder": "axion"}
+    assert found.object_id == "axion_sim_1"
+    assert found.extra == {"folder": "axion", "folders": "axion"}
     np.testing.assert_allclose(found.image, image[None].astype(np.float32))
 
 
@@ -202,7 +202,7 @@ def test_npy_damage(tmp_path):
     assert one(b"not numpy at all") == ["npy_invalid"]
     assert one(good[:400]) == ["npy_invalid"]
     assert one(header[:128] + good[128:]) == ["image_too_large"]
-    assert one(saved(np.array([RNG.random((4, 4)), 1.0], dtype=object))) == ["npy_object"]
+    assert one(saved(np.array([RNG.random((4, 4)), RNG.random(3)], dtype=object))) == ["npy_object"]
     assert one(saved(np.array([["a", "b"]]))) == ["image_type"]
     assert one(saved(RNG.random((5, 20, 20)))) == ["image_shape"]
     assert one(saved(RNG.random((20, 20, 3))), "grz") == [""]
@@ -236,8 +236,9 @@ def wcs_header() -> fits.Header:
 def test_fits_cube_with_keywords_and_wcs(tmp_path):
     cube = RNG.normal(size=(3, 30, 30)).astype(np.float32)
     header = fits.Header(
-        {"OBJID": "G1", "RA": 33.0, "MAG": 17.5, "CD1_1": -7.3e-5, "CD1_2": 0.0, "CD2_2": 7.3e-5}
-    )
+        {"OBJID": "G1", "RA": 33.0, "MAG": 17.5, "CD1_1": -7.3e-5, "CD1_2": 0.0, "CD2_2": 7.3e-5,
+         "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN"}
+    )  # fmt: skip
     path = fits_file(tmp_path / "a.fits", [fits.ImageHDU(cube, header)])
     (found,) = read(
         "image_fits", path,

@@ -190,7 +190,7 @@ def _read_tiff(content: bytes, max_pixels: int) -> tuple[np.ndarray, int]:
             page = tiff.pages[0]
             if not isinstance(page, TiffPage):
                 raise InvalidRecord("image_damaged", "TIFF: expected a page, found none")
-            if tiff.pages.next_page_offset or len(tiff.pages) > 1:
+            if _has_more(tiff):
                 raise InvalidRecord("image_frames", "expected a TIFF of one page, found several")
             _check_page(page, max_pixels)
             samples = page.asarray()
@@ -200,6 +200,13 @@ def _read_tiff(content: bytes, max_pixels: int) -> tuple[np.ndarray, int]:
     except (TiffFileError, struct.error, ArithmeticError, LookupError, TypeError, ValueError,
             RuntimeError, OSError, MemoryError) as error:  # fmt: skip
         raise InvalidRecord("image_damaged", f"TIFF: {error}"[:300]) from None
+
+
+def _has_more(tiff: TiffFile) -> bool:
+    try:
+        return bool(tiff.pages[1])
+    except IndexError:
+        return False
 
 
 def _check_page(page: TiffPage, max_pixels: int) -> None:

@@ -123,9 +123,7 @@ def _number(field: str, cell: Any) -> float:
         raise ValueError(f"{field}: expected a number, found {str(cell)[:80]!r}") from None
 
 
-def attempt(
-    make: Callable[[], Cutout], source: str, object_id: str = ""
-) -> Cutout | InvalidRecord:
+def attempt(make: Callable[[], Cutout], source: str, object_id: str = "") -> Cutout | InvalidRecord:
     """Return a record or, for one that cannot be read, why."""
     try:
         return make()
@@ -327,7 +325,9 @@ class ImageArrayOptions(ImageFileOptions):
 
     @model_validator(mode="after")
     def _image(self):
-        if self.items and (self.items.count("image") != 1 or len(set(self.items)) < len(self.items)):
+        if self.items and (
+            self.items.count("image") != 1 or len(set(self.items)) < len(self.items)
+        ):
             raise ValueError(f"items: expected different names, one of them image: {self.items}")
         return self
 
