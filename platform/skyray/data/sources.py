@@ -148,8 +148,12 @@ class FileSource:
 def _roots(sources: Sequence[str]) -> list[str]:
     """Return where names of files begin: the sources, outer ones first, and what they share."""
     paths = sorted(_path(source) for source in sources)
-    shared = os.path.commonprefix([posixpath.join(posixpath.dirname(path), "") for path in paths])
-    return [*(posixpath.join(path, "") for path in paths), shared[: shared.rfind("/") + 1]]
+    shared = ""
+    for parts in zip(*(path.split("/")[:-1] for path in paths), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared += f"{parts[0]}/"
+    return [*(posixpath.join(path, "") for path in paths), shared]
 
 
 def _path(uri: str) -> str:

@@ -303,7 +303,7 @@ def scaled(values: np.ndarray, zero: float, scale: float) -> np.ndarray:
         return (values ^ np.uint8(128)).view(np.int8)
     if scale == 1 and kind in "iu" and zero == int(zero):
         low, high = (int(v) + int(zero) for v in (values.min(initial=0), values.max(initial=0)))
-        if not (min(low, int(zero)) >= -(2**63) and max(high, int(zero)) < 2**63):
+        if not (-(2**63) <= min(low, int(zero)) and max(high, int(zero)) < 2**63):
             raise BadHeader(f"TZEROn, BZERO: expected sums within 64 bits, found {low} to {high}")
         return values.astype(np.int64) + int(zero)
     with np.errstate(over="ignore", invalid="ignore"):
