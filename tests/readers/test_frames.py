@@ -82,6 +82,6 @@ def test_one_size_for_all_and_duplicates_kept(sky):
 
 def test_damaged_frame_and_missing_column(sky):
     (sky / "frame-g-0007.fits").write_bytes(b"not a frame")
-    assert read(sky, OPTIONS)[0].reason == "frame_invalid"
+    assert read(sky, OPTIONS)[0].reason == "not_fits"
     with pytest.raises(InvalidRecord, match="expected columns \\['decl'\\]"):
         read(sky, {**OPTIONS, "dec": "decl"})

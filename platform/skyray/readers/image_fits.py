@@ -19,9 +19,8 @@ from skyray.readers.image_hdus import (
     band_order,
     check_band,
     choose_image,
+    flux_factor,
     image_hdus,
-    unit_factor,
-    zero_point,
 )
 from skyray.readers.image_wcs import check_scale, sampling, sky_wcs, to_icrs
 from skyray.readers.images import FileReader, ImageFileOptions, attempt, folders, object_name
@@ -55,29 +54,22 @@ class ImageFitsOptions(ImageFileOptions):
 
 
 def stated_pixels(
-    hdu: Hdu, header: Header, unit: str | None = None, wanted_zero: float | None = None
+    hdu: Hdu, header: Header, unit: str | None = None, magnitude: float | None = None
 ) -> tuple[np.ndarray, dict[str, str]]:
     """Return an HDU's pixels in the card's unit and zero point, float32; and what was decided.
 
     Raises
     ------
     InvalidRecord
-        ``unit_unknown``, ``unit_wrong``, ``zero_point_wrong``, ``zero_point_missing``,
-        ``image_range``, or what `Hdu.image` refuses.
+        ``image_range``, ``image_type``, or what `flux_factor` and `Hdu.image` refuse.
     """
-    factor, told_unit = unit_factor(header, unit)
-    magnitude, told_zero = zero_point(header)
-    if wanted_zero is not None:
-        if magnitude is None:
-            raise InvalidRecord("zero_point_missing", "expected a keyword like MAGZERO, found none")
-        factor *= 10 ** (0.4 * (wanted_zero - magnitude))
-        told_zero = f"{wanted_zero:g} mag (from {told_zero})"
+    factor, told = flux_factor(header, unit, magnitude)
     pixels = hdu.image()
     if pixels.dtype.kind not in "fiu":
         raise InvalidRecord("image_type", f"expected numbers, found {pixels.dtype}")
     if factor != 1:
         pixels = pixels.astype(np.float64) * factor
-    return as_float32(pixels), {"unit": told_unit, "zero_point": told_zero}
+    return as_float32(pixels), told
 
 
 @register

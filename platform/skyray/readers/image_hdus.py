@@ -196,14 +196,38 @@ def _place(band: str, stated: Sequence[str]) -> int | None:
 
 
 # in what unit ----------------------------------------------------------------------------------
-def unit_factor(header: Header, wanted: str | None) -> tuple[float, str]:
-    """Return by what to multiply pixels so that they are in the card's unit; and the statement.
+def flux_factor(
+    header: Header, unit: str | None, magnitude: float | None
+) -> tuple[float, dict[str, str]]:
+    """Return by what to multiply pixels so that they are as the card says; and what was decided.
+
+    Parameters
+    ----------
+    unit : str, optional
+        Of the pixels; BUNIT is converted to it.
+    magnitude : float, optional
+        Of one unit of flux; pixels are scaled from the zero point of their file.
 
     Raises
     ------
     InvalidRecord
-        ``unit_unknown``, ``unit_wrong`` (another kind of quantity) where the card wants a unit.
+        ``unit_unknown``, ``unit_wrong`` (another kind of quantity), where the card wants a unit;
+        ``zero_point_wrong`` (two keywords differ), ``zero_point_missing``.
     """
+    factor, told_unit = _unit_factor(header, unit)
+    stated, told_zero = _zero_point(header)
+    if magnitude is not None:
+        if stated is None:
+            raise InvalidRecord(
+                "zero_point_missing",
+                f"expected a zero point by one of {', '.join(_ZERO_POINTS)}, found none",
+            )
+        factor *= 10 ** (0.4 * (magnitude - stated))
+        told_zero = f"{magnitude:g} mag (from {told_zero})"
+    return factor, {"unit": told_unit, "zero_point": told_zero}
+
+
+def _unit_factor(header: Header, wanted: str | None) -> tuple[float, str]:
     stated = header.get("BUNIT")
     if not isinstance(stated, str) or not stated.strip():
         return 1.0, f"{wanted} (card)" if wanted else "unknown"
@@ -226,14 +250,7 @@ def _singular(found: re.Match) -> str:
     return "count" if found[1] else "electron"
 
 
-def zero_point(header: Header) -> tuple[float | None, str]:
-    """Return the magnitude of one unit of flux, and the statement.
-
-    Raises
-    ------
-    InvalidRecord
-        ``zero_point_wrong`` where two keywords differ.
-    """
+def _zero_point(header: Header) -> tuple[float | None, str]:
     found = {key: header.number(key) for key in _ZERO_POINTS if math.isfinite(header.number(key))}
     if not found:
         return None, "unknown"

@@ -92,7 +92,7 @@ def sampling(wcs: WCS, shape: tuple[int, int]) -> Sampling:
             f"expected square pixels, found {steps[0]:.5g} by {steps[1]:.5g} arcsec at "
             f"{math.degrees(math.asin(min(1.0, abs(turn)))):.1f} deg",
         )
-    return Sampling(scale, aspect, float(angles[1]) % 360, turn < 0)
+    return Sampling(scale, aspect, float(angles[1]) % 360, turn > 0)
 
 
 def check_scale(stated: float, expected: float) -> None:
