@@ -29,11 +29,14 @@ def png(
     """Return samples [H, W, channels] as a PNG; `extra` are chunks before the image data."""
     height, width, _ = samples.shape
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, int(interlaced))
-    passes = (
-        [samples[y::dy, x::dx] for y, x, dy, dx in _ADAM7] if interlaced else [samples]
-    )
+    passes = [samples[y::dy, x::dx] for y, x, dy, dx in _ADAM7] if interlaced else [samples]
     scan = b"".join(_scanlines(part, depth, filters) for part in passes if part.size)
-    parts = (chunk(b"IHDR", header), extra, chunk(b"IDAT", zlib.compress(scan)), chunk(b"IEND", b""))
+    parts = (
+        chunk(b"IHDR", header),
+        extra,
+        chunk(b"IDAT", zlib.compress(scan)),
+        chunk(b"IEND", b""),
+    )
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 

@@ -8,6 +8,7 @@ Pillow cuts colours of 16 bits to 8; JPEG by Pillow.
 from __future__ import annotations
 
 import io
+import logging
 import math
 import struct
 import warnings
@@ -30,6 +31,7 @@ _OTHERS = {
     b"%PDF": "PDF", b"<svg": "SVG", b"<?xml": "XML", b"\x1f\x8b": "gzip",
 }  # fmt: skip
 _ORIENTATION = 0x0112
+logging.getLogger("imagecodecs").setLevel(logging.ERROR)  # libpng's advice to its callers
 _MAX_CHUNKS = 100_000
 _COLOUR = {1: "grey", 3: "RGB"}
 
