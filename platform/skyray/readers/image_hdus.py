@@ -242,7 +242,9 @@ def _unit_factor(header: Header, wanted: str | None) -> tuple[float, str]:
 
 
 def _unit(text: str) -> u.UnitBase:
-    words = re.sub(r"(?i)\bmaggies\b|maggies\b", "maggy", text.strip())
+    words = re.sub(r"(?i)maggies\b", "maggy", text.strip())
+    if re.fullmatch(r"(?i)(counts?|electrons?|e-|adu)(/s(ec)?)?", words):  # ELECTRONS/S: seconds
+        words = words.lower().replace("sec", "s")
     return u.Unit(re.sub(r"(?i)\b(?:(counts)|(electrons)|e-)(?!\w)", _singular, words))
 
 
