@@ -46,7 +46,8 @@ def image(data: np.ndarray = SCIENCE, name: str | None = None, **header) -> fits
         ({"name": "SCI"}, {"name": "WHT"}), ({"name": "SCI"}, {"name": "ERR"}),
         ({}, {"name": "WGT"}), ({"name": "CHIP1.SCI"}, {"name": "CHIP1.RMS"}),
         ({"EXTTYPE": "IMAGE"}, {"EXTTYPE": "VARIANCE"}), ({}, {"EXTTYPE": "MASK"}),
-        ({"DES_EXT": "IMAGE"}, {"DES_EXT": "WEIGHT"}), ({"HDUCLAS2": "DATA"}, {"HDUCLAS2": "ERROR"}),
+        ({"DES_EXT": "IMAGE"}, {"DES_EXT": "WEIGHT"}),
+        ({"HDUCLAS2": "DATA"}, {"HDUCLAS2": "ERROR"}),
         ({"PRODTYPE": "image"}, {"PRODTYPE": "wtmap"}), ({"IMTYPE": "image"}, {"IMTYPE": "invvar"}),
         ({"name": "DATA"}, {"name": "STAT"}), ({"name": "DATA"}, {"name": "DATA_ERROR"}),
     ],
@@ -103,7 +104,8 @@ def cube(path: Path, planes: int = 3, **header) -> Path:
 @pytest.mark.parametrize(
     ("header", "order"),
     [
-        ({"BANDS": "grz"}, [0, 1, 2]), ({"BANDS": "zrg"}, [2, 1, 0]), ({"BANDS": "z, g, r"}, [1, 2, 0]),
+        ({"BANDS": "grz"}, [0, 1, 2]), ({"BANDS": "zrg"}, [2, 1, 0]),
+        ({"BANDS": "z, g, r"}, [1, 2, 0]),
         ({"BAND0": "r", "BAND1": "z", "BAND2": "g"}, [2, 0, 1]),
         ({"FILTER1": "z DECam SDSS", "FILTER2": "r DECam", "FILTER3": "g DECam"}, [2, 1, 0]),
         ({"BANDS": "HSC-Z HSC-R HSC-G"}, [2, 1, 0]), ({}, [0, 1, 2]),

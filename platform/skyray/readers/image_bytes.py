@@ -36,8 +36,10 @@ _MAX_CHUNKS = 100_000
 _COLOUR = {1: "grey", 3: "RGB"}
 
 
-def decode_image(content: bytes | None, bands: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Return a PNG, JPEG or TIFF as float32 [bands, H, W] in its own units.
+def decode_image(
+    content: bytes | None, bands: int, max_pixels: int = MAX_PIXELS
+) -> tuple[np.ndarray, dict[str, str]]:
+    """Return a PNG, JPEG or TIFF as float32 [bands, H, W] in its own units; and what was decided.
 
     8 bits give 0–255, 16 bits 0–65535, floating-point TIFF its numbers; grey of less than 8 bits is
     stretched to 0–255 (PNG specification, 13.12). An orientation in EXIF is followed. Transparent
@@ -61,17 +63,22 @@ def decode_image(content: bytes | None, bands: int, max_pixels: int = MAX_PIXELS
     if not content:
         raise InvalidRecord("image_empty", "expected a PNG, JPEG or TIFF, found nothing")
     if content.startswith(_PNG):
-        samples, orientation = _read_png(content, max_pixels)
+        kind, (samples, orientation) = "PNG", _read_png(content, max_pixels)
     elif content.startswith(_JPEG):
-        samples, orientation = _read_jpeg(content, max_pixels)
+        kind, (samples, orientation) = "JPEG", _read_jpeg(content, max_pixels)
     elif content[:4] in _TIFF:
-        samples, orientation = _read_tiff(content, max_pixels)
+        kind, (samples, orientation) = "TIFF", _read_tiff(content, max_pixels)
     else:
-        kind = next((name for magic, name in _OTHERS.items() if content.startswith(magic)), None)
-        found = kind or repr(bytes(content[:8]))
+        names = (name for magic, name in _OTHERS.items() if content.startswith(magic))
+        found = next(names, repr(bytes(content[:8])))
         raise InvalidRecord("image_format", f"expected a PNG, JPEG or TIFF, found {found}")
     planes = _opaque(samples, bands)
-    return np.ascontiguousarray(_upright(planes, orientation))
+    told = {"samples": f"{samples.dtype.name} ({kind})"}
+    if 2 <= orientation <= 8:
+        told["orientation"] = f"{orientation} (EXIF), followed"
+    if samples.shape[2] > bands:
+        told["alpha"] = "transparent pixels are NaN"
+    return np.ascontiguousarray(_upright(planes, orientation)), told
 
 
 def _opaque(samples: np.ndarray, bands: int) -> np.ndarray:

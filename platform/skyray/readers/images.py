@@ -26,6 +26,7 @@ import math
 import posixpath
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -170,9 +171,10 @@ class ImageTableReader(Reader):
                 raise InvalidRecord(
                     "column_type", f"{self.table.image}: expected bytes, found {type(content)}"
                 )
-            image = decode_image(content, len(self.table.bands), self.table.max_pixels)
+            image, told = decode_image(content, len(self.table.bands), self.table.max_pixels)
             default = f"{object_name(file)}-{number}"
-            return self.table.cutout(image, lambda name: columns.scalar(name, row), source, default)
+            value = partial(columns.scalar, row=row)
+            return self.table.cutout(image, value, source, default, statements=told)
 
         return attempt(make, source, self._object_id(columns, row))
 
@@ -192,7 +194,8 @@ class ImageFileOptions(ImageOptions):
     )
     files: list[str] = Field(
         default_factory=list,
-        description="names of the files taken from a folder (``*_data.fits``); none: by suffix",
+        description="names or ends of paths of the files taken from a folder (``*_sci.fits``, "
+        "``vis/data.fits``); none: by suffix",
     )
 
     keywords: ClassVar[bool] = False  # whether the files themselves have fields
@@ -215,9 +218,9 @@ class FileReader(Reader):
         self._tables: dict[str, dict[str, Callable[[str], Any] | None]] = {}
 
     def claims(self, path: str) -> bool:
-        name = posixpath.basename(path).lower()
+        path = f"/{path.lower()}"
         wanted = self.settings.files or self.patterns
-        return any(fnmatch(name, pattern.lower()) for pattern in wanted)
+        return any(fnmatch(path, f"*/{pattern.lower()}") for pattern in wanted)
 
     def check_bytes(self, file: SurveyFile) -> None:
         size = file.filesystem.get_file_info(file.path).size
@@ -267,8 +270,7 @@ class FileReader(Reader):
                 for row in range(columns.rows(key)):
                     name = without_suffix(_text(key, columns.scalar(key, row))).lstrip("./")
                     again = name in rows
-                    look_up = lambda n, columns=columns, row=row: columns.scalar(n, row)  # noqa: E731
-                    rows[name] = None if again else look_up
+                    rows[name] = None if again else partial(columns.scalar, row=row)
         return rows
 
 
@@ -308,9 +310,9 @@ class ImageFileReader(FileReader):
 
         def make() -> Cutout:
             options = self.settings
-            image = decode_image(file.read_bytes(), len(options.bands), options.max_pixels)
+            image, told = decode_image(file.read_bytes(), len(options.bands), options.max_pixels)
             return options.cutout(
-                image, self.row(file), file.path, object_name(file), folders(file)
+                image, self.row(file), file.path, object_name(file), folders(file), told
             )
 
         yield attempt(make, file.path, object_name(file))
