@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from astropy.io import fits
 from astropy.wcs import WCS
 from PIL import Image
@@ -104,6 +106,26 @@ def test_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path):
     bomb[header + 13 : header + 17] = crc.to_bytes(4, "big")
     path = table(tmp_path / "a.parquet", [bytes(bomb)])
     assert reasons(read("image_table", path, OPTIONS)) == ["image_too_large"]
+
+
+def test_limits_come_before_memory(tmp_path):
+    """Large pictures in little: a PNG of zeros, and a tile larger than its picture."""
+    large = io.BytesIO()
+    Image.new("L", (4096, 4096)).save(large, "PNG")
+    tiles = io.BytesIO()
+    tifffile.imwrite(tiles, np.zeros((10, 10), "u1"), tile=(4096, 4096), compression="zlib")
+    assert len(large.getvalue()) < 50_000
+    assert len(tiles.getvalue()) < 50_000
+    path = table(tmp_path / "a.parquet", [large.getvalue(), tiles.getvalue()])
+    tracemalloc.start()
+    records = read("image_table", path, {**OPTIONS, "bands": ["light"], "max_pixels": 1 << 20})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert reasons(records) == ["image_too_large"] * 2
+    assert peak < 8 << 20
+    assert (
+        reasons(read("image_table", path, {**OPTIONS, "bands": ["light"]}))[0] == "image_too_large"
+    )
 
 
 def test_missing_column_refuses_the_file(tmp_path):

@@ -199,7 +199,7 @@ def _read_tiff(content: bytes, max_pixels: int) -> tuple[np.ndarray, int]:
             page = tiff.pages[0]
             if not isinstance(page, TiffPage):
                 raise InvalidRecord("image_damaged", "TIFF: expected a page, found none")
-            if _has_more(tiff):
+            if _has_more(tiff, page):
                 raise InvalidRecord("image_frames", "expected a TIFF of one page, found several")
             _check_page(page, max_pixels)
             samples = page.asarray()
@@ -211,15 +211,19 @@ def _read_tiff(content: bytes, max_pixels: int) -> tuple[np.ndarray, int]:
         raise InvalidRecord("image_damaged", f"TIFF: {error}"[:300]) from None
 
 
-def _has_more(tiff: TiffFile) -> bool:
-    try:
-        return bool(tiff.pages[1])
-    except IndexError:
-        return False
+def _has_more(tiff: TiffFile, first: TiffPage) -> bool:
+    """Return whether the first page names a next one, be it there or cut off."""
+    form, stream = tiff.tiff, tiff.filehandle
+    stream.seek(first.offset)
+    (tags,) = struct.unpack(form.tagnoformat, stream.read(form.tagnosize))
+    stream.seek(first.offset + form.tagnosize + tags * form.tagsize)
+    return any(stream.read(form.offsetsize))
 
 
 def _check_page(page: TiffPage, max_pixels: int) -> None:
     check_size(page.imagelength * page.imagewidth * page.imagedepth, max_pixels)
+    if page.is_tiled:  # a tile is unpacked whole, however small the picture
+        check_size(page.tilelength * page.tilewidth * page.tiledepth, max(max_pixels, 1 << 20))
     photometric = getattr(page.photometric, "name", str(page.photometric))
     if photometric not in ("MINISBLACK", "RGB"):
         raise InvalidRecord("image_mode", f"expected a TIFF of grey or RGB, found {photometric}")

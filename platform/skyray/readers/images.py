@@ -91,6 +91,8 @@ class ImageOptions(Config):
                 found[field] = math.nan if cell is None else _number(field, cell)
             if field == "pixel_scale_arcsec" and math.isfinite(found[field]):
                 told[field] = f"{found[field]:g} ({name})"
+            if field == "pixel_scale_arcsec" and math.isfinite(found[field]):
+                told[field] = f"{found[field]:g} ({name})"
         if not found["object_id"]:
             raise ValueError("object_id: expected text, found none")
         columns = {name: value(name) for name in self.extra}

@@ -6,7 +6,7 @@ import numpy as np
 
 from skyray.records import InvalidRecord
 
-MAX_PIXELS = 4096 * 4096
+MAX_PIXELS = 2048 * 2048  # of a cutout; a card may allow more
 _SMALLEST = float(np.finfo(np.float32).tiny)
 
 
