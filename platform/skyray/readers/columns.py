@@ -14,7 +14,7 @@ import pyarrow.csv
 
 from skyray.readers.base import SurveyFile
 from skyray.readers.fits_bytes import FitsFile, Hdu
-from skyray.readers.fits_header import Header
+from skyray.readers.fits_header import Header, decode_text
 from skyray.readers.fits_image import is_fits_name
 from skyray.readers.foreign_arrow import ParquetFile
 from skyray.records import InvalidRecord
@@ -71,7 +71,8 @@ class Columns:
             cell = column if row is None else _list_values(column, row)
             values = None if cell is None else cell.to_numpy(zero_copy_only=False)
         else:
-            values = column if row is None or (shared and column.ndim == 1) else column[row]
+            one = shared and column.ndim == 1 and column.dtype != object  # else lists of the heap
+            values = column if row is None or one else column[row]
         if isinstance(values, np.ma.MaskedArray):
             values = values.astype(np.float64).filled(np.nan)
         if values is None or np.ndim(values) != 1 or values.dtype.kind not in "fiub":
@@ -83,17 +84,35 @@ class Columns:
         return values
 
     def scalar(self, name: str, row: int | None) -> Any:
-        """Return a cell as a Python scalar; None for null. Row None means the first row."""
+        """Return a cell as a Python object, bytes as text; None for null. Row None: the first."""
         if name not in self.columns and self.header is not None:
             value = self.header.get(name.upper())
             if value is not None:
                 return value
-        cell = self._column(name)[row or 0]
+        cell = self._cell(name, row or 0)
+        return decode_text(cell.rstrip(b"\x00 ")) if isinstance(cell, bytes) else cell
+
+    def content(self, name: str, row: int) -> bytes | None:
+        """Return the bytes of a cell, an encoded image; None for null.
+
+        Raises
+        ------
+        InvalidRecord
+            ``column_missing``; ``column_type`` where it holds something else.
+        """
+        cell = self._cell(name, row)
+        if cell is None or isinstance(cell, bytes):
+            return cell
+        detail = f"{name}: expected bytes, found {type(cell).__name__}"
+        raise InvalidRecord("column_type", detail, f"{self.source}#{self.first_row + row}")
+
+    def _cell(self, name: str, row: int) -> Any:
+        cell = self._column(name)[row]
         if isinstance(cell, pa.Scalar):
             return cell.as_py()
         if cell is np.ma.masked:
             return None
-        return cell.item() if hasattr(cell, "item") else cell
+        return cell.item() if isinstance(cell, np.generic) else cell
 
 
 def _list_values(column: pa.Array, row: int) -> pa.Array | None:

@@ -35,6 +35,7 @@ MAX_HEADER_BLOCKS = 1_000  # 36,000 cards
 _BLOCK = 2880
 _END = b"END" + b" " * 77
 _HEAD_BYTES = 262_144  # holds the first three HDUs of an SDSS spec file; later ones stay unread
+_WINDOW = 16 * _BLOCK
 _SUM_CHUNK = 4 << 20
 _ONES = (1 << 32) - 1
 
@@ -141,10 +142,11 @@ class FitsFile:
             ``hdu_missing``.
         """
         name, _, version = str(wanted).upper().partition(",")
+        number = int(version) if version.isdecimal() else None
         for hdu in self.hdus():
-            if hdu.index == wanted or (isinstance(wanted, str) and hdu.name == name != ""):
-                if not version or hdu.header.get("EXTVER", 1) == int(version or 1):
-                    return hdu
+            named = isinstance(wanted, str) and name and hdu.name == name
+            if hdu.index == wanted or (named and number in (None, hdu.header.get("EXTVER", 1))):
+                return hdu
         found = [hdu.name or f"#{hdu.index}" for hdu in self._hdus[:40]]
         self.refuse("hdu_missing", f"expected an HDU {wanted!r}, found {found}")
 
@@ -170,26 +172,34 @@ class FitsFile:
             self.refuse("not_fits", detail)
 
     def _read_hdu(self, index: int, at: int) -> Hdu:
-        window, longest = 16 * _BLOCK, MAX_HEADER_BLOCKS * _BLOCK
-        while True:
-            text = bytes(self.read(at, window))
-            end = text.find(_END)
-            while end >= 0 and end % CARD:
-                end = text.find(_END, end + 1)
-            if end >= 0:
-                break
-            if at + window >= self.size:
-                self.refuse("header_truncated", f"HDU {index}: expected END, found end of file")
-            if window >= longest:
-                detail = f"HDU {index}: expected END within {longest:,} bytes, found none"
-                self.refuse("header_too_long", detail)
-            window = min(4 * window, longest)
+        end = self._head.find(_END, at, at + _WINDOW)
+        if end >= 0 and (end - at) % CARD == 0:  # nearly always: without a copy of what follows
+            text, end = self._head[at:end], end - at
+        else:
+            text, end = self._find_end(index, at)
         header = Header.of(text[:end])
         try:
             size = header.data_bytes
         except BadHeader as error:
             self.refuse("header_invalid", f"HDU {index}: {error}")
         return Hdu(self, index, header, at, at + _BLOCK * (end // _BLOCK + 1), size)
+
+    def _find_end(self, index: int, at: int) -> tuple[bytes, int]:
+        """Return bytes from `at` on that hold a whole header, and where its END lies in them."""
+        window, longest = _WINDOW, MAX_HEADER_BLOCKS * _BLOCK
+        while True:
+            text = bytes(self.read(at, window))
+            end = text.find(_END)
+            while end >= 0 and end % CARD:
+                end = text.find(_END, end + 1)
+            if end >= 0:
+                return text, end
+            if at + window >= self.size:
+                self.refuse("header_truncated", f"HDU {index}: expected END, found end of file")
+            if window >= longest:
+                detail = f"HDU {index}: expected END within {longest:,} bytes, found none"
+                self.refuse("header_too_long", detail)
+            window = min(4 * window, longest)
 
 
 def check_headers(file: SurveyFile) -> None:

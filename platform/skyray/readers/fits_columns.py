@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 
 import numpy as np
@@ -51,7 +52,7 @@ class Column:
         if self.fault or self.stored != "row" or len(self.cell) > 1:
             return False
         number = self.code in NUMBERS and self.zero == 0 and self.scale == 1 and self.null is None
-        return number or (self.code == "A" and not self.cell)
+        return number or (self.code == "A" and self.width > 0 and not self.cell)
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class TableLayout:
 
     @staticmethod
     def of(columns: list[Column], types: list[tuple], width: int | None = None) -> TableLayout:
-        """Return the layout of columns whose `types` are (format, offset or None)."""
+        """Return a layout; `types` are (format,) or, with a row's `width`, (format, offset)."""
         named: dict[str, list[Column]] = {}
         for column in columns:
             named.setdefault(column.name.lower(), []).append(column)
@@ -73,10 +74,17 @@ class TableLayout:
         if width is not None:
             described |= {"offsets": [t[1] for t in types], "itemsize": width}
         try:
-            dtype = np.dtype(described if width is not None else list(zip(*described.values())))
+            dtype = np.dtype(
+                described if width is not None else list(zip(*described.values(), strict=True))
+            )
         except (ValueError, OverflowError) as error:
             raise BadHeader(f"TFORMn, TBCOLn: {error}") from None
         return TableLayout(dtype, tuple(columns), named)
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """Names of the columns in lower case."""
+        return frozenset(self.named)
 
     def column(self, name: str) -> Column:
         """Return a column by its name in any case.
@@ -303,7 +311,7 @@ def scaled(values: np.ndarray, zero: float, scale: float) -> np.ndarray:
         return (values ^ np.uint8(128)).view(np.int8)
     if scale == 1 and kind in "iu" and zero == int(zero):
         low, high = (int(v) + int(zero) for v in (values.min(initial=0), values.max(initial=0)))
-        if not (-(2**63) <= min(low, int(zero)) and max(high, int(zero)) < 2**63):
+        if min(low, int(zero)) < -(2**63) or max(high, int(zero)) >= 2**63:
             raise BadHeader(f"TZEROn, BZERO: expected sums within 64 bits, found {low} to {high}")
         return values.astype(np.int64) + int(zero)
     with np.errstate(over="ignore", invalid="ignore"):

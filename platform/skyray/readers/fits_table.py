@@ -73,8 +73,8 @@ class Table:
         ------
         InvalidRecord
             ``column_missing``; ``column_type`` for keywords that are not understood (complex
-            numbers, an unknown TDIMn), ambiguous names and nulls among integers beyond 2**53;
-            ``heap_invalid``, ``logical_invalid``, ``data_truncated``.
+            numbers, an unknown TDIMn), ambiguous names, logicals other than T and F, and nulls
+            among integers beyond 2**53; ``heap_invalid``.
         """
         values, nulls = self._decoded(name)
         try:
@@ -131,13 +131,11 @@ class Table:
             if column.code == "A" and column.width:
                 raw = np.ascontiguousarray(raw).view(f"S{column.width}")
             elif column.code == "A":
-                return np.full((len(raw), *column.cell), ""), None
+                return np.full((len(self), *column.cell), ""), None
             values, nulls = decode(column, raw)
         except BadHeader as error:
             self.hdu.refuse("column_type", str(error))
-        shape = (len(raw), *column.cell) if column.code != "X" else values.shape
-        if column.code == "X" and column.cell != (column.width,):
-            shape = (len(raw), *column.cell)
+        shape = (len(self), *column.cell)
         return values.reshape(shape), None if nulls is None else nulls.reshape(shape)
 
     def _lists(self, column: Column, descriptors: np.ndarray) -> np.ndarray:

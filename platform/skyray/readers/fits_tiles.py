@@ -19,6 +19,7 @@ import numpy as np
 
 from skyray.readers.fits_header import MAX_AXES, BadHeader, Header
 from skyray.readers.unpacked import most_bytes
+
 if TYPE_CHECKING:
     from skyray.readers.fits_bytes import Hdu
 

@@ -11,6 +11,7 @@ import io
 import logging
 import math
 import struct
+import threading
 import warnings
 from collections.abc import Iterator
 
@@ -192,8 +193,29 @@ def _read_jpeg(content: bytes, max_pixels: int) -> tuple[np.ndarray, int]:
 
 
 # TIFF ------------------------------------------------------------------------------------------
+class _Faults(logging.Handler):
+    """What tifffile logs of tags it cannot read, and then leaves out, by thread."""
+
+    def __init__(self):
+        super().__init__(logging.ERROR)
+        self.found = threading.local()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.found.messages = [*getattr(self.found, "messages", []), record.getMessage()][:10]
+
+    def take(self) -> list[str]:
+        messages, self.found.messages = getattr(self.found, "messages", []), []
+        return messages
+
+
+_FAULTS = _Faults()
+logging.getLogger("tifffile").addHandler(_FAULTS)
+logging.getLogger("tifffile").propagate = False
+
+
 def _read_tiff(content: bytes, max_pixels: int) -> tuple[np.ndarray, int]:
     """Return samples [H, W, channels] of a TIFF of one page and its orientation."""
+    _FAULTS.take()
     try:
         with TiffFile(io.BytesIO(content)) as tiff:
             page = tiff.pages[0]
@@ -203,6 +225,8 @@ def _read_tiff(content: bytes, max_pixels: int) -> tuple[np.ndarray, int]:
                 raise InvalidRecord("image_frames", "expected a TIFF of one page, found several")
             _check_page(page, max_pixels)
             samples = page.asarray()
+            if faults := _FAULTS.take():
+                raise InvalidRecord("image_damaged", f"TIFF: {faults[0]}"[:300])
             return _tiff_samples(page, samples), int(page.tags.valueof(_ORIENTATION, 1))
     except InvalidRecord:
         raise

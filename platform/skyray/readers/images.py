@@ -170,11 +170,7 @@ class ImageTableReader(Reader):
         source = f"{file.path}#{number}"
 
         def make() -> Cutout:
-            content = columns.scalar(self.table.image, row)
-            if content is not None and not isinstance(content, bytes):
-                raise InvalidRecord(
-                    "column_type", f"{self.table.image}: expected bytes, found {type(content)}"
-                )
+            content = columns.content(self.table.image, row)
             image, told = decode_image(content, len(self.table.bands), self.table.max_pixels)
             default = f"{object_name(file)}-{number}"
             value = partial(columns.scalar, row=row)
