@@ -80,6 +80,11 @@ class FitsFile:
         self._handle.close()
         self._hdus.clear()  # they hold this file: without the circle its bytes are freed at once
 
+    @property
+    def held_bytes(self) -> int:
+        """Memory that the file's content takes: all of it where it had to be unpacked."""
+        return len(self._head)
+
     def refuse(self, reason: str, detail: str) -> NoReturn:
         """Raise `InvalidRecord` in the name of this file."""
         raise InvalidRecord(reason, detail, self.source)
