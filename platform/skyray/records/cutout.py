@@ -38,8 +38,8 @@ class Cutout:
     observation_id : str
         Unique for what was measured once; empty where `object_id` is.
     statements : mapping
-        What was decided about the values, and from which statement of the file
-        (`records.statements`).
+        What was decided about the values, and from what the file states it: ``bands``, ``unit``,
+        ``hdu``, ``pixel_scale_arcsec`` … (`records.statements`).
     """
 
     object_id: str
