@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 from pathlib import Path
 
@@ -104,20 +105,19 @@ def test_real_healpix_coadd_with_redrock(survey_data):
 
 def test_real_tile_coadd_without_redrock(survey_data):
     path = survey_data / "spectra_desi" / "raw_fits" / TILE
-    spectra = read(path)
-    assert len(spectra) == 5
-    reasons = []
-    for row, spectrum in enumerate(spectra):
-        assert (spectrum.spectype, spectrum.zwarning) == ("", -1)
-        flux, ivar = pixel_by_pixel(path, row) if row == 4 else (spectrum.flux, spectrum.ivar)
-        np.testing.assert_allclose(spectrum.flux, flux, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(spectrum.ivar, ivar, rtol=1e-5)
-        try:
-            check_spectrum(spectrum)
-        except InvalidRecord as refusal:
-            reasons.append(refusal.reason)
-    assert reasons == ["ivar_empty"] * 4  # four broken fibres of five
-    assert [s.extra["fiberstatus"] for s in spectra] == [513, 512, 515, 1, 0]
+    *refused, spectrum = read(path)
+    reasons = ["fibre_unassigned", "fibre_broken", "fibre_unassigned", "fibre_unassigned"]
+    assert [r.reason for r in refused] == reasons
+    assert [
+        re.search(r"FIBERSTATUS (\d+)", r.detail)[1] for r in refused
+    ] == "513 512 515 1".split()
+    assert (spectrum.spectype, spectrum.zwarning, spectrum.extra["fiberstatus"]) == ("", -1, 0)
+    check_spectrum(spectrum)
+    flux, ivar = pixel_by_pixel(path, 4)
+    np.testing.assert_allclose(spectrum.flux, flux, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(spectrum.ivar, ivar, rtol=1e-5)
+    assert spectrum.observation_id == f"169-cumulative-20210419-5-{spectrum.object_id}"
+    assert spectrum.extra["tileid"] == 169
 
 
 def test_join_is_by_targetid(tmp_path):

@@ -119,7 +119,10 @@ def test_gzip_is_read(tmp_path):
         ("a/spec-0266-51602-0007.fits", True),
         ("s/spec-lite-0266-51602-0007.fits", True),
         ("spec-015150-59291-4544164319.fits.gz", True),
-        ("coadd-5-169-thru20210419.fits", False),
+        ("SPEC-0266-51602-0007.FITS", True),
+        ("galaxy.fit.bz2", True),
+        ("spPlate-0266-51602.fits", False),
+        ("notes.txt", False),
         ("specObj-dr16.fits", False),
     ],
 )
