@@ -190,9 +190,8 @@ class _Coaddition:
     def observation_id(self, fibermap: Table, row: int, flux: np.ndarray) -> str:
         parts = [self.name, str(int(fibermap.value("targetid", row)))]
         if self.exposures:
-            parts += [
-                str(fibermap.value(key, row)) for key in ("expid", "fiber") if key in fibermap
-            ]
+            known = fibermap.values(("expid", "fiber"), row)
+            parts += [str(value) for value in known.values()]
         name = "-".join(parts)
         return name if self.whole else name_by_content(name, flux)
 

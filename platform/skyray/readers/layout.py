@@ -26,7 +26,7 @@ def fits_names(*stems: str) -> tuple[str, ...]:
 
 
 def stem(name: str) -> str:
-    """Return a file's name without its ending: ``spec-0266-51602-0007.FITS.gz`` → ``spec-…0007``."""
+    """Return a file's name without its ending: ``spec-1-2.FITS.gz`` → ``spec-1-2``."""
     return _ENDING.sub("", name)
 
 
