@@ -26,8 +26,8 @@ ERR_FLUX or ERR   1 σ in the unit of FLUX; 0 = not measured
 QUAL              0 = good; absent: the file flags no pixel
 ================  ================================================================
 
-TRG_CLS and TRG_Z are the mock's own; ESO's standard has no keyword for a class. A file that does not
-name itself (ARCFILE) is told apart from others of its target by its content.
+TRG_CLS and TRG_Z are the mock's own; ESO's standard has no keyword for a class. A file that does
+not name itself (ARCFILE) is told apart from others of its target by its content.
 
 Source: ESO External Data Products Standard, issue 8, section 5.
 """
