@@ -41,7 +41,7 @@ _LAYOUT = (
     "a LAMOST spectrum: a primary image of 5 rows, or a table of flux, ivar, wavelength, andmask"
 )
 _IDS = ("obsid", "lmjd", "planid", "spid", "fiberid")
-_KEPT = (*_IDS, "mjd", "objtype", "fibertyp", "fibertype", "sn_u", "sn_g", "sn_r", "sn_i", "sn_z",
+_KEPT = (*_IDS, "mjd", "objtype", "fibertyp", "sn_u", "sn_g", "sn_r", "sn_i", "sn_z",
          "snru", "snrg", "snrr", "snri", "snrz", "z_err", "data_v", "uid", "gp_id")  # fmt: skip
 
 
@@ -114,7 +114,8 @@ def _image_pixels(fits: FitsFile, primary: Hdu) -> tuple[np.ndarray, ...]:
     by_row = rows.get("wavelength")
     by_header = _log_linear(header, len(rows["flux"]))
     if by_row is None and by_header is None:
-        fits.refuse("wavelength_missing", "expected COEFF0 and COEFF1, or a row of wavelengths")
+        expected = "expected COEFF0 and COEFF1, or a row of wavelengths"
+        fits.refuse("wavelength_missing", f"{expected}, found rows {', '.join(rows)} alone")
     if by_row is not None and by_header is not None:
         _check_agree(fits, by_row.astype(np.float64), by_header)
     wavelength = by_row.astype(np.float64) if by_header is None else by_header
@@ -187,14 +188,14 @@ def _in_vacuum(fits: FitsFile, header: Header, wavelength: np.ndarray) -> np.nda
 
 
 def _fibre_fault(header: Header) -> tuple[str, str] | None:
-    kind = (_text(header, "FIBERTYP") or _text(header, "FIBERTYPE")).lower()
+    kind = _text(header, "FIBERTYP").lower()
     objtype = _text(header, "OBJTYPE").lower()
     if kind == "sky" or objtype == "sky":
-        return "sky_fibre", "expected a target, found FIBERTYPE Sky"
+        return "sky_fibre", "expected a target, found FIBERTYP Sky"
     if kind == "unused":
-        return "fibre_unassigned", "expected a fibre on a target, found FIBERTYPE Unused"
+        return "fibre_unassigned", "expected a fibre on a target, found FIBERTYP Unused"
     if kind in ("dead", "poserr"):
-        return "fibre_broken", f"expected a working fibre, found FIBERTYPE {kind!r}"
+        return "fibre_broken", f"expected a working fibre, found FIBERTYP {kind!r}"
     return None
 
 
