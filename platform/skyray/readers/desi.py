@@ -25,7 +25,7 @@ import numpy as np
 
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.desi_fibres import bad_arms, fibre_fault, target_fields
-from skyray.readers.desi_redshifts import redshifts_of
+from skyray.readers.desi_redshifts import redshift_table, redshifts_of
 from skyray.readers.fits_bytes import FitsFile, Hdu, Table
 from skyray.readers.layout import fits_names, refuse_companion, refuse_layout
 from skyray.records import Grid, InvalidRecord, Spectrum, ivar_fault
@@ -116,7 +116,7 @@ def _fibermap(fits: FitsFile) -> Table:
     """Return the table of fibres, its TARGETID as exact integers."""
     hdu = fits.find("COADD_FIBERMAP") or fits.find("FIBERMAP")
     if hdu is None or not any(_ARM.fullmatch(h.name) for h in fits.hdus()):
-        if fits.find("REDSHIFTS", "ZBEST"):
+        if redshift_table(fits):
             refuse_companion(fits, "redshifts alone")
         if hdu is None:
             refuse_layout(fits, _LAYOUT)

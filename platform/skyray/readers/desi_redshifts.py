@@ -14,7 +14,7 @@ import numpy as np
 
 from skyray.readers.base import SurveyFile
 from skyray.readers.fits_bytes import FitsFile, Hdu
-from skyray.readers.layout import COMPRESSED, stem
+from skyray.readers.layout import COMPRESSED, columns_of, stem
 
 _COLUMNS = ("z", "zerr", "zwarn", "spectype", "subtype", "deltachi2")
 _TABLES = ("REDSHIFTS", "ZBEST")
@@ -31,7 +31,7 @@ def redshifts_of(fits: FitsFile, file: SurveyFile) -> dict[int, dict[str, Any]]:
         What `FitsFile` refuses; ``column_type``, ``redrock_mismatch`` where a file beside says that
         it belongs to other spectra, ``redrock_ambiguous`` where a target is in it twice.
     """
-    if own := fits.find(*_TABLES):
+    if own := redshift_table(fits):
         return _by_target(fits, own)
     beside = next((other for other in _beside(file) if other.exists()), None)
     if beside is None:
@@ -39,6 +39,12 @@ def redshifts_of(fits: FitsFile, file: SurveyFile) -> dict[int, dict[str, Any]]:
     with FitsFile(beside) as found:
         _check_same(fits, found)
         return _by_target(found, found.need(*_TABLES, at=1))
+
+
+def redshift_table(fits: FitsFile) -> Hdu | None:
+    """Return the HDU REDSHIFTS or ZBEST of a file where it is a table by target."""
+    named = (hdu for hdu in fits.hdus() if hdu.name in _TABLES)
+    return next((hdu for hdu in named if {"targetid", "z"} <= columns_of(hdu)), None)
 
 
 def _beside(file: SurveyFile) -> Iterator[SurveyFile]:
