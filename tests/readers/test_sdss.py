@@ -197,6 +197,14 @@ def test_plates_by_table_whatever_the_name(tmp_path, path, table):
     assert (spectrum.spectype, spectrum.subtype, spectrum.ra) == ("STAR", "F9", 221.5)
 
 
+@pytest.mark.parametrize("table", ["SPECOBJ", None])
+def test_hdus_in_any_order_and_without_names(tmp_path, table):
+    first, second = one_row({**LEGACY, **FITTED}, table), pixels()
+    assert read_one(spec(tmp_path / "x.fits", first, second)).spectype == "STAR"
+    del second.header["EXTNAME"]
+    assert read_one(spec(tmp_path / "y.fits", first, second)).object_id == "0266-51602-0007"
+
+
 @pytest.mark.parametrize("path", ["spec-015000-59146-27021598108289694.fits", "upload.fits"])
 @pytest.mark.parametrize("catalogid", [("K", 27021598108289694), ("20A", "27021598108289694"),
                                        ("K", 4375786564)])  # fmt: skip
@@ -287,7 +295,8 @@ def _two_wavelengths():
         (lambda: [pixels("flux loglam ivar")], "column_missing"),
         (lambda: [pixels(mask_form="E")], "column_type"),
         (lambda: [one_row(FITTED, None)], "layout_unknown"),
-        (lambda: [one_row(FITTED, "REDSHIFTS")], "hdu_missing"),
+        (lambda: [one_row(FITTED, "REDSHIFTS")], "layout_unknown"),
+        (lambda: [], "hdu_missing"),
     ],
 )
 def test_other_layouts_are_refused_with_what_was_found(tmp_path, hdus, reason):

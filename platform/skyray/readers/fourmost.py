@@ -79,6 +79,10 @@ def _read_spectrum(fits: FitsFile, name: str) -> Spectrum:
     snr = header.number("SNR")
     same = len({wavelength.size, flux.size, ivar.size, mask.size}) == 1
     object_id = str(header.get("OBJECT") or "").strip() or stem(name)
+    if object_id.upper() == "SKY":
+        raise InvalidRecord(
+            "sky_fibre", f"expected a target, found OBJECT {object_id!r}", fits.source
+        )
     extra = {"specsys": header.get("SPECSYS"), "prog_id": header.get("PROG_ID"),
              "exptime": header.get("EXPTIME")}  # fmt: skip
     return Spectrum(

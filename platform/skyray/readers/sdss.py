@@ -130,16 +130,15 @@ def read_spectrum(fits: FitsFile, name: str) -> Spectrum:
 
 
 def _coadd(fits: FitsFile) -> Table:
-    """Return the table of pixels: COADD, else HDU 1, whatever it is called."""
-    hdu = fits.find("COADD", at=1)
+    """Return the table of pixels: COADD, else the first one with flux and ivar."""
+    hdu = fits.find("COADD")
     if hdu is None:
         hdu = next((h for h in fits.hdus() if {"flux", "ivar"} <= columns_of(h)), None)
-    if hdu is None and len(image_shape(next(fits.hdus()))) == 2:
-        refuse_layout(fits, f"{_LAYOUT} (spSpec and spPlate files are not read)")
     if hdu is None:
-        return fits.need("COADD").table()  # refuses
-    if hdu.name != "COADD" and is_table(hdu) and "flux" not in columns_of(hdu):
-        refuse_layout(fits, _LAYOUT)
+        if any(image_shape(h) or is_table(h) for h in fits.hdus()):
+            old = len(image_shape(next(fits.hdus()))) == 2
+            refuse_layout(fits, _LAYOUT + " (spSpec and spPlate files are not read)" * old)
+        hdu = fits.need("COADD")  # refuses
     return hdu.table()
 
 
@@ -207,7 +206,7 @@ def _catalogue(fits: FitsFile) -> dict[str, Any]:
     """Return the object's catalogue row; empty where there is none."""
     best: Table | None = None
     for hdu in fits.hdus():
-        if hdu.index < 2 or not {"class", "z"} <= columns_of(hdu):
+        if not {"class", "z"} <= columns_of(hdu):
             continue
         table = hdu.table()
         if len(table) == 1:
