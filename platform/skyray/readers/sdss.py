@@ -57,6 +57,8 @@ _CATALOGUE = (
     "survey", "targettype", *(name for pair in _POSITIONS for name in pair), *_EXTRA,
 )  # fmt: skip
 _UNKNOWN = (-999, -9999)
+_KEYWORDS = {"plate": "PLATEID", "mjd": "MJD", "fiberid": "FIBERID", "field": "FIELDID",
+             "catalogid": "CATALOGID"}  # fmt: skip
 _DIGITS_OF_A_FIBER = 4  # FIBERID is at most 1000; what stands in its place and is longer, CATALOGID
 # The survey's own pixels: loglam = 1e-4 · i as float32, i from the range's lower end on.
 _LOGLAM_STEP, _LOGLAM_FIRST, _LOGLAM_LAST = 1e-4, 30_000, 47_000
@@ -146,7 +148,8 @@ def _bad_pixels(fits: FitsFile, coadd: Table) -> np.ndarray:
     bits = coadd.column("and_mask")
     if bits.dtype.kind not in "iu" or bits.ndim != 1:
         fits.refuse("column_type", f"and_mask: expected integers a pixel, found {bits.dtype}")
-    return (bits.astype(np.int64) & _BAD_PIXEL) != 0
+    whole = bits.view(np.uint32) if bits.dtype == np.int32 else bits.astype(np.int64)
+    return (whole & whole.dtype.type(_BAD_PIXEL)) != 0
 
 
 def _wavelengths(fits: FitsFile, coadd: Table) -> np.ndarray:
@@ -251,18 +254,17 @@ def _redshift(fits: FitsFile, row: dict[str, Any]) -> float:
 def _identity(fits: FitsFile, row: dict[str, Any], name: str) -> dict[str, Any]:
     """Return plate, mjd, fiberid or field, mjd, catalogid: by table, header, then the name."""
     header = next(fits.hdus()).header
-    named = _NAME.match(name)
-    by_name = tuple(named.groups()) if named else ()
-    keys = _PLATE
-    if _integer(row.get("catalogid")) is not None or len("".join(by_name[2:])) > _DIGITS_OF_A_FIBER:
-        keys = _FIELD
-    headers = {"plate": "PLATEID", "field": "FIELDID"}
+    keys = _PLATE if _integer(row.get("catalogid")) is None else _FIELD
     ids: dict[str, Any] = {}
-    for position, key in enumerate(keys):
-        found = (row.get(key), header.get(headers.get(key, key.upper())))
-        ids[key] = next((n for v in found if (n := _integer(v)) is not None), None)
-        if ids[key] is None and named:
-            ids[key] = _integer(by_name[position]) or by_name[position]
+    for key in keys:
+        value = _integer(row.get(key))
+        ids[key] = _integer(header.get(_KEYWORDS[key])) if value is None else value
+    if None in ids.values() and (named := _NAME.match(name)):
+        if len(named[3]) > _DIGITS_OF_A_FIBER:
+            ids = {key: ids.get(key) for key in _FIELD}
+        for position, key in enumerate(ids, start=1):
+            if ids[key] is None:
+                ids[key] = _integer(named[position]) or named[position]
     ids["run2d"] = _text(row, "run2d") or str(header.get("RUN2D", ""))
     return ids
 
