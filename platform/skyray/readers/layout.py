@@ -13,9 +13,9 @@ from skyray.readers.fits_bytes import FitsFile, Hdu
 from skyray.readers.fits_header import BadHeader, table_layout
 
 FITS_ENDINGS = (".fits", ".fit", ".fts")
-COMPRESSED = ("", ".gz", ".bz2", ".fz")
+COMPRESSED = ("", ".gz", ".bz2", ".fz", ".xz")
 
-_ENDING = re.compile(r"\.(fits|fit|fts)(\.gz|\.bz2|\.fz)?$", re.IGNORECASE)
+_ENDING = re.compile(r"\.(fits|fit|fts)(\.gz|\.bz2|\.fz|\.xz)?$", re.IGNORECASE)
 _SHOWN = 12
 
 
