@@ -420,6 +420,18 @@ def test_targetids_are_exact_or_refused(tmp_path):
         read(tmp_path / "y.fits")
 
 
+@pytest.mark.parametrize("form", ["D", "2J", "3A"])
+def test_bits_of_fibres_are_integers_or_refused(tmp_path, form):
+    hdus = fibres(TARGETID=[1, 2])
+    value = np.zeros((2, 2)) if form == "2J" else ["a", "b"] if form == "3A" else [0, 1]
+    columns = [fits.Column("TARGETID", "K", array=[1, 2]),
+               fits.Column("FIBERSTATUS", form, array=value)]  # fmt: skip
+    hdus["FIBERMAP"] = fits.BinTableHDU.from_columns(columns, name="FIBERMAP")
+    hdus.writeto(tmp_path / "x.fits")
+    with pytest.raises(InvalidRecord, match=r"column_type.*FIBERSTATUS"):
+        read(tmp_path / "x.fits")
+
+
 def test_redrock_of_other_spectra_is_refused(tmp_path):
     spectra, fitted = coadd_file(), redrock_file([2**55])
     spectra[0].header["PROGRAM"], fitted[0].header["PROGRAM"] = "dark", "bright"

@@ -297,6 +297,8 @@ def _two_wavelengths():
         (lambda: [one_row(FITTED, None)], "layout_unknown"),
         (lambda: [one_row(FITTED, "REDSHIFTS")], "layout_unknown"),
         (lambda: [], "hdu_missing"),
+        (lambda: [pixels(), one_row({**FITTED, "Z": ("3A", "?")}, "SPALL")], "field_invalid"),
+        (lambda: [pixels(), one_row({**FITTED, "ZWARNING": ("E", 0.5)}, "SPALL")], "field_invalid"),
     ],
 )
 def test_other_layouts_are_refused_with_what_was_found(tmp_path, hdus, reason):

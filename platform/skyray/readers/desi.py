@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
-from skyray.readers.desi_fibres import bad_arms, fibre_fault, target_fields
+from skyray.readers.desi_fibres import INTEGERS, bad_arms, fibre_fault, target_fields
 from skyray.readers.desi_redshifts import redshift_table, redshifts_of
 from skyray.readers.fits_bytes import FitsFile, Hdu, Table
 from skyray.readers.layout import fits_names, refuse_companion, refuse_layout
@@ -121,9 +121,11 @@ def _fibermap(fits: FitsFile) -> Table:
         if hdu is None:
             refuse_layout(fits, _LAYOUT)
     table = hdu.table()
-    targets = table.column("targetid")
-    if targets.dtype.kind not in "iu":
-        fits.refuse("column_type", f"TARGETID: expected exact integers, found {targets.dtype}")
+    for name in ("targetid", *(name for name in INTEGERS if name in table)):
+        values = table.column(name)
+        if values.dtype.kind not in "iu" or values.ndim != 1:
+            found = f"{values.dtype} of shape {values.shape}"
+            fits.refuse("column_type", f"{name.upper()}: expected integers, found {found}")
     return table
 
 

@@ -27,6 +27,7 @@ _TARGET_COLUMNS = (
     *(f"{sv}{name}" for name in ("bgs_target", "mws_target") for sv in ("", "sv1_", "sv3_")),
     "scnd_target",
 )
+INTEGERS = ("coadd_fiberstatus", "fiberstatus", "fa_type", *_DESI_TARGET)  # bits: never rounded
 _KEPT = ("targetid", "objtype", "ebv", "photsys", "morphtype", "tileid", "coadd_numexp",
          "coadd_exptime", "coadd_numtile", "coadd_numnight", "mean_mjd", "expid", "night",
          "fiber", "mjd")  # fmt: skip

@@ -79,8 +79,9 @@ def _check_same(spectra: FitsFile, redshifts: FitsFile) -> None:
 def _by_target(fits: FitsFile, hdu: Hdu) -> dict[int, dict[str, Any]]:
     table = hdu.table()
     targets = table.column("targetid")
-    if targets.dtype.kind not in "iu":
-        fits.refuse("column_type", f"TARGETID: expected exact integers, found {targets.dtype}")
+    if targets.dtype.kind not in "iu" or targets.ndim != 1:
+        found = f"{targets.dtype} of shape {targets.shape}"
+        fits.refuse("column_type", f"TARGETID: expected integers, found {found}")
     if len(np.unique(targets)) != len(targets):
         fits.refuse("redrock_ambiguous", f"HDU {hdu.name}: expected every TARGETID once")
     columns = {name: table.column(name).tolist() for name in _COLUMNS if name in table}

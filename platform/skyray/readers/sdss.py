@@ -95,7 +95,7 @@ def read_spectrum(fits: FitsFile, name: str) -> Spectrum:
     InvalidRecord
         See `FitsFile`; and ``layout_unknown``, ``layout_ambiguous``, ``table_empty``,
         ``column_type``, ``column_shape``, ``wavelength_out_of_range``, ``redshift_not_finite``,
-        ``sky_fibre``, ``fibre_broken``.
+        ``field_invalid``, ``sky_fibre``, ``fibre_broken``.
     """
     coadd = _coadd(fits)
     if len(coadd) == 0:
@@ -104,6 +104,7 @@ def read_spectrum(fits: FitsFile, name: str) -> Spectrum:
     mask = _bad_pixels(fits, coadd)
     wavelength = _wavelengths(fits, coadd)
     row = _catalogue(fits)
+    _check_numbers(fits, row)
     ids = _identity(fits, row, name)
     object_id = _object_id(ids)
     if fault := _fibre_fault(row):
@@ -122,7 +123,7 @@ def read_spectrum(fits: FitsFile, name: str) -> Spectrum:
         subtype=_text(row, "subclass"),
         redshift=_redshift(fits, row),
         redshift_err=_number(row, "z_err"),
-        zwarning=int(row.get("zwarning", -1)),
+        zwarning=row.get("zwarning", -1),
         snr=median_snr(flux, ivar, mask) if np.isnan(snr) else snr,
         survey=_survey(ids, row),
         source=fits.source,
@@ -223,12 +224,21 @@ def _catalogue(fits: FitsFile) -> dict[str, Any]:
     return best.values(_CATALOGUE) if best is not None and len(best) else {}
 
 
+def _check_numbers(fits: FitsFile, row: dict[str, Any]) -> None:
+    """Refuse a catalogue row that has text or an array where a number belongs."""
+    for name in ("z", "z_err", "sn_median_all", *(name for pair in _POSITIONS for name in pair)):
+        if not isinstance(row.get(name, 0.0), int | float):
+            fits.refuse("field_invalid", f"{name}: expected a number, found {row[name]!r}")
+    if type(row.get("zwarning", 0)) is not int:
+        fits.refuse("field_invalid", f"zwarning: expected bits, found {row['zwarning']!r}")
+
+
 def _fibre_fault(row: dict[str, Any]) -> tuple[str, str] | None:
     for name in ("objtype", "sourcetype", "targettype"):
         if _text(row, name).upper().startswith("SKY"):
             detail = f"found {name.upper()} {_text(row, name)!r}"
             return "sky_fibre", f"expected a target, {detail}: the fibre looks at the sky"
-    warnings = int(row.get("zwarning", 0))
+    warnings = row.get("zwarning", 0)
     if warnings > 0 and warnings & _SKY:
         return "sky_fibre", f"expected a target, found ZWARNING {warnings} (SKY)"
     if warnings > 0 and warnings & _UNPLUGGED:
