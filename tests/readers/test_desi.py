@@ -515,6 +515,27 @@ def test_co_additions_are_told_apart_whatever_their_files_are_called(tmp_path, h
     assert len(set(found[0])) == 3
 
 
+def test_units_of_an_arm_are_honoured(tmp_path):
+    hdus = coadd_file()
+    hdus.writeto(tmp_path / "plain.fits")
+    hdus["B_WAVELENGTH"].data /= 10
+    hdus["B_WAVELENGTH"].header["BUNIT"] = "nm"
+    hdus["B_FLUX"].data = hdus["B_FLUX"].data.astype("f8") * 1e-17
+    hdus["B_IVAR"].data = hdus["B_IVAR"].data.astype("f8") * 1e34
+    hdus["B_FLUX"].header["BUNIT"] = "erg/(s cm2 Angstrom)"
+    hdus["R_FLUX"].header["BUNIT"] = "10**-17 erg/(s cm2 Angstrom)"
+    hdus.writeto(tmp_path / "units.fits")
+    for plain, other in zip(
+        read(tmp_path / "plain.fits"), read(tmp_path / "units.fits"), strict=True
+    ):
+        np.testing.assert_allclose(other.flux, plain.flux, rtol=1e-5)
+        np.testing.assert_allclose(other.ivar, plain.ivar, rtol=1e-5)
+    hdus["Z_FLUX"].header["BUNIT"] = "electron"
+    hdus.writeto(tmp_path / "bad.fits")
+    with pytest.raises(InvalidRecord, match=r"unit_unknown: Z_FLUX.*electron"):
+        read(tmp_path / "bad.fits")
+
+
 @pytest.mark.parametrize("program", ["03", "04", "05", "20"])
 def test_public_cases(survey_data, program):
     folder = next((survey_data.parent / "cases" / "spectra").glob(f"{program}-*"), None)

@@ -325,3 +325,32 @@ def test_public_case_of_sdss_v(survey_data):
     assert row["label"] == expected.pop("label")
     assert row["redshift"] == pytest.approx(expected.pop("redshift"), rel=1e-6)
     assert {name: row[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "unit", "factor"),
+    [("TUNIT1", "10^-17 ergs/s/cm^2/Angs", 1.0), ("TUNIT1", "erg/s/cm^2/Angstrom", 1e17),
+     ("BUNIT", "1E-17 erg/cm^2/s/Ang", 1.0), ("BUNIT", "1E-15 erg/cm^2/s/Ang", 100.0)],
+)  # fmt: skip
+def test_flux_units_are_honoured(tmp_path, where, unit, factor):
+    table = pixels()
+    if where == "TUNIT1":
+        table.header[where] = unit
+    header = {} if where == "TUNIT1" else {where: unit}
+    spectrum = read_one(spec(tmp_path / "x.fits", table, **header))
+    np.testing.assert_allclose(spectrum.flux, factor * np.linspace(1, 2, 300), rtol=1e-6)
+    np.testing.assert_allclose(spectrum.ivar, 4.0 / factor**2, rtol=1e-6)
+
+
+@pytest.mark.parametrize("unit", ["nanomaggy", "counts", "eV", "?"])
+def test_flux_units_that_are_none_are_refused(tmp_path, unit):
+    with pytest.raises(InvalidRecord, match=r"unit_unknown: flux: expected .* found"):
+        read_one(spec(tmp_path / "x.fits", pixels(), BUNIT=unit))
+
+
+def test_wavelengths_in_nanometres(tmp_path):
+    table = pixels("flux wavelength ivar and_mask")
+    table.header["TUNIT2"] = "nm"
+    table.data["wavelength"] /= 10
+    spectrum = read_one(spec(tmp_path / "x.fits", table))
+    np.testing.assert_allclose(spectrum.wavelength, 10 ** (3.58 + 1e-4 * np.arange(300)), rtol=1e-9)

@@ -9,7 +9,7 @@ OBJECT       target identifier (text); becomes ``object_id``
 ARCFILE      the archive's own name of the file; becomes ``observation_id``
 RA, DEC      degrees, ICRS
 SNR          median signal-to-noise a pixel
-SPECSYS      BARYCENT, HELIOCEN or TOPOCENT
+SPECSYS      BARYCENT or HELIOCEN; TOPOCENT is refused
 TRG_CLS      class of the target as text (``ClusB``); absent or empty where unknown
 TRG_Z        redshift of the target; absent where unknown
 ===========  =====================================================================
@@ -18,10 +18,10 @@ The first BINTABLE with WAVE and FLUX (called SPECTRUM, PHASE3SPECTRUM or nothin
 array columns of one length:
 
 ================  ================================================================
-WAVE              wavelength; TUNIT ``angstrom`` or ``nm``; vacuum unless its TUCD
-                  contains ``air``, as the ESO standard writes it
-FLUX              TUNIT ``10**(-17)erg.cm**(-2).s**(-1).angstrom**(-1)``, or without
-                  the power of ten
+WAVE              wavelength, TUNIT a length; vacuum unless its TUCD contains ``air``
+                  (``em.wl;obs.air``), as the ESO standard writes it
+FLUX              TUNIT any flux density, such as
+                  ``10**(-17)erg.cm**(-2).s**(-1).angstrom**(-1)`` or ``Jy``
 ERR_FLUX or ERR   1 σ in the unit of FLUX; 0 = not measured
 QUAL              0 = good; absent: the file flags no pixel
 ================  ================================================================
@@ -42,11 +42,9 @@ import numpy as np
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.fits_bytes import FitsFile, Header, Table
 from skyray.readers.layout import columns_of, fits_names, refuse_layout, stem
+from skyray.readers.survey_units import column_card, flux_factor, to_angstrom
 from skyray.records import InvalidRecord, Spectrum
 from skyray.transforms.spectra import air_to_vacuum, ivar_of_error, median_snr
-
-_POWER = re.compile(r"10\s*(?:\*\*|\^)?\s*\(?\s*([-+]\d+)\s*\)?")
-_ANGSTROM = {"": 1.0, "angstrom": 1.0, "a": 1.0, "0.1nm": 1.0, "nm": 10.0}
 
 
 @register
@@ -64,18 +62,12 @@ class FourmostReader(Reader):
 def _read_spectrum(fits: FitsFile, name: str) -> Spectrum:
     header = next(fits.hdus()).header
     table = _spectrum_table(fits)
-    units = _column_cards(table, "TUNIT")
-    error_name = "err" if "err" in table and "err_flux" not in table else "err_flux"
-    wave, flux, error = (np.atleast_1d(table.column(c)[0]) for c in ("wave", "flux", error_name))
-    quality = np.atleast_1d(table.column("qual")[0]) if "qual" in table else np.zeros(flux.shape)
-    scale = _flux_scale(units.get("flux", ""))
-    wavelength = wave.astype(np.float64) * _wavelength_scale(fits, units.get("wave", ""))
-    if "air" in _column_cards(table, "TUCD").get("wave", "").split(";"):
-        wavelength = air_to_vacuum(wavelength)
-    flux = (flux * scale).astype(np.float32)
-    mask = quality != 0
-    ivar = ivar_of_error(error * scale, mask)
+    wavelength, flux, error, mask = _pixels(fits, table)
+    ivar = ivar_of_error(error, mask)
     spectype = str(header.get("TRG_CLS", "")).strip()
+    if str(header.get("SPECSYS", "")).strip().upper() == "TOPOCENT":
+        detail = "SPECSYS: expected barycentric or heliocentric wavelengths, found TOPOCENT"
+        fits.refuse("frame_topocentric", detail)
     snr = header.number("SNR")
     same = len({wavelength.size, flux.size, ivar.size, mask.size}) == 1
     object_id = str(header.get("OBJECT") or "").strip() or stem(name)
@@ -97,11 +89,28 @@ def _read_spectrum(fits: FitsFile, name: str) -> Spectrum:
         redshift=header.number("TRG_Z"),
         zwarning=0 if spectype else -1,
         snr=median_snr(flux, ivar, mask) if np.isnan(snr) and same else snr,
-        survey="4most",
+        survey=_survey(header),
         source=fits.source,
         observation_id=_observation_id(header, object_id, flux),
         extra={key: value for key, value in extra.items() if value is not None},
     )
+
+
+def _pixels(fits: FitsFile, table: Table) -> tuple[np.ndarray, ...]:
+    """Return vacuum wavelength (Å), flux and 1 σ (1e-17 erg/s/cm²/Å) and what is flagged."""
+    error_name = "err" if "err" in table and "err_flux" not in table else "err_flux"
+    wave, flux, error = (np.atleast_1d(table.column(c)[0]) for c in ("wave", "flux", error_name))
+    flagged = np.atleast_1d(table.column("qual")[0]) if "qual" in table else np.zeros(flux.shape)
+    wavelength = to_angstrom(fits, "WAVE", column_card(table.hdu, "TUNIT", "wave"), wave)
+    unit = column_card(table.hdu, "TUNIT", "flux")
+    error_unit = column_card(table.hdu, "TUNIT", error_name) or unit
+    if wave.shape == flux.shape == error.shape:  # else `check_spectrum` says what is wrong
+        flux = flux.astype(np.float64) * flux_factor(fits, "FLUX", unit, wavelength)
+        factor = flux_factor(fits, error_name.upper(), error_unit, wavelength)
+        error = error.astype(np.float64) * factor
+    if "air" in re.split("[;.]", column_card(table.hdu, "TUCD", "wave").lower()):
+        wavelength = air_to_vacuum(wavelength)
+    return wavelength, flux.astype(np.float32), error, flagged != 0
 
 
 def _spectrum_table(fits: FitsFile) -> Table:
@@ -114,25 +123,12 @@ def _spectrum_table(fits: FitsFile) -> Table:
     refuse_layout(fits, "an ESO phase 3 spectrum: a table of WAVE, FLUX, ERR_FLUX and QUAL")
 
 
+def _survey(header: Header) -> str:
+    instrument = str(header.get("INSTRUME") or "").strip().lower()
+    return instrument if instrument not in ("", "qmost") else "4most"
+
+
 def _observation_id(header: Header, object_id: str, flux: np.ndarray) -> str:
     """Return the archive's name of the file: a target is observed more than once."""
     archived = str(header.get("ARCFILE") or "").strip()
     return stem(archived) if archived else name_by_content(object_id, flux)
-
-
-def _column_cards(table: Table, keyword: str) -> dict[str, str]:
-    header = table.hdu.header
-    names = table.rows.dtype.names
-    return {name: str(header.get(f"{keyword}{n + 1}", "")).lower() for n, name in enumerate(names)}
-
-
-def _flux_scale(unit: str) -> float:
-    """Return the factor that brings a flux to 1e-17 erg/s/cm²/Å."""
-    power = _POWER.match(unit.strip())
-    return 10.0 ** (int(power[1]) + 17) if power else 1e17
-
-
-def _wavelength_scale(fits: FitsFile, unit: str) -> float:
-    if unit.strip() not in _ANGSTROM:
-        fits.refuse("unit_unknown", f"WAVE: expected one of {sorted(_ANGSTROM)}, found {unit!r}")
-    return _ANGSTROM[unit.strip()]

@@ -27,6 +27,7 @@ import numpy as np
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.fits_bytes import FitsFile, Table
 from skyray.readers.layout import columns_of, fits_names, image_shape, is_table, refuse_layout, stem
+from skyray.readers.survey_units import column_card, flux_factor, to_angstrom
 from skyray.records import InvalidRecord, Spectrum
 from skyray.transforms.spectra import air_to_vacuum, median_snr
 
@@ -100,9 +101,10 @@ def read_spectrum(fits: FitsFile, name: str) -> Spectrum:
     coadd = _coadd(fits)
     if len(coadd) == 0:
         fits.refuse("table_empty", "HDU COADD: expected a row for every pixel, found none")
-    flux, ivar = (_pixels(fits, coadd, c).astype(np.float32, copy=False) for c in ("flux", "ivar"))
+    flux, ivar = (_pixels(fits, coadd, column) for column in ("flux", "ivar"))
     mask = _bad_pixels(fits, coadd)
     wavelength = _wavelengths(fits, coadd)
+    flux, ivar = _in_flux_units(fits, coadd, wavelength, flux, ivar)
     row = _catalogue(fits)
     _check_numbers(fits, row)
     ids = _identity(fits, row, name)
@@ -153,6 +155,18 @@ def _bad_pixels(fits: FitsFile, coadd: Table) -> np.ndarray:
     return (whole & whole.dtype.type(_BAD_PIXEL)) != 0
 
 
+def _in_flux_units(
+    fits: FitsFile, coadd: Table, wavelength: np.ndarray, flux: np.ndarray, ivar: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return flux and ivar in our unit, by TUNIT or BUNIT; without them it is the data model's."""
+    unit = column_card(coadd.hdu, "TUNIT", "flux") or next(fits.hdus()).header.get("BUNIT", "")
+    factor = flux_factor(fits, "flux", str(unit), wavelength) if str(unit).strip() else 1.0
+    if np.ndim(factor) or factor != 1.0:
+        flux = flux.astype(np.float64) * factor
+        ivar = ivar.astype(np.float64) / np.square(factor)
+    return flux.astype(np.float32, copy=False), ivar.astype(np.float32, copy=False)
+
+
 def _wavelengths(fits: FitsFile, coadd: Table) -> np.ndarray:
     """Return vacuum wavelengths, Å, by loglam or wavelength."""
     if "loglam" in coadd or "wavelength" not in coadd:
@@ -166,7 +180,8 @@ def _wavelengths(fits: FitsFile, coadd: Table) -> np.ndarray:
                     f"wavelength {other[0]:.3f} Å",
                 )
     else:
-        found = _pixels(fits, coadd, "wavelength").astype(np.float64)
+        unit = column_card(coadd.hdu, "TUNIT", "wavelength") or "Angstrom"
+        found = to_angstrom(fits, "wavelength", unit, _pixels(fits, coadd, "wavelength"))
     air = next(fits.hdus()).header.get("VACUUM") is False
     return air_to_vacuum(found) if air else found
 
