@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import NoReturn
 
-from skyray.readers.fits_bytes import FitsFile, Hdu
-from skyray.readers.fits_header import BadHeader, table_layout
+from skyray.readers.fits_bytes import FitsFile, Hdu, table_layout
+from skyray.readers.fits_header import BadHeader
 
 FITS_ENDINGS = (".fits", ".fit", ".fts")
 COMPRESSED = ("", ".gz", ".bz2", ".fz", ".xz")
