@@ -20,7 +20,7 @@ _FLUX = units.Unit("1e-17 erg / (s cm2 Angstrom)")
 _POWER = re.compile(
     r"\s*(?:10\s*(?:\*\*|\^)?\s*\(?\s*([-+]\d+)\s*\)?|(\d+\.?\d*[eEdD][-+]?\d+))\s*[.*]?\s*"
 )
-_SPELLINGS = ((r"\bergs\b", "erg"), (r"\b(Angs?|angstroms?|ANGSTROMS?|AA|A|Å)\b", "Angstrom"),
+_SPELLINGS = ((r"\bergs\b", "erg"), (r"\b(Angs?|[Aa]ngstroms?|ANGSTROMS?|AA|A|Å)\b", "Angstrom"),
               (r"\^", "**"), (r"\bmicrons?\b", "um"))  # fmt: skip
 _FORMATS = (None, "fits", "ogip", "vounit", "cds")
 
@@ -74,7 +74,9 @@ def _unit(text: str) -> units.UnitBase | None:
     power = _POWER.match(text)
     scale = 1.0
     if power:
-        scale = 10.0 ** int(power[1]) if power[1] else float(re.sub("[dD]", "e", power[2]))
+        scale = float(f"1e{power[1]}" if power[1] else re.sub("[dD]", "e", power[2]))
+        if not 0 < scale < float("inf"):
+            return None
         text = text[power.end() :]
     for wrong, right in _SPELLINGS:
         text = re.sub(wrong, right, text)
@@ -83,6 +85,6 @@ def _unit(text: str) -> units.UnitBase | None:
         for form in _FORMATS if text else ():
             try:
                 return units.Unit(scale * units.Unit(text, format=form))
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, ArithmeticError):
                 continue
     return None
