@@ -44,15 +44,17 @@ REFUSED_RECORD = pa.field("refused_record", pa.uint64(), nullable=False)
 NO_RECORD = 2**64 - 1
 QUARANTINE_SCHEMA = pa.schema([*REFUSAL_FIELDS, *INGEST_FIELDS, REFUSED_RECORD])
 _DETAIL_CHARACTERS = 1000
-# Where a survey's file lies is not what it says: a moved copy is the same data.
-_NOT_CONTENT = frozenset({"source"})
+# Where a survey's file lies is not what it says: a moved copy is the same data. And whose
+# neighbour an object is depends on what else is there.
+_NOT_CONTENT = frozenset({"source", "object_key", "split"})
 
 
 @dataclass(frozen=True)
 class Job:
     """What all tasks of an ingest share; sent to the workers once.
 
-    With `readmit`, rows that were refused since another had their observation are read again.
+    With `readmit`, rows that were refused since another had their observation are read again. With
+    `keys_final`, rows come with the object keys and splits of another dataset, which stay.
     """
 
     card: Card
@@ -60,6 +62,7 @@ class Job:
     out: str
     apply_cuts: bool
     readmit: bool = False
+    keys_final: bool = False
 
     @property
     def key(self) -> str:
