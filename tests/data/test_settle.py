@@ -122,4 +122,5 @@ def test_three_that_publish_at_once_leave_every_outcome_once(tmp_path):
         assert len(_reasons(dataset)) == dataset.manifest.rows_quarantined == 11
         names = dataset.to_table(["observation_id"])["observation_id"].to_pylist()
         assert sorted(names) == [f"0001-50000-{fiber:04d}" for fiber in range(1, 11)]
-        assert settle(out)[1] == []
+        job = Job(CARD, FileSource(CARD, [tmp_path / "in"]), out, True)
+        assert settle(job)[1] == []

@@ -9,6 +9,8 @@ address. So no outcome is ever in neither table.
 
 from __future__ import annotations
 
+import random
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,6 +45,7 @@ DUPLICATE, CONFLICT = "duplicate_observation", "conflicting_observation"
 SEEN_TWICE = (DUPLICATE, CONFLICT)
 _CLAIM_KEY = "skyray.claim"
 _FILES_AT_ONCE = 100
+_FAILURES = 40  # to write keys, one after another
 _ROWS_IN_MEMORY = 4_000_000  # hashes of names that one task holds
 _TWICE = f"reason IN ({quoted(SEEN_TWICE)})"
 _OF_RECORDS = f"reason IN ({quoted([*SEEN_TWICE, BETWEEN_SPLITS])})"
@@ -109,6 +112,7 @@ def settle(job: Job) -> tuple[Tables, list[str]]:
     list of str
         Files of refusals whose observation has no record any more: they are to be read again.
     """
+    failures = 0
     while True:
         tables = Tables.open(job.out)
         if _drop_repeated(tables):
@@ -120,8 +124,15 @@ def settle(job: Job) -> tuple[Tables, list[str]]:
             continue
         elif back := refused.back():
             delete_addresses(tables.quarantine_place, back)
-        elif not _settle_keys(tables, job):
-            return tables, refused.stranded()
+        else:
+            try:
+                if not _settle_keys(tables, job):
+                    return tables, refused.stranded()
+            except OSError:  # another settles the same rows, most likely
+                failures += 1
+                if failures == _FAILURES:
+                    raise
+                time.sleep(random.uniform(0.0, 0.02 * failures))
 
 
 def _drop_repeated(tables: Tables) -> bool:

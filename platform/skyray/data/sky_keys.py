@@ -24,13 +24,7 @@ import pyarrow as pa
 from skyray.cards import Card
 from skyray.data.rows import split_of
 from skyray.data.sky_groups import NONE, group_positions
-from skyray.data.tables import (
-    COMMIT_ATTEMPTS,
-    commit_columns,
-    open_table,
-    patiently,
-    rows_of,
-)
+from skyray.data.tables import commit_columns, open_table, rows_of
 from skyray.records import SPLITS
 
 BETWEEN_SPLITS = "between_splits"
@@ -73,27 +67,27 @@ def key_changes(
 
 
 def write_keys(card: Card, place: str, keys: Mapping[int, str]) -> None:
-    """Set keys of a table's rows, by their addresses, and the splits that follow from them."""
-    addresses = np.array(sorted(keys), np.uint64)
-    numbers = np.unique(addresses >> _FRAGMENT)
+    """Set keys of a table's rows, by their addresses, and the splits that follow from them.
 
-    def commit() -> None:
-        table = open_table(place)
-        updated, fields = [], set()
-        for number in numbers:
-            fragment = table.get_fragment(int(number))
-            if fragment is None:  # all its rows were deleted meanwhile
-                continue
-            chosen = addresses[addresses >> _FRAGMENT == number]
-            names = [keys[int(address)] for address in chosen]
-            splits = [split_of(name, card.split) for name in names]
-            columns = pa.table({"_rowaddr": chosen, "object_key": names, "split": splits})
-            made, modified = fragment.update_columns(columns, "_rowaddr")
-            updated.append(made)
-            fields |= set(modified)
-        commit_columns(place, table, updated, sorted(fields))
-
-    patiently(commit, COMMIT_ATTEMPTS)
+    Raises
+    ------
+    OSError
+        If another writer changed the same fragments meanwhile: who looks again may find it done.
+    """
+    addresses, table = np.array(sorted(keys), np.uint64), open_table(place)
+    updated, fields = [], set()
+    for number in np.unique(addresses >> _FRAGMENT):
+        fragment = table.get_fragment(int(number))
+        if fragment is None:  # all its rows were deleted meanwhile
+            continue
+        chosen = addresses[addresses >> _FRAGMENT == number]
+        names = [keys[int(address)] for address in chosen]
+        splits = [split_of(name, card.split) for name in names]
+        columns = pa.table({"_rowaddr": chosen, "object_key": names, "split": splits})
+        made, modified = fragment.update_columns(columns, "_rowaddr")
+        updated.append(made)
+        fields |= set(modified)
+    commit_columns(place, table, updated, sorted(fields))
 
 
 class _Rows:

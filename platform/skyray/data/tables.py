@@ -28,7 +28,7 @@ warnings.filterwarnings("ignore", message="lance is not fork-safe")
 
 STORAGE_VERSION = "2.0"  # writes faster than 2.1 and reads alike
 _ATTEMPTS = 6
-COMMIT_ATTEMPTS = 40  # others commit meanwhile
+_COMMIT_ATTEMPTS = 40  # others commit meanwhile
 _ROWS_PER_FILTER = 10_000  # addresses in one predicate
 _Made = TypeVar("_Made")
 
@@ -138,7 +138,7 @@ def commit_append(uri: str, fragments: Sequence[str]) -> None:
             max_retries=0,  # Lance's own would make a commit twice whose answer was lost
         )  # fmt: skip
 
-    patiently(commit, COMMIT_ATTEMPTS)
+    patiently(commit, _COMMIT_ATTEMPTS)
 
 
 def commit_columns(
