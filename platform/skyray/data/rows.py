@@ -25,6 +25,7 @@ from skyray.records import (
     Record,
     Spectrum,
     alert_schema,
+    attempt,
     check_alert,
     check_cutout,
     check_spectrum,
@@ -199,9 +200,10 @@ def columns_of(records: Sequence[Record], info: DataInfo) -> Columns:
     return {name: _column([row[name] for row in rows]) for name in rows[0]}
 
 
-def check_record(record: Record, info: DataInfo) -> None:
-    """Raise `InvalidRecord` unless a model trained on `info` can use the record."""
-    _kind_of(record, info).arrays(record, info)
+def admit(record: Record, info: DataInfo) -> Record | InvalidRecord:
+    """Return the record if a model trained on `info` can use it, else why it cannot."""
+    made = attempt(lambda: columns_of([record], info), record.source, record.object_id)
+    return made if isinstance(made, InvalidRecord) else record
 
 
 def plain_json(values: Mapping[str, Any]) -> str:
