@@ -154,7 +154,7 @@ class PredictionService:
             items = decode(
                 content_type, body, card, limits.max_records, limits.max_body_bytes, name
             )
-            return [i if isinstance(i, InvalidRecord) else admit(i, data) for i in items]
+            return [admit(item, data) for item in items]
 
         return await asyncio.to_thread(work)
 

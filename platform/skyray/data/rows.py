@@ -200,8 +200,10 @@ def columns_of(records: Sequence[Record], info: DataInfo) -> Columns:
     return {name: _column([row[name] for row in rows]) for name in rows[0]}
 
 
-def admit(record: Record, info: DataInfo) -> Record | InvalidRecord:
-    """Return the record if a model trained on `info` can use it, else why it cannot."""
+def admit(record: Record | InvalidRecord, info: DataInfo) -> Record | InvalidRecord:
+    """Return a record if a model trained on `info` can use it, else why it cannot."""
+    if isinstance(record, InvalidRecord):
+        return record
     made = attempt(lambda: columns_of([record], info), record.source, record.object_id)
     return made if isinstance(made, InvalidRecord) else record
 

@@ -198,7 +198,7 @@ class Scorer:
     def _items(self, message: Message) -> Iterator[Record | InvalidRecord]:
         file = memory_file(message.content, message.source)
         for item in read_records(self._reader, file):
-            yield item if isinstance(item, InvalidRecord) else admit(item, self._predictor.info)
+            yield admit(item, self._predictor.info)
 
     def _predict(self, records: Sequence[Record]) -> list[pa.Table]:
         """Return a table of one row a record."""

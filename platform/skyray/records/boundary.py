@@ -1,8 +1,8 @@
 """The boundary at which faults become refusals: what goes wrong with one record ends there.
 
 Whatever a record's fields hold, working on it either succeeds or gives an `InvalidRecord`; other
-records of the file, batch or request go on. Everything that touches a decoded record on its way to a
-row, a batch or an answer passes through `attempt`, in ingest, follow and the service alike.
+records of the file, batch or request go on. Everything that touches a decoded record on its way to
+a row, a batch or an answer passes through here, in ingest, follow and the service alike.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def refusal_of(
 def to_the_end(
     records: Callable[[], Iterable[_Made | InvalidRecord]], source: str
 ) -> Iterator[_Made | InvalidRecord]:
-    """Yield what a file (or a piece of one) holds; what breaks off its reading is the last refusal.
+    """Yield what a file (or a piece of one) holds; what breaks it off is the last refusal.
 
-    A file that cannot be read is refused by its reader's reason or as ``unreadable``, one that holds
-    nothing as ``no_objects``.
+    A file that cannot be read is refused by its reader's reason or as ``unreadable``, one that
+    holds nothing as ``no_objects``.
     """
     found = False
     try:
