@@ -6,6 +6,7 @@ import io
 import json
 import struct
 import zipfile
+from functools import cache
 
 import numpy as np
 import pyarrow as pa
@@ -24,13 +25,14 @@ from skyray.data.rows import admit
 from skyray.records import Alert, InvalidRecord
 
 CARD = "ztf_real_bogus"
+card_of, info_of = cache(load_card), cache(about)
 
 
 def answers(body: bytes | dict, card: str = CARD, kind: str = "application/json") -> list:
     """Return what a request gives before prediction, as the service does."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    items = decode(kind, content, load_card(card), 10, 4_000_000)
-    return [admit(item, about(card)) for item in items]
+    items = decode(kind, content, card_of(card), 10, 4_000_000)
+    return [admit(item, info_of(card)) for item in items]
 
 
 def refused(*args) -> InvalidRecord | Refusal:
