@@ -138,11 +138,7 @@ class ImageTableReader(Reader):
         source = f"{file.path}#{number}"
 
         def make() -> Cutout:
-            content = columns.scalar(self.table.image, row)
-            if content is not None and not isinstance(content, bytes):
-                raise InvalidRecord(
-                    "column_type", f"{self.table.image}: expected bytes, found {type(content)}"
-                )
+            content = columns.content(self.table.image, row)
             image = decode_image(content, len(self.table.bands), self.table.max_pixels)
             default = f"{file.name.split('.')[0]}-{number}"
             return self.table.cutout(image, lambda name: columns.scalar(name, row), source, default)
