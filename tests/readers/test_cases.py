@@ -161,7 +161,7 @@ def wavelength_gap(case: Path, expected: dict) -> None:
 
 def float_targetid(case: Path, expected: dict) -> None:
     rows, refused = rows_of(own_card(case), case / "input")
-    assert reasons(refused) == ["field_invalid"] * (expected["rows_kept"] - len(rows))
+    assert reasons(refused) == ["id_not_exact"] * (expected["rows_kept"] - len(rows))
     assert rows == []
 
 
@@ -204,7 +204,7 @@ def object_key_edge(case: Path, expected: dict, folder: Path) -> None:
     from skyray.data.ingest import ingest
 
     ingest(load_card("sdss_dr16"), [str(case / "input")], str(folder / "out"))
-    keys = Dataset.open(str(folder / "out")).read(["object_key"])["object_key"].to_pylist()
+    keys = Dataset.open(str(folder / "out")).to_table(["object_key"])["object_key"].to_pylist()
     assert len(keys) == 4
     assert len(set(keys)) == expected["distinct_object_keys"]
 
