@@ -13,6 +13,7 @@ A card says in ``reader_options`` which column is what (see `TableOptions`)::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from string import Formatter
 from typing import Any, Literal
@@ -25,6 +26,8 @@ from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.columns import Columns, open_columns, parquet_units
 from skyray.records import Grid, InvalidRecord, Spectrum, attempt, ivar_fault
 from skyray.transforms.spectra import air_to_vacuum, coadd_arms, ivar_of_error, median_snr
+
+_ENDING = re.compile(r"\.(parquet|npz|csv|(fits|fit|fts)(\.(gz|bz2|fz|xz))?)$", re.IGNORECASE)
 
 
 class WavelengthOptions(Config):
@@ -120,12 +123,12 @@ class SpectrumTableReader(Reader):
         text = {options.fields.get("object_id", "")}
         for columns in open_columns(file, unit, options.names(), options.hdu, text):
             if options.layout == "pixels":
-                yield self._record(columns, None, file.path, file.name.split(".")[0])
+                yield self._record(columns, None, file.path, _stem(file.name))
                 continue
             for row in range(columns.rows(options.flux.format(arm=(options.arms or [""])[0]))):
                 number = columns.first_row + row
-                stem = f"{file.name.split('.')[0]}-{number}"
-                yield self._record(columns, row, f"{file.path}#{number}", stem)
+                name = f"{_stem(file.name)}-{number}"
+                yield self._record(columns, row, f"{file.path}#{number}", name)
 
     def _record(
         self, columns: Columns, row: int | None, source: str, default_id: str
@@ -173,6 +176,11 @@ class SpectrumTableReader(Reader):
             observation_id="" if named else name_by_content(object_id, flux),
             **{"survey": options.survey, **fields},
         )
+
+
+def _stem(name: str) -> str:
+    """Return a file's name without its ending: ``J1234.5+12.csv`` → ``J1234.5+12``."""
+    return _ENDING.sub("", name)
 
 
 def _arrays(options: TableOptions, columns: Columns, row: int | None, arm: str):
