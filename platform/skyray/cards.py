@@ -42,14 +42,24 @@ class Condition(Config):
     times_one_plus_z: bool = Field(False, description="scale the value by (1 + redshift)")
 
     def holds(self, fields: Mapping[str, Any]) -> bool:
-        """Return whether the record passes; a missing or NaN field does not."""
+        """Return whether the record passes; a missing or NaN field does not.
+
+        Raises
+        ------
+        InvalidRecord
+            ``field_invalid`` for a value that cannot be compared, such as text for a number.
+        """
         found = fields.get(self.field)
         if found is None or (isinstance(found, float) and math.isnan(found)):
             return False
         bound = self.value
         if self.times_one_plus_z:
             bound = bound * (1.0 + float(fields.get("redshift", float("nan"))))
-        return bool(_COMPARE[self.op](found, bound))
+        try:
+            return bool(_COMPARE[self.op](found, bound))
+        except (TypeError, ValueError, OverflowError):
+            detail = f"{self.field}: expected a value for {self}, found {found!r}"
+            raise InvalidRecord("field_invalid", detail[:300]) from None
 
     def __str__(self) -> str:
         scale = "·(1+z)" if self.times_one_plus_z else ""
