@@ -42,7 +42,7 @@ import numpy as np
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.fits_bytes import FitsFile, Header, Table
 from skyray.readers.layout import columns_of, fits_names, refuse_layout, stem
-from skyray.readers.survey_units import column_card, flux_factor, to_angstrom
+from skyray.readers.units import column_card, flux_factor, to_angstrom
 from skyray.records import InvalidRecord, Spectrum
 from skyray.transforms.spectra import air_to_vacuum, ivar_of_error, median_snr
 
@@ -101,12 +101,12 @@ def _pixels(fits: FitsFile, table: Table) -> tuple[np.ndarray, ...]:
     error_name = "err" if "err" in table and "err_flux" not in table else "err_flux"
     wave, flux, error = (np.atleast_1d(table.column(c)[0]) for c in ("wave", "flux", error_name))
     flagged = np.atleast_1d(table.column("qual")[0]) if "qual" in table else np.zeros(flux.shape)
-    wavelength = to_angstrom(fits, "WAVE", column_card(table.hdu, "TUNIT", "wave"), wave)
+    wavelength = to_angstrom(fits.source, "WAVE", column_card(table.hdu, "TUNIT", "wave"), wave)
     unit = column_card(table.hdu, "TUNIT", "flux")
     error_unit = column_card(table.hdu, "TUNIT", error_name) or unit
     if wave.shape == flux.shape == error.shape:  # else `check_spectrum` says what is wrong
-        flux = flux.astype(np.float64) * flux_factor(fits, "FLUX", unit, wavelength)
-        factor = flux_factor(fits, error_name.upper(), error_unit, wavelength)
+        flux = flux.astype(np.float64) * flux_factor(fits.source, "FLUX", unit, wavelength)
+        factor = flux_factor(fits.source, error_name.upper(), error_unit, wavelength)
         error = error.astype(np.float64) * factor
     if "air" in re.split("[;.]", column_card(table.hdu, "TUCD", "wave").lower()):
         wavelength = air_to_vacuum(wavelength)
