@@ -24,7 +24,9 @@ from skyray.readers.fits_bytes import Hdu
 from skyray.records import InvalidRecord
 
 FLUX = units.Unit("1e-17 erg / (s cm2 Angstrom)")  # what a Spectrum holds
-IVAR = FLUX**-2
+_DENSITIES = (  # per wavelength, per frequency, and of photons; not ν f_ν, which is a flux
+    FLUX, units.Jy, units.Unit("photon / (s cm2 Angstrom)"), units.Unit("photon / (s cm2 Hz)"),
+)  # fmt: skip
 _MAX_CHARACTERS = 120
 _NUMBER = r"[-+]?\d{1,5}"
 # 10**(-17), 10^-17, 10**-17, 10-17, 10E-17 apart; and 1e-17, 1.0D-17, x10^-17
@@ -32,8 +34,8 @@ _POWER = (
     rf"10\s*(?:(?:\*\*|\^)\s*\(?\s*({_NUMBER})\s*\)?|\(?([-+]\d{{1,5}})\)?)"
     r"|(\d+\.?\d*[eEdD][-+]?\d{1,5})"
 )
-_FIRST = re.compile(rf"\s*(?:{_POWER})\s*[.*x×]?\s*")
-_LAST = re.compile(rf"\s*([*×x/\s])\s*(?:{_POWER})\s*$")
+_FIRST = re.compile(rf"\s*[x*]?\s*(?:{_POWER})\s*[.*x]?\s*")
+_LAST = re.compile(rf"\s*([*x/\s])\s*(?:{_POWER})\s*$")
 _SIGNS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻⁺·×−", "0123456789-+.*-")
 _WORDS = {
     "Angstrom": r"Angs?|[Aa]ngstroms?|ANGSTROMS?|angs?|AA?|Å|Å",
@@ -54,7 +56,14 @@ _SPELLINGS = [
     for right, wrong in _WORDS.items()
 ]
 _UPPER = {"ERG": "erg", "ERGS": "erg", "S": "s", "SEC": "s", "CM": "cm", "M": "m", "NM": "nm",
-          "UM": "um", "HZ": "Hz", "JY": "Jy", "W": "W"}  # fmt: skip
+          "UM": "um", "HZ": "Hz", "JY": "Jy", "DEG": "deg", "RAD": "rad"}  # fmt: skip
+_ANGLES = {
+    **dict.fromkeys(("", "deg", "degree", "degrees", "dms"), units.deg),
+    **dict.fromkeys(("h", "hr", "hrs", "hour", "hours", "hms", "hourangle"), units.hourangle),
+    **dict.fromkeys(("rad", "radian", "radians"), units.rad),
+    **dict.fromkeys(("arcmin", "arcminutes"), units.arcmin),
+    **dict.fromkeys(("arcsec", "arcseconds"), units.arcsec),
+}
 _FORMATS = (None, "fits", "ogip", "vounit", "cds")
 _LOGARITHM = re.compile(
     r"\s*(?:(log10|log|dex|ln)\s*(?:\(\s*(.*?)\s*\)|\[\s*(.*?)\s*\]|\s(.*))|(.*?)\s*\(?\s*(dex|log10)\)?)\s*",
@@ -75,12 +84,10 @@ def column_card(hdu: Hdu, keyword: str, column: str) -> str:
 def is_flux(text: str) -> bool:
     """Return whether a text is the unit of a flux density, per wavelength or per frequency."""
     unit = parse_unit(text)
-    return unit is not None and _converts(unit, 1)
+    return unit is not None and any(unit.is_equivalent(density) for density in _DENSITIES)
 
 
-def flux_factor(
-    source: str, name: str, text: str, wavelength: np.ndarray
-) -> float | np.ndarray:
+def flux_factor(source: str, name: str, text: str, wavelength: np.ndarray) -> float | np.ndarray:
     """Return what brings a flux to 1e-17 erg/s/cm²/Å: a number, or one a pixel for Jy and the like.
 
     Parameters
@@ -97,48 +104,32 @@ def flux_factor(
     InvalidRecord
         ``unit_unknown`` where it is no flux density.
     """
-    unit = _needed(source, name, text, "a flux density")
-    factor = _plain_factor(text, 1)
-    if factor is not None:
+    if (factor := _plain_factor(text)) is not None:
         return factor
-    try:
-        return unit.to(FLUX, equivalencies=units.spectral_density(wavelength * units.AA))
-    except units.UnitConversionError:
-        raise _unknown(source, name, text, "a flux density", unit) from None
+    if not is_flux(text):
+        raise _unknown(source, name, text, "a flux density")
+    density = units.spectral_density(wavelength * units.AA)
+    return parse_unit(text).to(FLUX, equivalencies=density)
 
 
 def ivar_factor(source: str, name: str, text: str, wavelength: np.ndarray) -> float | np.ndarray:
     """Return what brings an inverse variance to (1e-17 erg/s/cm²/Å)⁻², as `flux_factor` a flux."""
-    unit = _needed(source, name, text, "the inverse square of a flux density")
-    factor = _plain_factor(text, -2)
-    if factor is not None:
-        return factor
-    try:
-        density = units.spectral_density(wavelength * units.AA)
-        return (unit**-0.5).to(FLUX, equivalencies=density) ** -2.0
-    except units.UnitConversionError:
-        expected = "the inverse square of a flux density"
-        raise _unknown(source, name, text, expected, unit) from None
+    unit = parse_unit(text)
+    root = "" if unit is None else (unit**-0.5).to_string()
+    if not is_flux(root):
+        raise _unknown(source, name, text, "the inverse square of a flux density")
+    return flux_factor(source, name, root, wavelength) ** -2.0
 
 
 @lru_cache(maxsize=256)
-def _plain_factor(text: str, power: int) -> float | None:
+def _plain_factor(text: str) -> float | None:
     """Return the factor of a unit per wavelength, None for one that depends on the wavelength."""
     unit = parse_unit(text)
-    target = FLUX**power
-    if unit is None or not unit.is_equivalent(target):
+    if unit is None or not unit.is_equivalent(FLUX):
         return None
-    factor = unit.to(target)
-    return 1.0 if abs(factor - 1) < 1e-12 else factor
-
-
-def _converts(unit: units.UnitBase, power: int) -> bool:
-    try:
-        density = units.spectral_density(5000 * units.AA)
-        (unit ** (1 / power)).to(FLUX, equivalencies=density)
-    except units.UnitConversionError:
-        return False
-    return True
+    factor = unit.to(FLUX)
+    power = float(f"1e{round(np.log10(factor))}")
+    return power if abs(factor / power - 1) < 1e-12 else factor
 
 
 # wavelength --------------------------------------------------------------------------------------
@@ -168,7 +159,7 @@ def spectral_unit(source: str, name: str, text: str) -> tuple[float | None, unit
     found = _spectral_unit(text)
     if found is None:
         expected = "a wavelength, frequency, energy or the logarithm of a length"
-        raise _unknown(source, name, text, expected, parse_unit(text))
+        raise _unknown(source, name, text, expected)
     return found
 
 
@@ -208,9 +199,10 @@ def to_degrees(source: str, name: str, text: str, value: Any, hours: bool = Fals
         return float("nan")
     if isinstance(value, bool | bytes):
         raise InvalidRecord("field_invalid", f"{name}: expected an angle, found {value!r}", source)
-    unit = _needed(source, name, text, "an angle") if text else units.deg
-    if not unit.is_equivalent(units.deg):
-        raise _unknown(source, name, text, "an angle", unit)
+    word = text.strip().lower().rstrip(".")
+    unit = _ANGLES.get(word) or parse_unit(text)
+    if unit is None or not unit.is_equivalent(units.deg):
+        raise _unknown(source, name, text, "an angle")
     try:
         if isinstance(value, str):
             number = re.fullmatch(r"\s*[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?\s*", value)
@@ -235,14 +227,12 @@ def parse_unit(text: str) -> units.UnitBase | None:
     scale, text = _scaled(text)
     if scale is None or not text:
         return None
+    if text.upper() == text:
+        text = re.sub(r"[A-Z]+", lambda m: _UPPER.get(m[0], m[0]), text)
     for wrong, right in _SPELLINGS:
-        text = wrong.sub(right if " " not in right else f"({right})", text)
-    text = re.sub(r"(?<=[0-9)])(?=[A-Za-zÅ])", " ", text.replace("^", "**"))
-    unit = _by_astropy(text)
-    if unit is None and text.upper() == text:
-        lower = re.sub(r"[A-Z]+", lambda m: _UPPER.get(m[0], m[0]), text)
-        unit = _by_astropy(lower) if lower != text else None
-    if unit is None or not isinstance(unit, units.UnitBase):  # a magnitude is none
+        text = wrong.sub(right, text)
+    unit = _by_astropy(re.sub(r"(?<=[0-9)])(?=[A-Za-zÅ])", " ", text.replace("^", "**")))
+    if not isinstance(unit, units.UnitBase):  # a magnitude is none
         return None
     try:
         unit = units.Unit(scale * unit)
@@ -266,9 +256,8 @@ def _scaled(text: str) -> tuple[float | None, str]:
     if match := _FIRST.match(text):
         return _power(match.groups()), text[match.end() :]
     if (match := _LAST.search(text)) and match.start():
-        scale = _power(match.groups()[1:])
-        if scale and match[1] == "/":
-            scale = 1 / scale
+        # "erg/s/cm2/A/1e-17" may mean the power or its inverse
+        scale = None if match[1] == "/" else _power(match.groups()[1:])
         return scale, text[: match.start()]
     return 1.0, text
 
@@ -291,17 +280,8 @@ def _by_astropy(text: str) -> units.UnitBase | None:
     return None
 
 
-def _needed(source: str, name: str, text: str, expected: str) -> units.UnitBase:
-    unit = parse_unit(text)
-    if unit is None:
-        raise _unknown(source, name, text, expected, None)
-    return unit
-
-
-def _unknown(
-    source: str, name: str, text: str, expected: str, unit: units.UnitBase | None
-) -> InvalidRecord:
-    kind = ""
+def _unknown(source: str, name: str, text: str, expected: str) -> InvalidRecord:
+    unit, kind = parse_unit(text), ""
     if unit is not None:
         physical = str(unit.physical_type)
         kind = f", which is {'a unit of ' + physical if physical != 'unknown' else unit}"
