@@ -217,7 +217,9 @@ class _Arm:
                 )
             hdu.check_whole()
         unit = str(self.images[0].header.get("BUNIT") or "").strip()
-        self.factor = flux_factor(fits.source, f"{name}_FLUX", unit, self.wavelength) if unit else 1.0
+        self.factor = (
+            flux_factor(fits.source, f"{name}_FLUX", unit, self.wavelength) if unit else 1.0
+        )
 
     def block(self, rows: range) -> tuple[np.ndarray, ...]:
         """Return wavelength [P], flux, ivar and mask [rows, P]."""

@@ -43,7 +43,7 @@ from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.fits_bytes import FitsFile, Header, Table
 from skyray.readers.layout import columns_of, fits_names, refuse_layout, stem
 from skyray.readers.units import column_card, flux_factor, to_angstrom
-from skyray.records import InvalidRecord, Spectrum
+from skyray.records import InvalidRecord, Spectrum, as_float32
 from skyray.transforms.spectra import air_to_vacuum, ivar_of_error, median_snr
 
 
@@ -63,7 +63,7 @@ def _read_spectrum(fits: FitsFile, name: str) -> Spectrum:
     header = next(fits.hdus()).header
     table = _spectrum_table(fits)
     wavelength, flux, error, mask = _pixels(fits, table)
-    ivar = ivar_of_error(error, mask)
+    ivar = as_float32("ERR_FLUX", ivar_of_error(error, mask))
     spectype = str(header.get("TRG_CLS", "")).strip()
     if str(header.get("SPECSYS", "")).strip().upper() == "TOPOCENT":
         detail = "SPECSYS: expected barycentric or heliocentric wavelengths, found TOPOCENT"

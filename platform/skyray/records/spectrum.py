@@ -188,6 +188,31 @@ def _flux_fault(flux: np.ndarray, min_good_pixels: int) -> tuple[str, str] | Non
     return None
 
 
+def as_float32(name: str, values: np.ndarray, hint: str = "") -> np.ndarray:
+    """Return values as float32, native byte order; NaN and infinities stay.
+
+    Raises
+    ------
+    InvalidRecord
+        ``value_out_of_range`` where finite values become infinite, or the largest of them is too
+        small for float32's precision: fluxes in erg/s/cm²/Å have an ivar beyond it.
+    """
+    if values.dtype.kind == "f" and values.dtype.itemsize <= 4:
+        return values.astype(np.float32, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = values.astype(np.float32)
+        size = float(np.max(np.abs(found), initial=0))
+        if not 1e-30 < size < np.inf and np.any(values):  # NaN is neither
+            size = float(np.max(np.abs(values[np.isfinite(values)]), initial=0))
+            if size > np.finfo(np.float32).max or 0 < size < 1e-30:
+                raise InvalidRecord(
+                    "value_out_of_range",
+                    f"{name}: expected values that 32-bit floats hold, found up to {size:.3g}; "
+                    f"flux is to be in 1e-17 erg/s/cm²/Å{hint}",
+                )
+    return found
+
+
 def spectrum_schema(grid: Grid) -> pa.Schema:
     """Return the Arrow schema of a Spectrum dataset on `grid`."""
     return pa.schema(

@@ -214,16 +214,17 @@ def median_snr(flux: np.ndarray, ivar: np.ndarray, mask: np.ndarray) -> float:
 
 
 def ivar_of_error(error: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Turn 1 σ errors into inverse variances, float32.
+    """Turn 1 σ errors into inverse variances, float64.
 
     An error of 0, and any that is not finite at a masked pixel, means unmeasured: ivar 0. Others
     that make no sense stay visible for `check_spectrum`: NaN stays NaN, a negative error gives a
     negative ivar.
     """
     error = np.asarray(error, dtype=np.float64)
-    ivar = np.divide(np.sign(error), error**2, out=np.zeros_like(error), where=error != 0)
+    with np.errstate(over="ignore", divide="ignore"):
+        ivar = np.divide(np.sign(error), error**2, out=np.zeros_like(error), where=error != 0)
     unmeasured = np.asarray(mask, dtype=bool) & ~np.isfinite(ivar)
-    return np.where(unmeasured, 0.0, ivar).astype(np.float32)
+    return np.where(unmeasured, 0.0, ivar)
 
 
 def coadd_arms(
