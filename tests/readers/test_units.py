@@ -42,10 +42,12 @@ def test_flux(file, text, expected):
      ("nm", 10), ("um", 1e4), ("micron", 1e4), ("microns", 1e4), ("m", 1e10), ("10**-10 m", 1)],
 )  # fmt: skip
 def test_wavelength(file, text, expected):
-    np.testing.assert_allclose(to_angstrom("x.fits", "WAVE", text, WAVE / expected), WAVE, rtol=1e-9)
+    np.testing.assert_allclose(
+        to_angstrom("x.fits", "WAVE", text, WAVE / expected), WAVE, rtol=1e-9
+    )
 
 
-STRANGE = ["", "?", "adu", "counts", "mag", "erg", "m**(1/0)", "10**99999 erg/s/cm2/A", "1e-9999",
+STRANGE = ["", "?", "adu", "counts", "mag", "K", "m**(1/0)", "10**99999 erg/s/cm2/A", "1e-9999",
            "10**(-17)", "erg**9999999999", "((((", "erg/s/cm2/Angstrom/foo", "km/s"]  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """What a table says about its columns beside their values: units, UCDs, comments.
 
-FITS: TUNITn, TUCDn, TUTYPn, TCTYPn, TCOMMn and TDESCn (FITS Standard 4.0; IVOA and ESO conventions).
+FITS: TUNITn, TUCDn, TUTYPn, TCTYPn, TCOMMn, TDESCn (FITS Standard 4.0; IVOA and ESO conventions).
 Parquet: the metadata of its fields (``unit``, ``ucd``, ``utype``, ``description``) and the
 description that astropy leaves in the schema (``table_meta_yaml``).
 """
@@ -115,7 +115,7 @@ def _astropy_columns(metadata: Mapping[bytes, bytes]) -> dict[str, dict[str, Any
     if not text or len(text) > _MAX_YAML_BYTES or b"&" in text:  # no anchors: they may multiply
         return {}
     try:
-        columns = yaml.load(text, Loader=_PlainLoader)["datatype"]  # noqa: S506 (safe loader)
+        columns = yaml.load(text, Loader=_PlainLoader)["datatype"]
         return {str(c["name"]): _flat(c) for c in columns if isinstance(c, dict)}
     except (yaml.YAMLError, KeyError, TypeError, RecursionError, ValueError):
         return {}

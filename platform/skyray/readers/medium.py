@@ -2,8 +2,9 @@
 
 Whoever says something is asked, and all must agree: the UCD of the column or axis (IVOA Spectrum
 Data Model 1.1, table 3, and ESO's phase 3 standard: ``em.wl`` is vacuum, ``em.wl;obs.atmos`` or
-``obs.air`` air), CTYPE (FITS WCS paper III, Greisen et al. 2006: WAVE is vacuum, AWAV air), keywords
-(VACUUM, AIRORVAC …), the words ``air`` and ``vac`` in names, units and comments of the column.
+``obs.air`` air), CTYPE (FITS WCS paper III, Greisen et al. 2006: WAVE is vacuum, AWAV air),
+keywords (VACUUM, AIRORVAC …), the words ``air`` and ``vac`` in names, units and comments of the
+column.
 
 A bare ``em.wl`` is weaker than the others: many write it of any wavelength. It counts where nothing
 else is said.
@@ -70,10 +71,11 @@ def _facts_say(facts: Mapping[str, str]) -> list[Said]:
     name = facts.get("name", "")
     if ucd := facts.get("ucd", "").lower():
         parts = re.split(r"[;\s]+", ucd)
+        words = set(re.split(r"[;.\s]+", ucd))
         told = f"UCD {facts['ucd'].strip()[:60]} of {name}"
-        if {"obs.air", "obs.atmos"} & set(parts):
+        if words & {"air", "atmos"}:
             found.append(Said("air", told))
-        elif any("vac" in part for part in parts):
+        elif words & _VACUUM:
             found.append(Said("vacuum", told))
         elif parts[0] == "em.wl":
             found.append(Said("vacuum", told, strong=False))

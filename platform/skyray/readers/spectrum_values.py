@@ -1,8 +1,8 @@
-"""What the numbers of a spectrum mean: unit of flux and noise, unit and medium of wavelengths, frame.
+"""What the numbers of a spectrum mean: units, and medium and frame of the wavelengths.
 
-`decide` weighs what a file says against what the card says, once a file; where they contradict, or
-nobody says what has to be known, the file is refused by name. `Meaning` then turns arrays into those
-of a `Spectrum`.
+`decide` weighs what a file says against what the card says, once a file; where they contradict,
+or nobody says what has to be known, the file is refused by name. `Meaning` then turns arrays into
+those of a `Spectrum`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a card says of a table of spectra: which column is what, and what the file does not state."""
+"""What a card says of a table of spectra: which column is what, and what the file leaves out."""
 
 from __future__ import annotations
 
@@ -45,9 +45,11 @@ class WavelengthOptions(Config):
     @classmethod
     def _unit(cls, text: str | None):
         try:
-            return text if text is None or spectral_unit("card", "unit", text) else text
+            if text is not None:
+                spectral_unit("card", "unit", text)
         except InvalidRecord as error:
             raise ValueError(error.detail) from None
+        return text
 
 
 class TableOptions(Config):

@@ -83,7 +83,7 @@ def barycentric_velocity(source: str, header: Mapping[str, Any] | Any) -> float:
         ) if not there
     ]  # fmt: skip
     if missing:
-        detail = f"expected {'; '.join(missing)} to correct topocentric wavelengths, found none"
+        detail = f"expected {'; '.join(missing)} to correct TOPOCENT wavelengths, found none"
         raise InvalidRecord("frame_topocentric", detail, source)
     from astropy import units
     from astropy.coordinates import EarthLocation, SkyCoord

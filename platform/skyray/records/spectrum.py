@@ -15,6 +15,8 @@ import pyarrow as pa
 
 from skyray.records.columns import OBJECT_FIELDS, InvalidRecord, schema_metadata, tensor_type
 
+_SMALLEST = 1e-37  # below about this, 32-bit floats lose digits
+
 
 @dataclass(frozen=True, slots=True)
 class Grid:
@@ -202,9 +204,9 @@ def as_float32(name: str, values: np.ndarray, hint: str = "") -> np.ndarray:
     with np.errstate(over="ignore", invalid="ignore"):
         found = values.astype(np.float32)
         size = float(np.max(np.abs(found), initial=0))
-        if not 1e-30 < size < np.inf and np.any(values):  # NaN is neither
+        if not _SMALLEST < size < np.inf and np.any(values):  # NaN is neither
             size = float(np.max(np.abs(values[np.isfinite(values)]), initial=0))
-            if size > np.finfo(np.float32).max or 0 < size < 1e-30:
+            if size > np.finfo(np.float32).max or 0 < size < _SMALLEST:
                 raise InvalidRecord(
                     "value_out_of_range",
                     f"{name}: expected values that 32-bit floats hold, found up to {size:.3g}; "
