@@ -89,6 +89,7 @@ class Files(Config):
         description="template over the columns of the file list, e.g. spec-{plate:04d}"
     )
     columns: list[str] = Field(default_factory=list, description="columns the template needs")
+    name: str = Field("", description="name of a fetched file; default: the last part of its url")
     note: str = ""
 
 
