@@ -24,8 +24,8 @@ from skyray.data.outcomes import (
     REFUSED_RECORD,
     Job,
     outcomes_schema,
+    outcomes_table,
     records_schema,
-    table_of,
     unit_outcomes,
 )
 from skyray.data.pending import Pending, pending_units
@@ -150,7 +150,7 @@ class ReadUnits:
         return min(_ROWS_AT_ONCE, self._rows)
 
     def _table(self, outcomes: list[dict[str, Any]]) -> pa.Table:
-        return table_of(outcomes, self._schema)
+        return outcomes_table(outcomes, self._schema)
 
 
 def _row_bytes(schema: pa.Schema) -> int:
