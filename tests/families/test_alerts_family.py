@@ -38,7 +38,7 @@ def batch(rows: int = 12, seed: int = 3) -> dict[str, np.ndarray]:
     metadata[:, FEATURES.index("magpsf")] = rng.uniform(17, 20, rows)
     metadata[0, 3] = np.nan
     return {
-        "triplet": triplet, "stamp_shape": np.full((rows, 2), 63, np.int32), "metadata": metadata,
+        "triplet": triplet, "stamp_box": np.full((rows, 3, 4), (0, 0, 63, 63), np.int32), "metadata": metadata,
         "label": label, "split": np.full(rows, "train", dtype=object),
         "object_key": np.array([f"ZTF{n // 4}" for n in range(rows)], dtype=object),
         "object_id": np.array([str(n) for n in range(rows)], dtype=object),
@@ -52,7 +52,7 @@ def tensors(inputs) -> dict[str, torch.Tensor]:
 def test_input_is_the_shared_transform_and_targets_follow_the_label():
     columns = batch()
     inputs = family(recipe="ztf_cnn_multimodal").transform(columns, training=True)
-    expected = triplet_input(columns["triplet"], columns["stamp_shape"])
+    expected = triplet_input(columns["triplet"], columns["stamp_box"])
     np.testing.assert_array_equal(inputs["image"], expected)
     np.testing.assert_array_equal(inputs["metadata"], columns["metadata"])
     assert inputs["target"][:4].tolist() == [0, 1, -1, 0]

@@ -30,7 +30,7 @@ from skyray.records import InvalidRecord
 EXAMPLES = int(os.environ.get("SKYRAY_EXAMPLES", "2000"))
 # What refuses a file that fastavro reads: nothing else may.
 ALLOWED = {"avro_schema"}
-LEAST_READ = 0.7
+LEAST_READ = 0.9
 CODECS = ("null", "deflate", "bzip2", "xz", "snappy", "zstandard")
 PRIMITIVES = ("null", "boolean", "int", "long", "float", "double", "bytes", "string")
 LOGICAL = {
@@ -311,7 +311,7 @@ def test_every_codec_is_read_and_damage_in_it_is_named(codec):
         damaged = bytearray(content)
         damaged[draw.randrange(90, len(content))] ^= 64
         found, reason = outcome(bytes(damaged))
-        assert all(list(item) == ["x"] for item in found)
+        assert all(isinstance(item, dict) for item in found)
         assert not reason or reason.startswith("avro_")
         assert reason or codec != "snappy"  # the one with a checksum in the format
     short = container(schema, content[-400:-100], 1, codec=b"null").replace(b"null", b"nope")

@@ -53,6 +53,9 @@ class AlertsRecipe(Recipe):
     alerts_per_object: int | None = Field(
         100, ge=1, description="at most so many alerts of an object in training; null: all"
     )
+    features: tuple[str, ...] | None = Field(
+        None, description="metadata that the dataset must have, in this order; null: its own"
+    )
     augment: bool = Field(True, description="flips (p = .5) and quarter turns in training")
     backbone_lr_factor: float = Field(
         1.0, gt=0, description="learning rate of the backbone, in parts of the head's"
@@ -79,6 +82,10 @@ class AlertsRecipe(Recipe):
     empty_stamps: Mode | None = Field(
         None, description="corrected: refused with a reason; as_published: NaN goes in"
     )
+    stamp_position: Mode | None = Field(
+        None, description="corrected: the source in the middle; as_published: stamps in the upper "
+        "left corner, padded below and to the right"
+    )  # fmt: skip
     fractions: Mode | None = Field(
         None, description="corrected: whole objects are left out; as_published: single alerts"
     )
@@ -114,7 +121,7 @@ def _grid(data: str, architecture: str, weights: str, multimodal: bool) -> Alert
         train = train.model_copy(update={"optimizer": optimizer})
     return AlertsRecipe(
         name=grid_name(data, architecture, weights, multimodal), network=VisionConfig(**network),
-        train=train,
+        train=train, features=FEATURES if multimodal else None,
     )  # fmt: skip
 
 
