@@ -48,7 +48,7 @@ def alert_of(
         candidate = _need(packet, "candidate", Mapping)
         candid, source_id = _names(packet, candidate)
         candidate = _checked(candidate, one_sign)
-        ra, dec = (_finite(candidate, name) for name in ("ra", "dec"))
+        ra, dec = (finite_field(candidate, name) for name in ("ra", "dec"))
         extra = {"schemavsn": packet.get("schemavsn"), "sgscore_best": _best_score(candidate)}
         extra |= packet.get("extra") or {}
         for key in (source_id, str(candid)):
@@ -57,7 +57,7 @@ def alert_of(
         scale = packet.get("pixel_scale_arcsec") or stamps[0].pixel_scale_arcsec
         return Alert(
             object_id=str(candid), source_id=source_id, candid=candid,
-            jd=_finite(candidate, "jd"), fid=_integer(candidate, "fid", 1 << 31),
+            jd=finite_field(candidate, "jd"), fid=integer_field(candidate, "fid"),
             candidate=candidate, ra=ra, dec=dec, history=_history(packet, one_sign),
             survey=str(packet.get("survey", "ztf")), source=source, extra=extra,
             source_pixel=source_pixels(stamps, candidate, ra, dec), pixel_scale_arcsec=scale,
@@ -124,15 +124,22 @@ def _earlier(entry: Any, one_sign: bool) -> dict[str, Any]:
         value = number(found, name)
         found[name] = None if math.isnan(value) else found[name]
     if found["fid"] is not None:
-        found["fid"] = _integer(found, "fid", 1 << 31)
+        found["fid"] = integer_field(found, "fid")
     if not isinstance(found["forced"], bool | None):
         _invalid("forced", "true or false", found["forced"])
     found["isdiffpos"] = _sign(found["isdiffpos"], one_sign)
     return found
 
 
-def _finite(fields: Mapping[str, Any], name: str) -> float:
-    if fields.get(name) is None:
+def finite_field(fields: Mapping[str, Any], name: str) -> float:
+    """Return a field that has to be there, as a finite number.
+
+    Raises
+    ------
+    InvalidRecord
+        ``packet_field_missing``, ``packet_field_invalid``.
+    """
+    if name not in fields:
         raise InvalidRecord("packet_field_missing", f"candidate: expected a field {name!r}")
     value = number(fields, name)
     if not math.isfinite(value):
@@ -140,9 +147,10 @@ def _finite(fields: Mapping[str, Any], name: str) -> float:
     return value
 
 
-def _integer(fields: Mapping[str, Any], name: str, below: int) -> int:
-    value = _finite(fields, name)
-    if not value.is_integer() or not -below <= value < below:
+def integer_field(fields: Mapping[str, Any], name: str) -> int:
+    """Return a field as `finite_field`, an integer of 32 bits."""
+    value = finite_field(fields, name)
+    if not value.is_integer() or not -(1 << 31) <= value < 1 << 31:
         _invalid(name, "an integer", fields[name])
     return int(value)
 

@@ -86,7 +86,9 @@ def ztf_packet(row: Mapping[str, Any]) -> dict[str, Any]:
     """Return a packet, or a row of a table of packets, as a packet; what else it holds is extra."""
     if "candidate" in row:
         packet = {name: row[name] for name in _PACKET if name in row}
-        return {**packet, "extra": {k: v for k, v in row.items() if k not in _PACKET}}
+        extra = {name: value for name, value in row.items() if name not in _PACKET}
+        told = extra.pop("extra", None)
+        return {**packet, "extra": extra | (told if isinstance(told, Mapping) else {})}
     row = dict(row)
     packet = {f"cutout{name.title()}": {"stampData": row.pop(f"cutout_{name}", None)}
               for name in STAMPS}  # fmt: skip

@@ -6,7 +6,7 @@ Table 1), and the released code of BTSbot (the CNN's layers and dropouts).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -168,10 +168,24 @@ def ztf_laptop() -> AlertsRecipe:
 
 def ztf_laptop_multimodal() -> AlertsRecipe:
     """Bright transients from images and metadata on 2 cores."""
-    return _laptop(
-        "ztf_laptop_multimodal", 15, metadata=len(FEATURES), metadata_layers=(64, 32),
-        metadata_dropout=0.2,
-    )  # fmt: skip
+    return _multimodal("ztf_laptop_multimodal", FEATURES)
+
+
+def lsst_laptop() -> AlertsRecipe:
+    """Bright transients from Rubin's images (the middle 7 arcsec) on 2 cores."""
+    return _laptop("lsst_laptop", 15, crop=35)
+
+
+def lsst_laptop_multimodal() -> AlertsRecipe:
+    """Bright transients from Rubin's images and the metadata that its card names, on 2 cores."""
+    return _multimodal("lsst_laptop_multimodal", load_card("lsst_alerts").features, crop=35)
+
+
+def _multimodal(name: str, features: Sequence[str], **options) -> AlertsRecipe:
+    made = _laptop(
+        name, 15, metadata=len(features), metadata_layers=(64, 32), metadata_dropout=0.2, **options
+    )
+    return made.model_copy(update={"features": tuple(features)})
 
 
 def real_bogus_laptop() -> AlertsRecipe:
@@ -220,6 +234,8 @@ RECIPES: dict[str, Callable[[], AlertsRecipe]] = {
         for make in (
             ztf_laptop,
             ztf_laptop_multimodal,
+            lsst_laptop,
+            lsst_laptop_multimodal,
             real_bogus_laptop,
             real_bogus_lite0,
             real_bogus_lite0_imagenet,
