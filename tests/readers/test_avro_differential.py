@@ -179,7 +179,7 @@ def _integer(bits: int):
 
 
 def _double(kind, named, draw):
-    return draw.choice([0.0, -0.0, math.inf, -math.inf, math.nan, 1.5, -2.0**100, draw.random()])
+    return draw.choice([0.0, -0.0, math.inf, -math.inf, math.nan, 1.5, -(2.0**100), draw.random()])
 
 
 def _record_value(kind, named, draw):
@@ -207,7 +207,9 @@ def equal(ours: Any, theirs: Any) -> bool:
     if type(ours) is not type(theirs):
         return False
     if isinstance(ours, float):
-        return ours == theirs and str(ours) == str(theirs) or math.isnan(ours) and math.isnan(theirs)
+        return (
+            ours == theirs and str(ours) == str(theirs) or math.isnan(ours) and math.isnan(theirs)
+        )
     if isinstance(ours, dict):
         return list(ours) == list(theirs) and all(equal(v, theirs[k]) for k, v in ours.items())
     if isinstance(ours, list):

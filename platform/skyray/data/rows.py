@@ -225,6 +225,22 @@ def check_record(record: Record, info: DataInfo) -> None:
     _kind_of(record, info).arrays(record, info)
 
 
+def content_digest(record: Record, info: DataInfo) -> str:
+    """Return a digest of what a model trained on `info` gets to see of a record, as `check_record`.
+
+    Raises
+    ------
+    InvalidRecord
+    """
+    kind = _kind_of(record, info)
+    told = {name: getattr(record, name) for name in kind.told} | kind.arrays(record, info)
+    digest = hashlib.sha256()
+    for name, value in sorted(told.items()):
+        plain = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
+        digest.update(name.encode() + b"\0" + plain + b"\0")
+    return digest.hexdigest()[:32]
+
+
 def plain_json(values: Mapping[str, Any]) -> str:
     """Return survey columns as JSON: numpy scalars as plain ones, NaN and infinities as null."""
 

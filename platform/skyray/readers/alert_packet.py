@@ -178,7 +178,9 @@ def _need(packet: Mapping[str, Any], name: str, kind: type) -> Any:
 
 
 def _invalid(name: str, expected: str, found: Any):
-    shown = f"{found!r:.60}" if not isinstance(found, int) or abs(found) < 10**20 else "a larger one"
+    shown = (
+        f"{found!r:.60}" if not isinstance(found, int) or abs(found) < 10**20 else "a larger one"
+    )
     raise InvalidRecord("packet_field_invalid", f"{name}: expected {expected}, found {shown}")
 
 

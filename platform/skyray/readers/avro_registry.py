@@ -107,7 +107,9 @@ class FolderSchemas:
             filesystem, root = fs.LocalFileSystem(), os.path.abspath(self.folder)
         wanted = (f"{number}.avsc", f"{number}.json",
                   f"lsst.v{number // 100}_{number % 100}.alert.avsc")  # fmt: skip
-        listed = filesystem.get_file_info(fs.FileSelector(root, recursive=True, allow_not_found=True))
+        listed = filesystem.get_file_info(
+            fs.FileSelector(root, recursive=True, allow_not_found=True)
+        )
         paths = {
             posixpath.basename(info.path): info.path
             for info in sorted(listed, key=lambda info: info.path)

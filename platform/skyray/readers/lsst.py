@@ -147,9 +147,7 @@ class LsstReader(Reader):
                 yield InvalidRecord(error.reason, error.detail, found, error.object_id)
 
 
-def ztf_packet(
-    packet: Mapping[str, Any], options: LsstOptions, schema: str = ""
-) -> dict[str, Any]:
+def ztf_packet(packet: Mapping[str, Any], options: LsstOptions, schema: str = "") -> dict[str, Any]:
     """Return an alert packet of another survey under ZTF's names.
 
     Raises

@@ -130,7 +130,14 @@ class _Array:
             with self._open() as stream:
                 self.shape, self.dtype = self._header(stream)
                 self._start = stream.tell()
-        except (ValueError, OSError, EOFError, SyntaxError, zipfile.BadZipFile, zlib.error) as error:
+        except (
+            ValueError,
+            OSError,
+            EOFError,
+            SyntaxError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as error:
             detail = f"expected a NumPy array, found {type(error).__name__}: {error}"[:300]
             raise InvalidRecord("npy_invalid", detail, file.path) from None
 
@@ -177,7 +184,9 @@ def _member(file: SurveyFile) -> bytes:
         entries = archive.infolist()
         named = [e for e in entries if e.filename == "triplets.npy"] or entries
         if len(named) != 1:
-            raise ValueError(f"an archive of {[e.filename for e in entries][:10]}; expected triplets")
+            raise ValueError(
+                f"an archive of {[e.filename for e in entries][:10]}; expected triplets"
+            )
         with archive.open(named[0]) as stream:
             content = stream.read(_MAX_NPZ_BYTES + 1)
     if len(content) > _MAX_NPZ_BYTES:

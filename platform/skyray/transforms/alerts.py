@@ -58,7 +58,9 @@ def alert_features(alert: Alert, names: Sequence[str] = FEATURES) -> np.ndarray:
     found |= {"jd": alert.jd, "fid": float(alert.fid)}
     found["nnotdet"] = number(candidate, "ncovhist") - number(candidate, "ndethist")
     found["new_drb"] = number(candidate, "drb")
-    own = {name: number(candidate, name) for name in names if name not in ("ra", "dec", "jd", "fid")}
+    own = {
+        name: number(candidate, name) for name in names if name not in ("ra", "dec", "jd", "fid")
+    }
     found |= {name: value for name, value in own.items() if not np.isnan(value)}
     return np.array([found.get(name, np.nan) for name in names], np.float64).astype(np.float32)
 
@@ -99,7 +101,11 @@ def number(fields: Mapping[str, Any], name: str) -> float:
         # abs() of a huge integer is compared without becoming a float
         if value != value or abs(value) <= _LARGEST:
             return float(value)
-    found = f"{value!r:.60}" if not isinstance(value, int) else f"an integer of {value.bit_length()} bits"
+    found = (
+        f"{value!r:.60}"
+        if not isinstance(value, int)
+        else f"an integer of {value.bit_length()} bits"
+    )
     raise InvalidRecord("packet_field_invalid", f"{name}: expected a number, found {found}")
 
 
@@ -158,7 +164,9 @@ def place_stamp(
     (top, bottom, row), (left, right, column) = spans
     if top >= bottom or left >= right:
         return canvas, (0, 0, 0, 0)
-    canvas[top:bottom, left:right] = stamp_HW[top - row : bottom - row, left - column : right - column]
+    canvas[top:bottom, left:right] = stamp_HW[
+        top - row : bottom - row, left - column : right - column
+    ]
     return canvas, (top, left, bottom - top, right - left)
 
 
