@@ -111,9 +111,10 @@ class Card(Config):
     bands: list[str] | None = None
     image_size: int | None = None
     image_fit: Literal["exact", "crop", "resize"] = Field(
-        "exact", description="how a cutout of another size is brought to image_size, if at all; "
+        "exact",
+        description="how a cutout of another size is brought to image_size, if at all; "
         "of alerts, about the source: exact (no larger ones), crop, or resize: resampled to "
-        "pixel_scale_arcsec"
+        "pixel_scale_arcsec",
     )
     features: list[str] = Field(
         default_factory=list,

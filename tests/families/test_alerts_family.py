@@ -38,7 +38,8 @@ def batch(rows: int = 12, seed: int = 3) -> dict[str, np.ndarray]:
     metadata[:, FEATURES.index("magpsf")] = rng.uniform(17, 20, rows)
     metadata[0, 3] = np.nan
     return {
-        "triplet": triplet, "stamp_box": np.full((rows, 3, 4), (0, 0, 63, 63), np.int32), "metadata": metadata,
+        "triplet": triplet, "metadata": metadata,
+        "stamp_box": np.full((rows, 3, 4), (0, 0, 63, 63), np.int32),
         "label": label, "split": np.full(rows, "train", dtype=object),
         "object_key": np.array([f"ZTF{n // 4}" for n in range(rows)], dtype=object),
         "object_id": np.array([str(n) for n in range(rows)], dtype=object),

@@ -117,11 +117,11 @@ def test_kafka_address_is_checked():
 
 @pytest.fixture
 def broker():
-    """librdkafka's own broker in memory; it speaks the protocol, and lives as long as its client."""
+    """librdkafka's own broker, in memory: it speaks the protocol, as long as its client lives."""
     confluent_kafka = pytest.importorskip("confluent_kafka")
     producer = confluent_kafka.Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "mock"})
     address = str(next(iter(producer.list_topics(timeout=20).brokers.values())))
-    yield producer, address.split("/")[0]
+    return producer, address.split("/")[0]
 
 
 def test_what_was_written_but_not_committed_is_noticed_and_nothing_is_lost(
@@ -176,7 +176,9 @@ def test_other_content_of_a_known_observation_is_refused_with_its_bytes():
         done = Ledger(out).write(batch(("1", "a", "t/0/0"), ("2", "b", "t/0/1")), [])
         assert (done.scored, done.refused, done.repeated) == (2, 0, 0)
         ledger = Ledger(out)  # another member
-        done = ledger.write(batch(("1", "a", "t/0/0"), ("2", "c", "t/0/2"), ("3", "e", "t/0/3")), [])
+        done = ledger.write(
+            batch(("1", "a", "t/0/0"), ("2", "c", "t/0/2"), ("3", "e", "t/0/3")), []
+        )
         assert (done.scored, done.refused, done.repeated) == (1, 1, 1)
         (refused,) = pq.read_table(Path(out) / "refused").to_pylist()
         assert (refused["reason"], refused["content"]) == ("conflicting_observation", b"c")

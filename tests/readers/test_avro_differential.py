@@ -203,13 +203,11 @@ _VALUES = {
 
 
 def equal(ours: Any, theirs: Any) -> bool:
-    """Equal values of equal types; NaN equals NaN, and -0 is not 0."""
+    """Equal values of equal types; NaN equals NaN, and a negative 0 is no 0."""
     if type(ours) is not type(theirs):
         return False
     if isinstance(ours, float):
-        return (
-            ours == theirs and str(ours) == str(theirs) or math.isnan(ours) and math.isnan(theirs)
-        )
+        return repr(ours) == repr(theirs)
     if isinstance(ours, dict):
         return list(ours) == list(theirs) and all(equal(v, theirs[k]) for k, v in ours.items())
     if isinstance(ours, list):

@@ -104,7 +104,7 @@ class Ledger:
         return FollowResult(self.out, scored, len(rows), repeated + len(refused) - len(rows))
 
     def _sorted_out(self, table: pa.Table) -> tuple[pa.Table, list[dict[str, Any]], int]:
-        """Return the rows that are new, refusals of those that conflict, and how many came again."""
+        """Return new rows, refusals of those that conflict, and how many came again."""
         fresh, conflicts, repeated = [], [], 0
         within: dict[str, str] = {}
         names = ("observation_id", "object_id", DIGEST, "source", *_CARRIED)

@@ -142,7 +142,7 @@ def finite_field(fields: Mapping[str, Any], name: str) -> float:
     if name not in fields:
         raise InvalidRecord("packet_field_missing", f"candidate: expected a field {name!r}")
     value = number(fields, name)
-    if not math.isfinite(value):
+    if not math.isfinite(value) or isinstance(fields[name], bool):
         _invalid(name, "a finite number", fields[name])
     return value
 

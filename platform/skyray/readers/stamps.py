@@ -8,6 +8,7 @@ the local, linear map from pixels to degrees on the sky (lsst.ap.association, pa
 from __future__ import annotations
 
 import math
+import re
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ MAX_STAMP_BYTES = 4 << 20
 _GZIP = b"\x1f\x8b"
 _MASKS = ("MASK",)
 _NOT_IMAGES = ("UNCERT", "VARIANCE", "VAR", "PSFIMAGE", "PSF", *_MASKS)
+_PLANE = re.compile(rb"MP_([A-Z_]{1,40}) *= *([0-9]{1,3})")  # the longer ones in HIERARCH cards
 _UNUSABLE = ("BAD", "NO_DATA", "SAT", "CR")  # of LSST's mask planes: no light was measured there
 
 
@@ -123,11 +125,11 @@ def _stamp_of(file: FitsFile, source: str) -> Stamp:
 def _masked(hdu) -> np.ndarray:
     """Return where a mask says that nothing was measured: bool, or LSST's planes by their names."""
     mask = np.nan_to_num(hdu.image()).astype(np.int64)
-    planes = {name: hdu.header.get(f"MP_{name}") for name in _UNUSABLE}
-    known = {name: bit for name, bit in planes.items() if isinstance(bit, int) and 0 <= bit < 63}
-    if not known:
+    planes = {name.decode(): int(bit) for name, bit in _PLANE.findall(hdu.header.block)}
+    if not planes:
         return mask != 0
-    return (mask & sum(1 << bit for bit in known.values())) != 0
+    bits = {bit for name, bit in planes.items() if name in _UNUSABLE and bit < 63}
+    return (mask & sum(1 << bit for bit in bits)) != 0
 
 
 def _wcs(header) -> tuple[float, tuple[float, float, float, float] | None, np.ndarray | None]:

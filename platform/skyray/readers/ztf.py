@@ -23,8 +23,8 @@ from skyray.readers.avro_registry import schemas_at
 from skyray.readers.base import Reader, SurveyFile, register
 from skyray.records import STAMPS, Alert, InvalidRecord
 
-_PACKET = ("objectId", "candid", "schemavsn", "publisher", "candidate", "prv_candidates", "fp_hists",
-           *(f"cutout{name.title()}" for name in STAMPS))  # fmt: skip
+_PACKET = ("objectId", "candid", "schemavsn", "publisher", "candidate", "prv_candidates",
+           "fp_hists", *(f"cutout{name.title()}" for name in STAMPS))  # fmt: skip
 
 
 class ZtfOptions(Config):

@@ -153,7 +153,7 @@ class _Array:
         if read is None:
             raise ValueError(f"version {version}")
         shape, transposed, dtype = read(stream)
-        whole = len(shape) == 4 and shape[3] == 3 and 1 <= min(shape[1:3])
+        whole = len(shape) == 4 and shape[3] == 3 and min(shape[1:3]) >= 1
         if not whole or max(shape[1:3]) > _MAX_SIDE or transposed or dtype.kind not in "fiu":
             raise ValueError(
                 f"{dtype} {shape}{' in Fortran order' if transposed else ''}; expected numbers "

@@ -97,15 +97,13 @@ def number(fields: Mapping[str, Any], name: str) -> float:
     value = fields.get(name)
     if value is None:
         return float("nan")
-    if isinstance(value, numbers.Real) and not isinstance(value, bool):
-        # abs() of a huge integer is compared without becoming a float
-        if value != value or abs(value) <= _LARGEST:
-            return float(value)
-    found = (
-        f"{value!r:.60}"
-        if not isinstance(value, int)
-        else f"an integer of {value.bit_length()} bits"
-    )
+    real = isinstance(value, numbers.Real)  # a flag is 0 or 1
+    # abs() of a huge integer is compared without becoming a float
+    if real and (value != value or abs(value) <= _LARGEST):
+        return float(value)
+    found = f"{value!r:.60}"
+    if isinstance(value, int):
+        found = f"an integer of {value.bit_length()} bits"
     raise InvalidRecord("packet_field_invalid", f"{name}: expected a number, found {found}")
 
 

@@ -108,7 +108,7 @@ class AlertsFamily(Family):
 
     @property
     def features(self) -> tuple[str, ...]:
-        """The metadata that are used, in their order: the recipe's, else all that the card names."""
+        """The metadata that are used, in their order: the recipe's, else all of the card's."""
         return self.recipe.features or self.data.features
 
     @property
