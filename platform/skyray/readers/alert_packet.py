@@ -55,12 +55,14 @@ def alert_of(
             extra |= (labels or {}).get(key, {})
         stamps = [open_stamp(_stamp(packet, name), f"{source}: {name}") for name in STAMPS]
         scale = packet.get("pixel_scale_arcsec") or stamps[0].pixel_scale_arcsec
+        places = source_pixels(stamps, candidate, ra, dec)
         return Alert(
             object_id=str(candid), source_id=source_id, candid=candid,
             jd=finite_field(candidate, "jd"), fid=integer_field(candidate, "fid"),
             candidate=candidate, ra=ra, dec=dec, history=_history(packet, one_sign),
             survey=str(packet.get("survey", "ztf")), source=source, extra=extra,
-            source_pixel=source_pixels(stamps, candidate, ra, dec), pixel_scale_arcsec=scale,
+            source_pixel=places, pixel_scale_arcsec=scale,
+            statements={**packet.get("statements", {}), **_statements(packet, stamps, places)},
             **{name: stamp.image for name, stamp in zip(STAMPS, stamps, strict=True)},
         )  # fmt: skip
     except InvalidRecord as error:
@@ -188,6 +190,16 @@ def _invalid(name: str, expected: str, found: Any):
 def _stamp(packet: Mapping[str, Any], name: str) -> Any:
     cutout = packet.get(f"cutout{name.title()}")
     return cutout.get("stampData") if isinstance(cutout, Mapping) else cutout
+
+
+def _statements(packet: Mapping[str, Any], stamps: Sequence[Stamp], places: Any) -> dict[str, str]:
+    first = stamps[0]
+    by = "WCS" if first.place else "xpos, ypos and stamp size" if places else "middle of the stamps"
+    scale = "reader option" if packet.get("pixel_scale_arcsec") else "WCS of the science stamp"
+    found = {"source": by, "stamp_unit": f"{first.unit} (BUNIT)" if first.unit else "not told"}
+    if packet.get("pixel_scale_arcsec") or math.isfinite(first.pixel_scale_arcsec):
+        found["pixel_scale"] = scale
+    return found
 
 
 def source_pixels(

@@ -171,6 +171,11 @@ def ztf_packet(packet: Mapping[str, Any], options: LsstOptions, schema: str = ""
         "survey": options.survey,
         "schemavsn": schema_version(packet, schema),
         "pixel_scale_arcsec": options.pixel_scale_arcsec,
+        "statements": {
+            "schema": _version_by(packet, schema),
+            "flux": "nJy, AB (alert schema)",
+            "time": "MJD in TAI, as JD in UTC (alert schema)",
+        },
         **{f"cutout{name.title()}": _at(packet, path) for name, path in options.stamps.items()},
     }
 
@@ -183,10 +188,19 @@ def schema_version(packet: Mapping[str, Any], schema: str) -> str | None:
     return "7" if "prvDiaNondetectionLimits" in packet else None
 
 
+def _version_by(packet: Mapping[str, Any], schema: str) -> str:
+    version = schema_version(packet, schema)
+    if version is None:
+        return "version not told"
+    by = ("name of the Avro schema" if _VERSION.search(schema)
+          else "lsst_schema_version" if packet.get("lsst_schema_version") else "fields")  # fmt: skip
+    return f"{version} ({by})"
+
+
 def _history(
     packet: Mapping[str, Any], options: LsstOptions, now: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """Return detections and limits, then forced photometry of the exposures they do not tell of."""
+    """Return detections and limits, then forced photometry of exposures they do not tell of."""
     found = [
         _mapped(entry, options.history_fields, options.bands)
         for entry in _entries(packet, options.history)

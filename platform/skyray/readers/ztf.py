@@ -41,6 +41,7 @@ class ZtfOptions(Config):
         description="name of a CSV beside the packets; its rows are found by objectId (or candid), "
         "its other columns go into extra",
     )
+    pixel_scale_arcsec: float = Field(1.01, gt=0, description="of the stamps")
     schemas: str | None = Field(
         None, description="of messages: URL of a schema registry, or a folder of .avsc files"
     )
@@ -76,7 +77,7 @@ class ZtfReader(Reader):
                 yield packet
                 continue
             try:
-                packet = ztf_packet(packet)
+                packet = {"pixel_scale_arcsec": self.ztf.pixel_scale_arcsec, **ztf_packet(packet)}
                 yield alert_of(packet, source, labels, self.ztf.isdiffpos == "corrected")
             except InvalidRecord as error:
                 yield error

@@ -52,6 +52,8 @@ class Alert:
         pixel centres. None: in the middle pixel (size // 2) of each.
     pixel_scale_arcsec : float
         Of the stamps; NaN where neither packet nor reader tells.
+    statements : mapping
+        What was decided about schema, units, time and place, and from what.
     """
 
     object_id: str
@@ -72,6 +74,7 @@ class Alert:
     observation_id: str = ""
     source_pixel: tuple[tuple[float, float], ...] | None = None
     pixel_scale_arcsec: float = float("nan")
+    statements: Mapping[str, str] = field(default_factory=dict)
 
     def source_pixels(self) -> tuple[tuple[float, float], ...]:
         """Return where the source lies in each stamp, (row, column)."""
