@@ -192,8 +192,8 @@ def _version_by(packet: Mapping[str, Any], schema: str) -> str:
     version = schema_version(packet, schema)
     if version is None:
         return "version not told"
-    by = ("name of the Avro schema" if _VERSION.search(schema)
-          else "lsst_schema_version" if packet.get("lsst_schema_version") else "fields")  # fmt: skip
+    by = "lsst_schema_version" if packet.get("lsst_schema_version") else "fields"
+    by = "name of the Avro schema" if _VERSION.search(schema) else by
     return f"{version} ({by})"
 
 
