@@ -1,4 +1,6 @@
-"""Alert classification as a family: one binary network on triplets, metadata or colour cutouts."""
+"""Alert classification as a family: one network on triplets, metadata or colour cutouts.
+
+It tells one class of a card from the others: `positive`, by default the last."""
 
 from __future__ import annotations
 
@@ -75,8 +77,8 @@ class AlertsFamily(Family):
     def __init__(self, recipe: AlertsRecipe, data: DataInfo):
         if data.record not in ("alert", "cutout") or not data.image_size:
             raise ConfigError(f"alerts: expected alerts or cutouts, found {data.record!r}")
-        if len(data.classes) != 2:
-            raise ConfigError(f"alerts: expected two classes, found {list(data.classes)}")
+        if len(data.classes) < 2:
+            raise ConfigError(f"alerts: expected two classes or more, found {list(data.classes)}")
         super().__init__(recipe, data)
         if self.positive not in data.classes:
             raise ConfigError(
@@ -122,7 +124,9 @@ class AlertsFamily(Family):
 
     @property
     def negative(self) -> str:
-        return next(name for name in self.data.classes if name != self.positive)
+        """The other class; of several, all of them together."""
+        others = [name for name in self.data.classes if name != self.positive]
+        return others[0] if len(others) == 1 else f"not {self.positive}"
 
     @property
     def positive_weight(self) -> float:
@@ -130,10 +134,11 @@ class AlertsFamily(Family):
         counts = self.data.counts.get("train", {})
         if not counts:
             return 1.0
-        positives, negatives = (counts.get(name, 0) for name in (self.positive, self.negative))
+        positives = counts.get(self.positive, 0)
+        negatives = sum(counts.get(name, 0) for name in self.data.classes) - positives
         if not positives or not negatives:
             raise ConfigError(
-                f"card {self.data.card!r}: train split: expected both classes, found "
+                f"card {self.data.card!r}: train split: expected both, found "
                 f"{positives} {self.positive} and {negatives} {self.negative}"
             )
         return negatives / positives
@@ -233,7 +238,7 @@ class AlertsFamily(Family):
         if self.multimodal:
             inputs["metadata"] = np.array(_stack(columns["metadata"]), dtype=np.float32)
         if training:
-            target = {self.positive: 1, self.negative: 0}
+            target = {name: int(name == self.positive) for name in self.data.classes}
             inputs |= {
                 "target": np.array([target.get(name, -1) for name in columns["label"]], np.int64),
                 "is_train": np.asarray(columns["split"], dtype=str) == "train",
