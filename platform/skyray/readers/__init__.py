@@ -11,6 +11,7 @@ from skyray.readers import (
     sdss,
     tables,
     ztf,
+    ztf_triplets,
 )
 
 __all__ = [
@@ -24,4 +25,5 @@ __all__ = [
     "sdss",
     "tables",
     "ztf",
+    "ztf_triplets",
 ]
