@@ -23,10 +23,10 @@ from skyray.data.outcomes import (
     QUARANTINE_SCHEMA,
     REFUSED_RECORD,
     Job,
+    outcomes_of,
     outcomes_schema,
     records_schema,
     table_of,
-    unit_outcomes,
 )
 from skyray.data.pending import Pending, pending_units
 from skyray.data.sources import Unclaimed, Unit
@@ -136,9 +136,9 @@ class ReadUnits:
     def _some(self, units: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         """Yield the outcomes of units, some hundred at a time."""
         waiting: list[dict[str, Any]] = []
-        for about in units:
-            there = about.pop("there")
-            waiting += unit_outcomes(self._job, Unit(**about), there)
+        pending = [(Unit(**{n: about[n] for n in _UNIT_FIELDS}), about["there"]) for about in units]
+        for outcomes in outcomes_of(self._job, pending):
+            waiting += outcomes
             while len(waiting) >= self._at_once:
                 yield waiting[: self._at_once]
                 waiting = waiting[self._at_once :]

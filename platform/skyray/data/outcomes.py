@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from skyray.cards import Card
 from skyray.data.rows import row_of, schema_of
 from skyray.data.sources import RecordSource, Unit
 from skyray.records import InvalidRecord, Record, tensor_array
+from skyray.runtime import bounded
 
 INGEST_FIELDS = [
     pa.field("ingest_file", pa.string(), nullable=False),
@@ -46,6 +48,9 @@ QUARANTINE_SCHEMA = pa.schema([*REFUSAL_FIELDS, *INGEST_FIELDS, REFUSED_RECORD])
 _DETAIL_CHARACTERS = 1000
 # Where a survey's file lies is not what it says: a moved copy is the same data.
 _NOT_CONTENT = frozenset({"source"})
+
+
+Pending = tuple[Unit, Collection[int]]  # and which numbers of its outcomes are there already
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ def records_of(source: RecordSource, unit: Unit) -> Iterator[Record | InvalidRec
             yield record
     except InvalidRecord as error:
         yield error
+    except MemoryError:  # of this process's limit: see `skyray.runtime.bounded`
+        raise
     except Exception as error:  # any damage of a survey file, in any library below the reader
         yield InvalidRecord("unreadable", f"{type(error).__name__}: {error}", unit.uri)
     else:
@@ -100,9 +107,37 @@ def records_of(source: RecordSource, unit: Unit) -> Iterator[Record | InvalidRec
             yield InvalidRecord("no_objects", "expected at least one object, found none", unit.uri)
 
 
+def outcomes_of(job: Job, pending: Sequence[Pending]) -> Iterator[list[dict[str, Any]]]:
+    """Yield the outcomes of units, read within the bounds of their source.
+
+    A unit whose reading had to be ended has one: the refusal that says so.
+    """
+    bounds = job.source.bounds
+    if bounds is None:
+        yield from (unit_outcomes(job, unit, there) for unit, there in pending)
+        return
+    sizes = [unit.weight for unit, _ in pending]
+    results = bounded.each(partial(_pending_outcomes, job), pending, sizes, bounds)
+    for (unit, there), found in zip(pending, results, strict=True):
+        ended = isinstance(found, InvalidRecord)
+        yield _numbered(unit, [_refusal(found)], there) if ended else found
+
+
+def _pending_outcomes(job: Job, pending: Pending) -> list[dict[str, Any]]:
+    return unit_outcomes(job, *pending)
+
+
 def unit_outcomes(job: Job, unit: Unit, there: Collection[int] = ()) -> list[dict[str, Any]]:
     """Read a unit and return its outcomes, without those whose numbers are `there` already."""
-    rows = [_outcome(job, record) for record in records_of(job.source, unit)]
+    return _numbered(
+        unit, [_outcome(job, record) for record in records_of(job.source, unit)], there
+    )
+
+
+def _numbered(
+    unit: Unit, rows: list[dict[str, Any]], there: Collection[int]
+) -> list[dict[str, Any]]:
+    """Say of a unit's outcomes where they came from; leave out those that are `there`."""
     place = {
         "ingest_file": unit.uri, "ingest_stamp": unit.identity, "ingest_unit": unit.number,
         "ingest_rows": len(rows),
@@ -123,6 +158,8 @@ def _outcome(job: Job, record: Record | InvalidRecord) -> dict[str, Any]:
         return {**row, "digest": row_digest(row)}
     except InvalidRecord as error:
         return _refusal(error, record)
+    except MemoryError:
+        raise
     except Exception as error:  # one strange record must not end the ingest of all the others
         detail = f"{type(error).__name__}: {error}"
         return _refusal(InvalidRecord("not_processed", detail), record)

@@ -1,4 +1,4 @@
-"""The registry of refusal reasons: what each means and what to do; ``docs/refusals.md`` is its page.
+"""The registry of refusal reasons, of which ``docs/refusals.md`` is the page.
 
 A reason is a stable slug that the quarantine groups by and that clients of the service match on.
 Whoever refuses for a new reason adds it to ``reasons.yaml`` and makes the page again:
@@ -66,7 +66,7 @@ def page() -> str:
             )
         name = f"{reason.name}FIELD" if reason.name.endswith(":") else reason.name
         lines.append(f"| `{name}` | {reason.means} | {reason.do} |\n")
-    return "".join(f"\n{line}" if line.startswith("##") else line for line in lines)
+    return "".join(lines)
 
 
 def main() -> None:
