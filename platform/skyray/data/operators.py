@@ -23,7 +23,7 @@ from skyray.data.outcomes import (
     QUARANTINE_SCHEMA,
     REFUSED_RECORD,
     Job,
-    outcomes_of,
+    outcome_tables,
     outcomes_schema,
     records_schema,
     table_of,
@@ -122,10 +122,10 @@ class ReadUnits:
         told = {"read": len(units), "outcomes": 0}
         waiting: list[pa.Table] = []
         rows = 0
-        for outcomes in self._some(units):
-            told["outcomes"] += len(outcomes)
-            waiting.append(self._table(outcomes))
-            rows += len(outcomes)
+        for outcomes in self._outcomes(units):
+            told["outcomes"] += outcomes.num_rows
+            waiting.append(outcomes)
+            rows += outcomes.num_rows
             if rows + self._at_once > self._rows:
                 yield pa.concat_tables(waiting)
                 waiting, rows = [], 0
@@ -133,17 +133,10 @@ class ReadUnits:
             yield pa.concat_tables(waiting)
         yield self._table([{"note": json.dumps(told)}])
 
-    def _some(self, units: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-        """Yield the outcomes of units, some hundred at a time."""
-        waiting: list[dict[str, Any]] = []
+    def _outcomes(self, units: list[dict[str, Any]]) -> Iterator[pa.Table]:
         pending = [(Unit(**{n: about[n] for n in _UNIT_FIELDS}), about["there"]) for about in units]
-        for outcomes in outcomes_of(self._job, pending):
-            waiting += outcomes
-            while len(waiting) >= self._at_once:
-                yield waiting[: self._at_once]
-                waiting = waiting[self._at_once :]
-        if waiting:
-            yield waiting
+        for tables in outcome_tables(self._job, pending, self._at_once):
+            yield from tables
 
     @property
     def _at_once(self) -> int:

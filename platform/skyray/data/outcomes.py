@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -107,24 +107,37 @@ def records_of(source: RecordSource, unit: Unit) -> Iterator[Record | InvalidRec
             yield InvalidRecord("no_objects", "expected at least one object, found none", unit.uri)
 
 
-def outcomes_of(job: Job, pending: Sequence[Pending]) -> Iterator[list[dict[str, Any]]]:
-    """Yield the outcomes of units, read within the bounds of their source.
+def outcome_tables(job: Job, pending: Sequence[Pending], rows: int) -> Iterator[list[pa.Table]]:
+    """Yield the outcomes of units, read within the bounds of their source, in tables of `rows`.
 
     A unit whose reading had to be ended has one: the refusal that says so.
     """
-    bounds = job.source.bounds
+    work, bounds = partial(_tables, job, rows), job.source.bounds
     if bounds is None:
-        yield from (unit_outcomes(job, unit, there) for unit, there in pending)
+        yield from work(pending)
         return
     sizes = [unit.weight for unit, _ in pending]
-    results = bounded.each(partial(_pending_outcomes, job), pending, sizes, bounds)
-    for (unit, there), found in zip(pending, results, strict=True):
-        ended = isinstance(found, InvalidRecord)
-        yield _numbered(unit, [_refusal(found)], there) if ended else found
+    for ((unit, there), *_), found in bounded.stream(work, pending, sizes, bounds):
+        if isinstance(found, InvalidRecord):
+            ended = _numbered(unit, [_refusal(found)], there)
+            found = [table_of(ended, outcomes_schema(job.card))]
+        yield found
 
 
-def _pending_outcomes(job: Job, pending: Pending) -> list[dict[str, Any]]:
-    return unit_outcomes(job, *pending)
+def _tables(job: Job, rows: int, pending: Iterable[Pending]) -> Iterator[list[pa.Table]]:
+    """Yield the outcomes of whole units, some hundred at a time and at the end, in tables."""
+    schema, waiting = outcomes_schema(job.card), []
+    for unit, there in pending:
+        waiting += unit_outcomes(job, unit, there)
+        if len(waiting) >= rows:
+            yield _in_tables(waiting, schema, rows)
+            waiting = []
+    yield _in_tables(waiting, schema, rows)
+
+
+def _in_tables(outcomes: list[dict[str, Any]], schema: pa.Schema, rows: int) -> list[pa.Table]:
+    starts = range(0, len(outcomes), rows)
+    return [table_of(outcomes[start : start + rows], schema) for start in starts]
 
 
 def unit_outcomes(job: Job, unit: Unit, there: Collection[int] = ()) -> list[dict[str, Any]]:
