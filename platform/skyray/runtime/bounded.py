@@ -138,10 +138,9 @@ def stream(
         if part.refusal is not None:
             yield items[part.first : part.stop], part.refusal
             continue
-        done = part.first
-        process = _take(part.alone)
+        done, those = part.first, slice(part.first, part.stop)
+        process = _at_work(work, items[those], limits[those], part.alone)
         try:
-            process.start(work, items[done : part.stop], limits[done : part.stop])
             while done < part.stop:
                 taken, result = process.result()
                 if isinstance(result, Raised):
@@ -186,6 +185,18 @@ def warm(processes: int, work: Callable[[None], Any]) -> None:
 # the processes that wait for work
 _idle: list[Process] = []
 _lock = threading.Lock()
+
+
+def _at_work(work: Callable, items: Sequence, limits: Sequence, fresh: bool) -> Process:
+    process = _take(fresh)
+    try:
+        process.start(work, items, limits)
+    except RuntimeError:
+        if not process.used:
+            raise
+        process = _take(fresh=True)  # that one died while it had nothing to do
+        process.start(work, items, limits)
+    return process
 
 
 def _take(fresh: bool) -> Process:

@@ -26,10 +26,11 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-import numpy as np
+import pyarrow as pa
 
 _MIB = 1 << 20
 _WALL = 10  # times the processor time: a process that waits for its disk or network, or for a CPU
+_STARTED = b"+"
 _GRACE_S = 5
 _START_S = 120  # until a process has imported what its work needs
 _LOOK_S = 0.2  # between looks at a process that is at work
@@ -129,7 +130,7 @@ class Process:
         content = pickle.dumps((work, list(items), list(limits)), protocol=5)
         with contextlib.suppress(OSError):  # a broken pipe
             self._work.send_bytes(content)
-            if self._ready.poll(1000 * _START_S) and os.read(self._results, 1):
+            if self._ready.poll(1000 * _START_S) and os.read(self._results, 1) == _STARTED:
                 return
         self.end()
         code = self._process.returncode
@@ -254,7 +255,7 @@ def _receive(pipe: int, most: int) -> tuple[int, Any]:
 
 
 def _read(pipe: int, size: int) -> memoryview:
-    content = memoryview(np.empty(size, np.uint8))
+    content = memoryview(pa.allocate_buffer(size))  # of a pool that keeps memory for the next
     at = 0
     while at < size:
         count = os.readv(pipe, [content[at:]])
@@ -275,7 +276,7 @@ def main(down: int, up: int, place: int, parent: int) -> None:
         while True:
             work, items, limits = pickle.loads(works.recv_bytes())
             idle = idle or _data_bytes()
-            os.write(up, b"+")
+            os.write(up, _STARTED)
             _work(up, work, _Taken(items, limits, idle, told))
             _limit(resource.RLIMIT_DATA, None)
 
