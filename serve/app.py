@@ -23,9 +23,9 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from serve.body import authorise, read_body
-from serve.decode import admit, decode
+from serve.decode import decode
 from serve.encode import ARROW_STREAM, arrow_answers, json_answers, refuse_unanswered
-from serve.model import RecordModel
+from serve.model import Answers, RecordModel
 from serve.openapi import (
     READY_RESPONSES,
     describe,
@@ -33,13 +33,20 @@ from serve.openapi import (
     predict_documentation,
     predict_responses,
 )
-from serve.refusal import Refusal, answer_bad_query, answer_http_error, answer_refusal
+from serve.refusal import (
+    Refusal,
+    answer_bad_query,
+    answer_fault,
+    answer_http_error,
+    answer_refusal,
+)
 from serve.settings import ServiceSettings, load_settings
 from starlette.exceptions import HTTPException
 
 import skyray
 from skyray.bundles.bundle import read_bundle
 from skyray.cards import load_card
+from skyray.data.rows import admit
 from skyray.families.base import DataInfo
 from skyray.inference.serving import TOKEN_VARIABLE
 from skyray.records import InvalidRecord, Record
@@ -75,6 +82,7 @@ class PredictionService:
         http.add_exception_handler(Refusal, answer_refusal)
         http.add_exception_handler(HTTPException, answer_http_error)
         http.add_exception_handler(RequestValidationError, answer_bad_query)
+        http.add_exception_handler(Exception, answer_fault)
         http.add_api_route("/", self.explorer, include_in_schema=False)
         http.add_api_route("/health", self.health)
         http.add_api_route("/ready", self.ready, responses=READY_RESPONSES)
@@ -119,9 +127,7 @@ class PredictionService:
             limits = self._settings
             body = await read_body(request, limits.max_body_bytes, limits.body_timeout_s)
             items = await self._decode(request.headers.get("content-type", ""), body, name)
-            table = await self._predict(
-                [i for i in items if not isinstance(i, InvalidRecord)], detail
-            )
+            items, table = await self._predict(items, detail)
             items, table = refuse_unanswered(items, table)
             return await asyncio.to_thread(_respond, request, items, table, spectrum)
 
@@ -152,25 +158,26 @@ class PredictionService:
 
         return await asyncio.to_thread(work)
 
-    async def _predict(self, records: list[Record], detail: bool) -> pa.Table | None:
-        """Predict in chunks that fit a batch; None where there is nothing to predict."""
-        if not records:
-            return None
+    async def _predict(
+        self, items: list[Record | InvalidRecord], detail: bool
+    ) -> tuple[list[Record | InvalidRecord], pa.Table | None]:
+        """Predict in chunks that fit a batch; return the items, and a table of those answered."""
+        records = [item for item in items if not isinstance(item, InvalidRecord)]
         size = self._settings.max_batch_size
         gate = asyncio.Semaphore(_CALLS_AT_ONCE)
 
-        async def call(chunk: list[Record]) -> pa.Table:
+        async def call(chunk: list[Record]) -> Answers:
             async with gate:
                 return await self._ask(
                     self._model.predict.remote(chunk, detail), self._settings.predict_timeout_s
                 )
 
         chunks = [records[start : start + size] for start in range(0, len(records), size)]
-        answers = await asyncio.gather(*(call(chunk) for chunk in chunks))
-        for answer in answers:
-            if isinstance(answer, InvalidRecord):
-                raise Refusal(422, answer.reason, answer.detail)
-        return pa.concat_tables(answers)
+        found = await asyncio.gather(*(call(chunk) for chunk in chunks))
+        answers = iter([answer for answers in found for answer in answers])
+        items = [i if isinstance(i, InvalidRecord) else _refused(i, next(answers)) for i in items]
+        tables = [a for answers in found for a in answers if not isinstance(a, InvalidRecord)]
+        return items, pa.concat_tables(tables) if tables else None
 
     async def _ask_model(self, timeout_s: float) -> dict[str, Any]:
         return await self._ask(self._model.about.remote(), timeout_s, late=503)
@@ -188,6 +195,10 @@ class PredictionService:
         except (DeploymentUnavailableError, RayActorError) as error:
             text = f"no model replica: {type(error).__name__}"
             raise Refusal(503, "model_unavailable", text) from None
+
+
+def _refused(record: Record, answer: pa.Table | InvalidRecord) -> Record | InvalidRecord:
+    return answer if isinstance(answer, InvalidRecord) else record
 
 
 async def _result(response) -> Any:

@@ -15,9 +15,6 @@ from serve.refusal import Refusal
 from serve.uploads import Decoded, too_many
 
 from skyray.cards import Card
-from skyray.data.rows import check_record
-from skyray.families.base import DataInfo
-from skyray.records import InvalidRecord, Record
 
 # Compressed bodies may grow to this multiple of the body limit, no further.
 _INFLATION = 8
@@ -65,14 +62,3 @@ def decode(
     if not decoded:
         raise Refusal(400, "no_records", "expected at least one record, found none")
     return decoded
-
-
-def admit(item: Record | InvalidRecord, data: DataInfo) -> Record | InvalidRecord:
-    """Return the record if the model can use it, else the `InvalidRecord` that says why not."""
-    if isinstance(item, InvalidRecord):
-        return item
-    try:
-        check_record(item, data)
-    except InvalidRecord as refused:
-        return refused
-    return item

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
-from serve.decode_json import validated
+from serve.decode_json import json_records
 from serve.uploads import Decoded, inflate, read_upload
 
 from skyray.cards import Card
@@ -55,9 +55,7 @@ def decode_cutouts(
 ) -> Decoded:
     """Return the cutouts of a body of content type `kind`, one of `CONTENT_TYPES`."""
     if kind == "application/json":
-        parsed = validated(body, CutoutJSON, CutoutsJSON, "cutouts")
-        items = parsed.cutouts if isinstance(parsed, CutoutsJSON) else [parsed]
-        return [_cutout(item, row, card) for row, item in enumerate(items)]
+        return json_records(body, CutoutJSON, "cutouts", lambda item, row: _cutout(item, row, card))
     if body[:2] == b"\x1f\x8b":
         body = inflate(body, max_bytes)
     reader, default = _READERS[kind]
@@ -82,7 +80,8 @@ def _options(card: Card, reader: str) -> dict[str, Any]:
 def _cutout(item: CutoutJSON, row: int, card: Card) -> Cutout | InvalidRecord:
     source, name = f"request[{row}]", str(item.object_id) or str(row)
     shapes = {(len(plane), len(line)) for plane in item.image for line in plane}
-    if len(shapes) != 1 or max(next(iter(shapes))) > _MAX_SIDE:
+    ragged = len(shapes) != 1 or len({len(plane) for plane in item.image}) != 1
+    if ragged or max(next(iter(shapes))) > _MAX_SIDE:
         detail = f"expected planes of one shape, at most {_MAX_SIDE} a side; found {shapes or '{}'}"
         return InvalidRecord("image_shape", detail[:300], source, name)
     with np.errstate(over="ignore"):  # becomes infinite and is refused by name

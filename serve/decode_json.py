@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 from serve.refusal import Refusal
 
-from skyray.records import InvalidRecord, Spectrum
+from skyray.records import InvalidRecord, Record, Spectrum, attempt
 from skyray.transforms.spectra import air_to_vacuum
 
+_Item = TypeVar("_Item", bound=BaseModel)
 Pixels = Annotated[list[float | None], Field(max_length=200_000)]
 
 
@@ -52,28 +54,57 @@ def decode_json(body: bytes) -> list[Spectrum | InvalidRecord]:
     Refusal
         400, naming the first fields that are not as documented.
     """
-    parsed = validated(body, SpectrumJSON, SpectraJSON, "spectra")
-    spectra = parsed.spectra if isinstance(parsed, SpectraJSON) else [parsed]
-    return [_to_spectrum(item, row) for row, item in enumerate(spectra)]
+    return json_records(body, SpectrumJSON, "spectra", _to_spectrum)
 
 
-def validated(body: bytes, one: type[BaseModel], several: type[BaseModel], key: str) -> BaseModel:
-    """Return a JSON body as `several` where it has the field `key`, else as `one`.
+def json_records(
+    body: bytes,
+    model: type[_Item],
+    key: str,
+    make: Callable[[_Item, int], Record | InvalidRecord],
+) -> list[Record | InvalidRecord]:
+    """Return the records of a JSON body: one item, or a list of them in the field `key`.
+
+    An item of a list that is not as documented is refused in its place, the others are read.
 
     Raises
     ------
     Refusal
-        400, naming the first fields that are not as documented.
+        400, naming the first fields that are not as documented, of what holds one item or no list.
     """
     try:
         value = from_json(body)
     except ValueError as error:
         raise Refusal(400, "not_json", str(error)[:300]) from None
-    model = several if isinstance(value, dict) and key in value else one
+    if not isinstance(value, dict) or key not in value:
+        found = _item(model, value, 0)
+        if isinstance(found, InvalidRecord):
+            raise Refusal(400, found.reason, found.detail)
+        return [attempt(lambda: make(found, 0), _source(0))]
+    if list(value) != [key] or not isinstance(value[key], list) or not value[key]:
+        fields = sorted(value)[:20]
+        detail = f"expected {key}, a list of at least one, and nothing else; found {fields}"
+        raise Refusal(400, "json_invalid", detail[:600])
+
+    def record(item: Any, row: int) -> Record | InvalidRecord:
+        found = _item(model, item, row)
+        return found if isinstance(found, InvalidRecord) else make(found, row)
+
+    return [
+        attempt(lambda item=item, row=row: record(item, row), _source(row))
+        for row, item in enumerate(value[key])
+    ]
+
+
+def _item(model: type[_Item], value: Any, row: int) -> _Item | InvalidRecord:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise Refusal(400, "json_invalid", _explain(error)) from None
+        return InvalidRecord("json_invalid", _explain(error), _source(row))
+
+
+def _source(row: int) -> str:
+    return f"request[{row}]"
 
 
 def _explain(error: ValidationError) -> str:
@@ -94,7 +125,7 @@ def _to_spectrum(item: SpectrumJSON, row: int) -> Spectrum | InvalidRecord:
         mask=None if item.mask is None else np.array(item.mask, dtype=bool),
         object_id=str(item.object_id) or str(row),
         medium=item.medium,
-        source=f"request[{row}]",
+        source=_source(row),
         redshift=float("nan") if item.redshift is None else item.redshift,
     )
 

@@ -61,6 +61,11 @@ async def answer_http_error(_request: Request, error: HTTPException) -> JSONResp
     return response
 
 
+async def answer_fault(_request: Request, error: Exception) -> JSONResponse:
+    """FastAPI's handler for what is the service's own fault; its traceback is in the log."""
+    return Refusal(500, "internal_error", f"{type(error).__name__} in the service").response()
+
+
 async def answer_bad_query(_request: Request, error: RequestValidationError) -> JSONResponse:
     """FastAPI's handler for query parameters of the wrong type."""
     lines = [f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]

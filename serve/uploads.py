@@ -10,7 +10,7 @@ from serve.refusal import Refusal
 
 from skyray.readers.base import make_reader
 from skyray.readers.memory import memory_file
-from skyray.records import InvalidRecord, Record
+from skyray.records import InvalidRecord, Record, refusal_of
 
 Decoded = list[Record | InvalidRecord]
 
@@ -38,12 +38,13 @@ def read_upload(
                 found.append(record)
                 if len(found) > max_records:
                     raise too_many(max_records)
-    except InvalidRecord as error:
-        raise Refusal(400, error.reason, error.detail) from None
     except Refusal:
         raise
     except Exception as error:  # whatever a reader trips over in a stranger's file is a bad file
-        raise Refusal(400, "file_unreadable", f"{type(error).__name__}: {error}"[:300]) from None
+        refused = refusal_of(error, name, reason="unreadable")
+        if not found:
+            raise Refusal(400, refused.reason, refused.detail) from None
+        found.append(refused)  # of a file that breaks off, what came before is answered
     return found
 
 

@@ -196,7 +196,7 @@ def test_a_dataset_of_the_former_layout_says_how_to_go_on(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value", "match"),
-    [("schema_version", 99, "expected 2, found 99"), ("rows_read", "many", "rows_read")],
+    [("schema_version", 99, "expected 3, found 99"), ("rows_read", "many", "rows_read")],
 )
 def test_a_manifest_that_cannot_be_understood_names_the_field(tmp_path, field, value, match):
     job = derived_job(CARD, str(tmp_path))

@@ -12,11 +12,12 @@ import pytest
 from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serve.decode import admit, decode
+from serve.decode import decode
 from serve.refusal import Refusal
 from tests.hostile_arrow import pickled
 
 from skyray.cards import load_card
+from skyray.data.rows import admit
 from skyray.families.base import DataInfo
 from skyray.readers.memory import memory_file
 from skyray.records import Grid, InvalidRecord, Spectrum, spectrum_schema, tensor_array

@@ -13,10 +13,11 @@ from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from serve.decode import DECODERS, admit, decode
+from serve.decode import DECODERS, decode
 from serve.refusal import Refusal
 
 from skyray.cards import load_card
+from skyray.data.rows import admit
 from skyray.families.base import DataInfo
 from skyray.readers.base import make_reader
 from skyray.readers.memory import memory_file

@@ -49,6 +49,8 @@ class Manifest(Config):
 
     ``records_version`` and ``quarantine_version`` are those of the Lance tables.
     ``rows_unfinished`` are rows of files that another ingest has begun and not yet written.
+    ``fingerprint`` names what was observed, however it came in; ``splits_digest`` which of it is in
+    which split, which for objects at the edge of one another's radius depends on who came first.
     """
 
     schema_version: int
@@ -72,6 +74,7 @@ class Manifest(Config):
     files_read: int
     files_unclaimed: int
     fingerprint: str
+    splits_digest: str
 
 
 def version_tag(version: int) -> str:

@@ -25,8 +25,8 @@ from skyray.data.outcomes import (
     Job,
     outcome_tables,
     outcomes_schema,
+    outcomes_table,
     records_schema,
-    table_of,
 )
 from skyray.data.pending import Pending, pending_units
 from skyray.data.sources import Unclaimed, Unit
@@ -143,7 +143,7 @@ class ReadUnits:
         return min(_ROWS_AT_ONCE, self._rows)
 
     def _table(self, outcomes: list[dict[str, Any]]) -> pa.Table:
-        return table_of(outcomes, self._schema)
+        return outcomes_table(outcomes, self._schema)
 
 
 def _row_bytes(schema: pa.Schema) -> int:

@@ -21,7 +21,7 @@ import pyarrow as pa
 from skyray.cards import Card
 from skyray.data.rows import row_of, schema_of
 from skyray.data.sources import RecordSource, Unit
-from skyray.records import InvalidRecord, Record, tensor_array
+from skyray.records import InvalidRecord, Record, attempt, tensor_array, to_the_end
 from skyray.runtime import bounded
 
 INGEST_FIELDS = [
@@ -46,8 +46,9 @@ REFUSED_RECORD = pa.field("refused_record", pa.uint64(), nullable=False)
 NO_RECORD = 2**64 - 1
 QUARANTINE_SCHEMA = pa.schema([*REFUSAL_FIELDS, *INGEST_FIELDS, REFUSED_RECORD])
 _DETAIL_CHARACTERS = 1000
-# Where a survey's file lies is not what it says: a moved copy is the same data.
-_NOT_CONTENT = frozenset({"source"})
+# Where a survey's file lies is not what it says: a moved copy is the same data. And whose
+# neighbour an object is depends on what else is there.
+_NOT_CONTENT = frozenset({"source", "object_key", "split"})
 
 
 Pending = tuple[Unit, Collection[int]]  # and which numbers of its outcomes are there already
@@ -57,7 +58,8 @@ Pending = tuple[Unit, Collection[int]]  # and which numbers of its outcomes are 
 class Job:
     """What all tasks of an ingest share; sent to the workers once.
 
-    With `readmit`, rows that were refused since another had their observation are read again.
+    With `readmit`, rows that were refused since another had their observation are read again. With
+    `keys_final`, rows come with the object keys and splits of another dataset, which stay.
     """
 
     card: Card
@@ -65,6 +67,7 @@ class Job:
     out: str
     apply_cuts: bool
     readmit: bool = False
+    keys_final: bool = False
 
     @property
     def key(self) -> str:
@@ -91,20 +94,7 @@ def outcomes_schema(card: Card) -> pa.Schema:
 
 def records_of(source: RecordSource, unit: Unit) -> Iterator[Record | InvalidRecord]:
     """Yield what a unit holds; whatever goes wrong in reading is one refusal, never an abort."""
-    found = False
-    try:
-        for record in source.read(unit):
-            found = True
-            yield record
-    except InvalidRecord as error:
-        yield error
-    except MemoryError:  # of this process's limit: see `skyray.runtime.bounded`
-        raise
-    except Exception as error:  # any damage of a survey file, in any library below the reader
-        yield InvalidRecord("unreadable", f"{type(error).__name__}: {error}", unit.uri)
-    else:
-        if not found:
-            yield InvalidRecord("no_objects", "expected at least one object, found none", unit.uri)
+    return to_the_end(lambda: source.read(unit), unit.uri)
 
 
 def outcome_tables(job: Job, pending: Sequence[Pending], rows: int) -> Iterator[list[pa.Table]]:
@@ -120,7 +110,7 @@ def outcome_tables(job: Job, pending: Sequence[Pending], rows: int) -> Iterator[
     for ((unit, there), *_), found in bounded.stream(work, pending, sizes, bounds):
         if isinstance(found, InvalidRecord):
             ended = _numbered(unit, [_refusal(found)], there)
-            found = [table_of(ended, outcomes_schema(job.card))]
+            found = [outcomes_table(ended, outcomes_schema(job.card))]
         yield found
 
 
@@ -137,7 +127,7 @@ def _tables(job: Job, rows: int, pending: Iterable[Pending]) -> Iterator[list[pa
 
 def _in_tables(outcomes: list[dict[str, Any]], schema: pa.Schema, rows: int) -> list[pa.Table]:
     starts = range(0, len(outcomes), rows)
-    return [table_of(outcomes[start : start + rows], schema) for start in starts]
+    return [outcomes_table(outcomes[start : start + rows], schema) for start in starts]
 
 
 def unit_outcomes(job: Job, unit: Unit, there: Collection[int] = ()) -> list[dict[str, Any]]:
@@ -166,27 +156,29 @@ def _numbered(
 def _outcome(job: Job, record: Record | InvalidRecord) -> dict[str, Any]:
     if isinstance(record, InvalidRecord):
         return _refusal(record)
-    try:
+
+    def row() -> dict[str, Any]:
         row = row_of(job.card, record, job.apply_cuts)
         return {**row, "digest": row_digest(row)}
-    except InvalidRecord as error:
-        return _refusal(error, record)
-    except MemoryError:
-        raise
-    except Exception as error:  # one strange record must not end the ingest of all the others
-        detail = f"{type(error).__name__}: {error}"
-        return _refusal(InvalidRecord("not_processed", detail), record)
+
+    made = attempt(row, record.source, record.object_id)
+    return _refusal(made, record.observation_id) if isinstance(made, InvalidRecord) else made
 
 
-def _refusal(error: InvalidRecord, record: Record | None = None) -> dict[str, Any]:
-    object_id = error.object_id or (record.object_id if record else "")
-    return {
-        "source": error.source or (record.source if record else ""),
-        "observation_id": (record.observation_id if record else "") or object_id,
-        "object_id": object_id,
+def _refusal(error: InvalidRecord, observation_id: str = "") -> dict[str, Any]:
+    told = {
+        "source": error.source,
+        "observation_id": observation_id or error.object_id,
+        "object_id": error.object_id,
         "reason": error.reason,
         "detail": error.detail[:_DETAIL_CHARACTERS],
     }
+    return {name: _readable(text) for name, text in told.items()}
+
+
+def _readable(text: Any) -> str:
+    """Return text as UTF-8 can hold it: half a surrogate pair is escaped."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 def row_digest(row: Mapping[str, Any]) -> bytes:
@@ -205,6 +197,22 @@ def row_digest(row: Mapping[str, Any]) -> bytes:
 
 def _number(value: Any) -> Any:
     return value.item()  # numpy's scalars
+
+
+def outcomes_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Return outcomes as a table; a record whose values its columns cannot hold is refused."""
+    try:
+        return table_of(rows, schema)
+    except Exception:  # of one of them
+        return pa.concat_tables([_outcome_table(row, schema) for row in rows])
+
+
+def _outcome_table(row: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    made = attempt(lambda: table_of([row], schema), row["source"], row["object_id"])
+    if isinstance(made, pa.Table):
+        return made
+    place = {name: row[name] for name in INGEST_COLUMNS}
+    return table_of([_refusal(made, row["observation_id"]) | place], schema)
 
 
 def table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -98,7 +98,9 @@ def prepare(
 
 def prepared_place(dataset: Dataset, family: Family) -> str:
     """Return where the prepared table of a dataset and a family lies."""
-    name = f"{dataset.manifest.fingerprint[:16]}-{dataset.version}-{transform_digest(family)}"
+    manifest = dataset.manifest
+    data = f"{manifest.fingerprint[:16]}-{manifest.splits_digest[:8]}-{dataset.version}"
+    name = f"{data}-{transform_digest(family)}"
     return places.join(folder(), f"{name}.lance")
 
 

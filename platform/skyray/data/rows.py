@@ -6,10 +6,12 @@ prediction over HTTP on its way to the transform. So both see the same pixels.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -25,6 +27,7 @@ from skyray.records import (
     Record,
     Spectrum,
     alert_schema,
+    attempt,
     check_alert,
     check_cutout,
     check_spectrum,
@@ -199,24 +202,36 @@ def columns_of(records: Sequence[Record], info: DataInfo) -> Columns:
     return {name: _column([row[name] for row in rows]) for name in rows[0]}
 
 
-def check_record(record: Record, info: DataInfo) -> None:
-    """Raise `InvalidRecord` unless a model trained on `info` can use the record."""
-    _kind_of(record, info).arrays(record, info)
+def admit(record: Record | InvalidRecord, info: DataInfo) -> Record | InvalidRecord:
+    """Return a record if a model trained on `info` can use it, else why it cannot."""
+    if isinstance(record, InvalidRecord):
+        return record
+    made = attempt(lambda: columns_of([record], info), record.source, record.object_id)
+    return made if isinstance(made, InvalidRecord) else record
 
 
 def plain_json(values: Mapping[str, Any]) -> str:
-    """Return survey columns as JSON: numpy scalars as plain ones, NaN and infinities as null."""
+    """Return survey columns as JSON: numpy scalars as plain ones, NaN and infinities as null.
+
+    Dates and times are ISO 8601, decimals integers or text.
+    """
 
     def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return [plain(item) for item in value.tolist()]
+        if isinstance(value, np.ndarray | list | tuple):
+            return [plain(item) for item in value]
+        if isinstance(value, Mapping):
+            return {str(name): plain(item) for name, item in value.items()}
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, bytes):
             return value.decode("latin-1").strip()
         if isinstance(value, float) and not math.isfinite(value):
             return None
-        return value
+        if isinstance(value, Decimal):  # exact, as JSON's own numbers are for few who read them
+            return int(value) if value == value.to_integral_value() else str(value)
+        if isinstance(value, datetime.date | datetime.time):
+            return value.isoformat()
+        return str(value) if isinstance(value, datetime.timedelta) else value
 
     return json.dumps({str(k): plain(v) for k, v in values.items()}, sort_keys=True)
 

@@ -30,12 +30,13 @@ from skyray.bundles.bundle import Predictor, read_bundle
 from skyray.cards import Card, load_card
 from skyray.config import ConfigError
 from skyray.data.outcomes import REFUSAL_FIELDS
-from skyray.data.rows import check_record
+from skyray.data.rows import admit
 from skyray.inference.predict import IDENTITY
 from skyray.readers import foreign_arrow
 from skyray.readers.base import make_reader
 from skyray.readers.memory import memory_file
-from skyray.records import InvalidRecord, Record
+from skyray.readers.read_records import read_records
+from skyray.records import InvalidRecord, Record, each_or_all
 from skyray.runtime import places
 
 SCORED, REFUSED = "scored", "refused"
@@ -185,27 +186,22 @@ class Scorer:
                 else:
                     records.append(item)
                     sources.append(message.source)
-        return (self._predict(records, sources) if records else None), refused
+        scored: list[pa.Table] = []
+        answers = each_or_all(self._predict, records) if records else []
+        for answer, source in zip(answers, sources, strict=True):
+            if isinstance(answer, InvalidRecord):
+                refused.append(_refusal(answer, source))
+            else:
+                scored.append(answer.append_column("source", pa.array([source])))
+        return (pa.concat_tables(scored) if scored else None), refused
 
     def _items(self, message: Message) -> Iterator[Record | InvalidRecord]:
         file = memory_file(message.content, message.source)
-        try:
-            for unit in self._reader.units(file):
-                for item in self._reader.read(file, unit):
-                    yield item if isinstance(item, InvalidRecord) else self._admitted(item)
-        except InvalidRecord as error:
-            yield error
-        except Exception as error:  # any damage, in any library below the reader
-            yield InvalidRecord("unreadable", f"{type(error).__name__}: {error}")
+        for item in read_records(self._reader, file):
+            yield admit(item, self._predictor.info)
 
-    def _admitted(self, record: Record) -> Record | InvalidRecord:
-        try:
-            check_record(record, self._predictor.info)
-        except InvalidRecord as error:
-            return error
-        return record
-
-    def _predict(self, records: list[Record], sources: list[str]) -> pa.Table:
+    def _predict(self, records: Sequence[Record]) -> list[pa.Table]:
+        """Return a table of one row a record."""
         table = self._predictor.predict_records(records)
         rows = [
             {
@@ -219,7 +215,7 @@ class Scorer:
             if column.name not in table.column_names:
                 values = pa.array([row[column.name] for row in rows])
                 table = table.add_column(1, column.name, values)
-        return table.append_column("source", pa.array(sources))
+        return [table.slice(row, 1) for row in range(len(records))]
 
 
 def _refusal(error: InvalidRecord, source: str) -> dict[str, str]:

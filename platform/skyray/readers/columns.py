@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import io
-import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.compute as pc
 
 from skyray.readers.base import SurveyFile
+from skyray.readers.csv_columns import csv_columns
 from skyray.readers.fits_bytes import FitsFile, Hdu
 from skyray.readers.fits_header import Header, decode_text
 from skyray.readers.fits_image import is_fits_name
@@ -56,7 +57,11 @@ class Columns:
         return self.columns[name]
 
     def rows(self, name: str) -> int:
-        return len(self._column(name))
+        column = self._column(name)
+        if _is_numpy(column) and column.ndim == 0:
+            detail = f"{name}: expected a row an object, found a single value"
+            raise InvalidRecord("column_type", detail, self.source)
+        return len(column)
 
     def array(self, name: str, row: int | None, shared: bool = False) -> np.ndarray:
         """Return the array in a cell; the whole column for row None or a `shared` 1-D array.
@@ -67,9 +72,11 @@ class Columns:
             ``column_missing``; ``column_type`` where the cell holds no numbers.
         """
         column = self._column(name)
+        if row is not None and not shared:
+            self._check_row(name, column, row)
         if isinstance(column, pa.Array):
             cell = column if row is None else _list_values(column, row)
-            values = None if cell is None else cell.to_numpy(zero_copy_only=False)
+            values = None if cell is None else self._numbers(name, cell)
         else:
             one = shared and column.ndim == 1 and column.dtype != object  # else lists of the heap
             values = column if row is None or one else column[row]
@@ -82,6 +89,59 @@ class Columns:
                 "column_type", f"{name}: expected an array of numbers, found {found}", where
             )
         return values
+
+    def _numbers(self, name: str, cell: pa.Array) -> np.ndarray:
+        """Return Arrow's numbers; among integers a null is NaN, where a float can hold them."""
+        values = cell.to_numpy(zero_copy_only=False)
+        if cell.null_count and pa.types.is_integer(cell.type):
+            low, high = pc.min_max(cell).values()
+            if max(abs(low.as_py() or 0), abs(high.as_py() or 0)) > 2**53:
+                detail = f"{name}: expected integers without nulls, or below 2^53, found both"
+                raise InvalidRecord("column_type", detail, self.source)
+        return values
+
+    def identifier(self, name: str, row: int | None) -> str:
+        """Return a cell as an exact name: text as it is written, an integer in full.
+
+        Raises
+        ------
+        InvalidRecord
+            ``column_missing``; ``field_invalid`` for a null, an empty text, or what names nothing;
+            ``id_not_exact`` for a float that is no integer, or so large that its neighbour has the
+            same value.
+        """
+        value = self.exact(name, row)
+        if isinstance(value, int | str | Decimal) and not isinstance(value, bool):
+            text = f"{value:f}" if isinstance(value, Decimal) else str(value)
+            if text.strip():
+                return text
+        detail = f"{name}: expected an identifier, found {value!r}"
+        where = f"{self.source}#{self.first_row + (row or 0)}"
+        raise InvalidRecord("id_not_exact" if isinstance(value, float) else "field_invalid",
+                            detail, where)  # fmt: skip
+
+    def exact(self, name: str, row: int | None) -> Any:
+        """Return a cell as `scalar` does, a float that is an integer as that integer.
+
+        Raises
+        ------
+        InvalidRecord
+            ``id_not_exact`` for one so large that a neighbouring integer has the same value.
+        """
+        value = self.scalar(name, row)
+        if not isinstance(value, float) or not value.is_integer():
+            return value
+        limit = 2 ** (np.finfo(_float_type(self.columns.get(name))).nmant + 1)
+        if abs(value) < limit:
+            return int(value)
+        detail = f"{name}: expected integers below {limit} in a column of floats, found {value:.0f}"
+        raise InvalidRecord("id_not_exact", detail, f"{self.source}#{self.first_row + (row or 0)}")
+
+    def _check_row(self, name: str, column: np.ndarray | pa.Array, row: int) -> None:
+        one = _is_numpy(column) and column.ndim == 0
+        if not one and row >= len(column):
+            detail = f"{name}: expected row {row}, as other columns have, found {len(column)} rows"
+            raise InvalidRecord("shape_mismatch", detail, self.source)
 
     def scalar(self, name: str, row: int | None) -> Any:
         """Return a cell as a Python object, bytes as text; None for null. Row None: the first."""
@@ -107,12 +167,32 @@ class Columns:
         raise InvalidRecord("column_type", detail, f"{self.source}#{self.first_row + row}")
 
     def _cell(self, name: str, row: int) -> Any:
-        cell = self._column(name)[row]
+        column = self._column(name)
+        self._check_row(name, column, row)
+        cell = column[()] if _is_numpy(column) and column.ndim == 0 else column[row]
         if isinstance(cell, pa.Scalar):
-            return cell.as_py()
+            found = cell.as_py()
+            return float(found) if isinstance(found, np.floating) else found
         if cell is np.ma.masked:
             return None
+        if isinstance(cell, np.datetime64 | np.timedelta64):
+            return str(cell)
         return cell.item() if isinstance(cell, np.generic) else cell
+
+
+def _float_type(column: np.ndarray | pa.Array | None) -> np.dtype:
+    """Return the type of a column of floats; float64 for what is none, such as a keyword."""
+    kind = None if column is None else column.dtype if _is_numpy(column) else column.type
+    if isinstance(kind, pa.DictionaryType):
+        kind = kind.value_type
+    if isinstance(kind, pa.DataType):
+        kind = kind.to_pandas_dtype()
+    kind = np.dtype(np.float64 if kind is None else kind)
+    return kind if kind.kind == "f" else np.dtype(np.float64)
+
+
+def _is_numpy(column: np.ndarray | pa.Array) -> bool:
+    return isinstance(column, np.ndarray)
 
 
 def _list_values(column: pa.Array, row: int) -> pa.Array | None:
@@ -135,9 +215,16 @@ def parquet_units(file: SurveyFile) -> list[int]:
 
 
 def open_columns(
-    file: SurveyFile, unit: int, names: set[str], hdu: str | int | None = None
+    file: SurveyFile,
+    unit: int,
+    names: set[str],
+    hdu: str | int | None = None,
+    text: Collection[str] = (),
 ) -> Iterator[Columns]:
     """Yield the rows of a file in pieces of bounded size (npz and CSV: in one piece).
+
+    Columns of a nested Parquet file have names such as ``candidate.ra``. Those in `text` hold
+    names: of a CSV file they are taken as they are written.
 
     Raises
     ------
@@ -152,7 +239,7 @@ def open_columns(
     elif file.name.endswith(".npz"):
         yield Columns(file.path, _open_npz(file, names))
     elif file.name.endswith(".csv"):
-        yield Columns(file.path, _open_csv(file))
+        yield Columns(file.path, csv_columns(file.read_bytes(), file.path, text))
     elif is_fits_name(file.name):
         yield from _open_fits(file, names, hdu)
     else:
@@ -162,8 +249,12 @@ def open_columns(
 def _open_parquet(file: SurveyFile, unit: int, names: set[str]) -> Iterator[Columns]:
     with ParquetFile(file.path, file.filesystem) as parquet:
         first = sum(parquet.metadata.row_group(n).num_rows for n in range(unit))
-        wanted = [name for name in parquet.schema_arrow.names if name in names]
-        batches = parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[unit], columns=wanted)
+        there = parquet.schema_arrow.names
+        wanted = {name: [name] if name in there else name.split(".") for name in sorted(names)}
+        roots = {path[0] for path in wanted.values()} & set(there)
+        if twice := sorted(name for name in roots if there.count(name) > 1):
+            raise InvalidRecord("column_repeated", f"expected each once: {twice}", file.path)
+        batches = parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[unit], columns=sorted(roots))
         while True:
             try:
                 batch = next(batches, None)
@@ -171,25 +262,35 @@ def _open_parquet(file: SurveyFile, unit: int, names: set[str]) -> Iterator[Colu
                 raise InvalidRecord("parquet_invalid", str(error), file.path) from None
             if batch is None:
                 return
-            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-            yield Columns(file.path, columns, first)
+            found = {name: _nested(batch, path) for name, path in wanted.items()}
+            columns = {name: column for name, column in found.items() if column is not None}
+            yield Columns(file.path, columns, first, names=there)
             first += len(batch)
 
 
+def _nested(batch: pa.RecordBatch, path: Sequence[str]) -> pa.Array | None:
+    """Return a column, or a field of a struct's; None where there is none."""
+    if path[0] not in batch.schema.names:
+        return None
+    column = batch.column(path[0])
+    for name in path[1:]:
+        if not pa.types.is_struct(column.type) or column.type.get_field_index(name) < 0:
+            return None
+        column = pc.struct_field(column, name)  # null where the struct is
+    return column
+
+
 def _open_npz(file: SurveyFile, names: set[str]) -> dict[str, np.ndarray]:
+    name = "archive"
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files if name in names}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        raise InvalidRecord("npz_invalid", str(error), file.path) from None
-
-
-def _open_csv(file: SurveyFile) -> dict[str, pa.Array]:
-    try:
-        table = pa.csv.read_csv(io.BytesIO(file.read_bytes()))
-    except pa.ArrowException as error:
-        raise InvalidRecord("csv_invalid", str(error), file.path) from None
-    return {name: table[name].combine_chunks() for name in table.column_names}
+            columns = {}
+            for name in sorted(names & set(archive.files)):
+                columns[name] = archive[name]
+            return columns
+    except Exception as error:  # encrypted, damaged, objects: zipfile and numpy have many ways
+        detail = f"{name}: {type(error).__name__}: {error}"[:300]
+        raise InvalidRecord("npz_invalid", detail, file.path) from None
 
 
 def _open_fits(file: SurveyFile, names: set[str], wanted: str | int | None) -> Iterator[Columns]:

@@ -13,6 +13,7 @@ A card says in ``reader_options`` which column is what (see `TableOptions`)::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from string import Formatter
 from typing import Any, Literal
@@ -23,8 +24,10 @@ from pydantic import Field, model_validator
 from skyray.config import Config
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.columns import Columns, open_columns, parquet_units
-from skyray.records import Grid, InvalidRecord, Spectrum, ivar_fault
+from skyray.records import Grid, InvalidRecord, Spectrum, attempt, ivar_fault
 from skyray.transforms.spectra import air_to_vacuum, coadd_arms, ivar_of_error, median_snr
+
+_ENDING = re.compile(r"\.(parquet|npz|csv|(fits|fit|fts)(\.(gz|bz2|fz|xz))?)$", re.IGNORECASE)
 
 
 class WavelengthOptions(Config):
@@ -117,26 +120,31 @@ class SpectrumTableReader(Reader):
 
     def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Spectrum | InvalidRecord]:
         options = self.table
-        for columns in open_columns(file, unit, options.names(), options.hdu):
+        text = {options.fields.get("object_id", "")}
+        for columns in open_columns(file, unit, options.names(), options.hdu, text):
             if options.layout == "pixels":
-                yield self._record(columns, None, file.path, file.name.split(".")[0])
+                yield self._record(columns, None, file.path, _stem(file.name))
                 continue
             for row in range(columns.rows(options.flux.format(arm=(options.arms or [""])[0]))):
                 number = columns.first_row + row
-                stem = f"{file.name.split('.')[0]}-{number}"
-                yield self._record(columns, row, f"{file.path}#{number}", stem)
+                name = f"{_stem(file.name)}-{number}"
+                yield self._record(columns, row, f"{file.path}#{number}", name)
 
     def _record(
         self, columns: Columns, row: int | None, source: str, default_id: str
     ) -> Spectrum | InvalidRecord:
-        try:
-            return self._spectrum(columns, row, source, default_id)
-        except InvalidRecord as error:
-            if error.reason == "column_missing":  # the same for every row: refuse the file
-                raise
-            return error
-        except (TypeError, ValueError) as error:  # a null or text where a number is needed
-            return InvalidRecord("field_invalid", str(error), source)
+        def spectrum() -> Spectrum:
+            try:
+                return self._spectrum(columns, row, source, default_id)
+            except (TypeError, ValueError, OverflowError) as error:  # a null, text, out of range
+                if isinstance(error, InvalidRecord):
+                    raise
+                raise InvalidRecord("field_invalid", str(error), source) from None
+
+        found = attempt(spectrum, source)
+        if isinstance(found, InvalidRecord) and found.reason == "column_missing":
+            raise found  # the same for every row: refuse the file
+        return found
 
     def _spectrum(self, columns: Columns, row: int | None, source: str, default_id: str):
         options = self.table
@@ -168,6 +176,11 @@ class SpectrumTableReader(Reader):
             observation_id="" if named else name_by_content(object_id, flux),
             **{"survey": options.survey, **fields},
         )
+
+
+def _stem(name: str) -> str:
+    """Return a file's name without its ending: ``J1234.5+12.csv`` → ``J1234.5+12``."""
+    return _ENDING.sub("", name)
 
 
 def _arrays(options: TableOptions, columns: Columns, row: int | None, arm: str):
@@ -230,10 +243,7 @@ def _object_id(options: TableOptions, columns: Columns, row: int | None, default
     if options.id_format:
         return options.id_format.format_map(_Cells(columns, row))
     name = options.fields.get("object_id")
-    found = default if name is None else columns.scalar(name, row)
-    if found is None or found == "":
-        raise ValueError(f"{name}: expected an object_id, found {found!r}")
-    return str(found)
+    return default if name is None else columns.identifier(name, row)
 
 
 class _Cells(dict):
@@ -243,7 +253,10 @@ class _Cells(dict):
         self.columns, self.row = columns, row
 
     def __missing__(self, name: str) -> Any:
-        return self.columns.scalar(name, self.row)
+        value = self.columns.exact(name, self.row)
+        if value is None:
+            raise ValueError(f"{name}: expected a part of an object_id, found none")
+        return value
 
 
 def _fields(options: TableOptions, columns: Columns, row: int | None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ as Arrow rows, and everything downstream reads only those rows.
 """
 
 from skyray.records.alert import STAMPS, Alert, alert_schema, check_alert
+from skyray.records.boundary import attempt, each_or_all, refusal_of, to_the_end
 from skyray.records.columns import (
     SCHEMA_VERSION,
     SPLITS,
@@ -22,7 +23,7 @@ Record = Spectrum | Cutout | Alert
 
 __all__ = [
     "SCHEMA_VERSION", "SPLITS", "STAMPS", "Alert", "Cutout", "Grid", "InvalidRecord", "Record",
-    "Spectrum", "alert_schema", "check_alert", "check_cutout", "check_spectrum", "check_table",
-    "cutout_schema", "describe_schema", "ivar_fault", "spectrum_schema", "tensor_array",
-    "tensor_type", "tensor_values",
+    "Spectrum", "alert_schema", "attempt", "check_alert", "check_cutout", "check_spectrum",
+    "check_table", "cutout_schema", "describe_schema", "each_or_all", "ivar_fault", "refusal_of",
+    "spectrum_schema", "tensor_array", "tensor_type", "tensor_values", "to_the_end",
 ]  # fmt: skip
