@@ -20,7 +20,7 @@ def decode_spectra(
 ) -> Decoded:
     """Return the spectra of a body of content type `kind`, one of `CONTENT_TYPES`."""
     if kind in JSON_TYPES:
-        return decode_json(body)
+        return decode_json(body, max_records)
     if kind in ARROW_TYPES:
         return decode_arrow(body, max_records, max_bytes)
     if body[:2] == b"\x1f\x8b":

@@ -319,7 +319,16 @@ def _work(pipe: int, work: Callable, taken: _Taken) -> None:
     except BrokenPipeError:
         raise
     except Exception as error:
-        _send(pipe, taken.count, Raised(error))
+        _send(pipe, taken.count, Raised(_that_travels(error)))
+
+
+def _that_travels(error: Exception) -> Exception:
+    """Return an exception that can be pickled: itself, or what it says."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever an exception's author did not think of
+        return RuntimeError(f"{type(error).__name__}: {error}"[:1000])
+    return error
 
 
 def _limit(kind: int, most: float | None) -> None:
