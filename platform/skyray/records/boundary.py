@@ -52,6 +52,8 @@ def refusal_of(
     if isinstance(error, InvalidRecord):
         source, object_id = error.source or source, error.object_id or object_id
         return InvalidRecord(error.reason, error.detail, source, object_id)
+    if isinstance(error, MemoryError):  # at the limit of a process that decodes
+        return InvalidRecord("decode_memory", "expected to fit the memory", source, object_id)
     if reason == FAULT:
         _log.warning("%s: %s of a record", source or "record", FAULT, exc_info=error)
     detail = f"{type(error).__name__}: {error}"[:_CHARACTERS]
