@@ -1,8 +1,11 @@
 """The scan against independent least squares at each redshift."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter1d
 
 from skyray.analysis.template_bases import LOG_STEP, TemplateBasis, from_arrays, to_arrays
 from skyray.models.redshift_scan import (
@@ -52,9 +55,11 @@ def least_squares(basis, redshift, flux, ivar, scale):
 
 
 @pytest.mark.parametrize("variance", [np.inf, 0.3])
-@pytest.mark.parametrize("forest", [False, True])
-def test_chi2_is_that_of_least_squares_at_every_redshift(rng, forest, variance):
-    z = (1.9, 2.1) if forest else (0.0, 0.02)
+@pytest.mark.parametrize(
+    ("forest", "z"), [(False, (0.0, 0.05)), (False, (-0.002, 0.002)), (True, (1.9, 2.1))],
+    ids=["by FFT", "by matrix product", "forest"],
+)  # fmt: skip
+def test_chi2_is_that_of_least_squares_at_every_redshift(rng, forest, z, variance):
     first = round(np.log10(LYMAN_ALPHA) / LOG_STEP) - 150 if forest else FIRST - 200
     basis = smooth_basis(rng, first, 700, "QSO", forest, variance, z)
     flux, ivar = observed(rng)
@@ -64,6 +69,22 @@ def test_chi2_is_that_of_least_squares_at_every_redshift(rng, forest, variance):
         for at in range(0, len(curve.redshift), 7):
             wanted, _ = least_squares(basis, curve.redshift[at], flux[row], ivar[row], scale[row])
             assert curve.chi2_BS[row, at] == pytest.approx(wanted, rel=1e-9)
+
+
+def test_weights_of_the_forest_count_blueward_of_lyman_alpha_with_their_logarithm(rng):
+    first = round(np.log10(LYMAN_ALPHA) / LOG_STEP) - 150
+    basis = smooth_basis(rng, first, 700, "QSO", True, np.inf, (1.9, 2.1))
+    flux, ivar = observed(rng, 2)
+    forest = ivar / rng.uniform(1.0, 4.0, size=ivar.shape)
+    curve = RedshiftScan([basis], FIRST, SIZE).curves(flux, ivar, forest)[0]
+    for at in range(0, len(curve.redshift), 13):
+        shift = round(np.log10(1 + curve.redshift[at]) / LOG_STEP)
+        blue = 10.0 ** (LOG_STEP * (FIRST + np.arange(SIZE) - shift)) < LYMAN_ALPHA
+        weight = np.where(blue, forest, ivar)
+        wanted, _ = least_squares(basis, curve.redshift[at], flux[1], weight[1], 1.0)
+        good = blue & (ivar[1] > 0)
+        wanted += np.log(ivar[1][good] / forest[1][good]).sum()
+        assert curve.chi2_BS[1, at] == pytest.approx(wanted, rel=1e-9)
 
 
 def test_templates_that_end_inside_the_spectrum_count_as_nothing_there(rng):
@@ -79,13 +100,22 @@ def test_coefficients_and_model_are_those_of_least_squares(rng):
     flux, ivar = observed(rng)
     scan = RedshiftScan([basis], FIRST, SIZE)
     z = 10 ** (LOG_STEP * 40) - 1
-    coefficients, models = scan.coefficients(0, np.full(3, z), flux, ivar)
+    coefficients, models = scan.fit(0, np.full(3, z), flux, ivar)
     scale = amplitude(torch.as_tensor(flux), torch.as_tensor(ivar)).numpy()
     for row in range(3):
         _, wanted = least_squares(basis, z, flux[row], ivar[row], scale[row])
         np.testing.assert_allclose(coefficients[row], wanted, rtol=1e-6)
         rest = FIRST + np.arange(SIZE) - 40 - basis.first
         np.testing.assert_allclose(models[row], wanted @ basis.vectors[:, rest], rtol=1e-6)
+
+
+def test_wide_steps_agree_where_spectrum_and_templates_are_smooth(rng):
+    basis = smooth_basis(rng, FIRST - 600, 1400, z=(0.0, 0.1))
+    smooth = replace(basis, vectors=gaussian_filter1d(basis.vectors, 25, axis=1))
+    flux, ivar = observed(rng)
+    fine, wide = RedshiftScan([smooth, replace(smooth, stride=2)], FIRST, SIZE).curves(flux, ivar)
+    np.testing.assert_allclose(wide.redshift, fine.redshift[::2])
+    np.testing.assert_allclose(wide.chi2_BS, fine.chi2_BS[:, ::2], rtol=5e-3)
 
 
 def test_a_redundant_template_changes_nothing(rng):

@@ -40,6 +40,9 @@ class TemplateBasis:
         at every redshift (see `skyray.models.redshift_scan`).
     lsf_kms : float
         σ of the line spread the vectors already have.
+    stride : int
+        Pixels put together before the scan, for objects whose lines are wide: the steps in redshift
+        are as much coarser.
     """
 
     spectype: str
@@ -50,6 +53,7 @@ class TemplateBasis:
     redshift: tuple[float, float]
     forest: bool = False
     lsf_kms: float = 0.0
+    stride: int = 1
 
     @property
     def name(self) -> str:
@@ -89,7 +93,8 @@ def to_arrays(bases: Sequence[TemplateBasis]) -> dict[str, np.ndarray]:
         arrays[f"{number}/vectors"] = basis.vectors.astype(np.float32)
         arrays[f"{number}/variance"] = basis.variance.astype(np.float64)
         arrays[f"{number}/range"] = np.array([*basis.redshift, basis.lsf_kms])
-        arrays[f"{number}/grid"] = np.array([basis.first, int(basis.forest)], np.int64)
+        grid = [basis.first, int(basis.forest), basis.stride]
+        arrays[f"{number}/grid"] = np.array(grid, np.int64)
         name = f"{basis.spectype}\n{basis.subtype}".encode()
         arrays[f"{number}/name"] = np.frombuffer(name, np.uint8)
     return arrays
@@ -100,15 +105,15 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> list[TemplateBasis]:
     bases = []
     for number in range(sum(key.endswith("/vectors") for key in arrays)):
         low, high, lsf = np.asarray(arrays[f"{number}/range"], np.float64)
-        first, forest = np.asarray(arrays[f"{number}/grid"], np.int64)
+        first, forest, stride = map(int, arrays[f"{number}/grid"])
         name = np.asarray(arrays[f"{number}/name"], np.uint8).tobytes().decode()
         spectype, _, subtype = name.partition("\n")
         bases.append(
             TemplateBasis(
-                spectype, subtype, int(first),
+                spectype, subtype, first,
                 np.asarray(arrays[f"{number}/vectors"], np.float64),
                 np.asarray(arrays[f"{number}/variance"], np.float64),
-                (float(low), float(high)), bool(forest), float(lsf),
+                (float(low), float(high)), bool(forest), float(lsf), stride,
             )
         )  # fmt: skip
     return bases

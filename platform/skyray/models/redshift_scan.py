@@ -5,11 +5,13 @@ templates t_k the normal equations of the best combination at shift s are correl
 
     A_jk(s) = Σ_i w_i t_j(i−s) t_k(i−s),    b_k(s) = Σ_i w_i f_i t_k(i−s),
 
-computed for all s together by FFT; χ²(s) = Σ w f² − bᵀ(A + Λ)⁻¹b, where Λ is the inverse prior
+computed for all s together by FFT, or for the few shifts of stars by a matrix product; χ²(s) = Σ w f² − bᵀ(A + Λ)⁻¹b, where Λ is the inverse prior
 variance of the coefficients (a Gaussian prior about 0 in units of the spectrum's own rms), and an
 LDLᵀ unrolled over k serves all s side by side. Intergalactic absorption depends on the observed
 wavelength alone except for its edge at rest-frame Lyα: templates are split there and the blue part
-sees weights times the transmission, which is exact.
+sees weights times the transmission, which is exact. The forest's own fluctuations are no noise of the
+detector: there the weights may be others (`forest_ivar`), and −2 ln likelihood then has the weights'
+logarithm too, so that hypotheses with and without forest compare fairly.
 
 All is done in float64: χ² is a small difference of large sums, and in float32 it is off by tens.
 
@@ -23,11 +25,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from skyray.analysis.template_bases import LOG_STEP, TemplateBasis
 
 LYMAN_ALPHA = 1215.67
 _TINY = 1e-12
+_FEW = 64  # shifts: a matrix product beats the FFT
 
 
 def forest_transmission(wavelength: np.ndarray) -> np.ndarray:
@@ -73,42 +77,87 @@ class RedshiftScan:
         self, bases: Sequence[TemplateBasis], first: int, size: int, device: str = "cpu"
     ):
         self.first, self.size, self.device = first, size, torch.device(device)
-        wavelength = 10.0 ** (LOG_STEP * (first + np.arange(size)))
-        self.transmission = self._tensor(forest_transmission(wavelength))
-        self.parts = [_Part(basis, self) for basis in bases]
-
-    def _tensor(self, values: np.ndarray) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values, np.float64), device=self.device)
+        self.parts = [_Part(basis, first, size, self.device) for basis in bases]
 
     @torch.inference_mode()
-    def curves(self, flux_BL: np.ndarray, ivar_BL: np.ndarray) -> list[Curve]:
+    def curves(
+        self, flux_BL: np.ndarray, ivar_BL: np.ndarray, forest_ivar_BL: np.ndarray | None = None
+    ) -> list[Curve]:
         """Return χ² against every basis.
 
         Parameters
         ----------
         flux_BL, ivar_BL : float [B, L]
             Finite; ivar 0 where nothing was measured.
+        forest_ivar_BL : float [B, L], optional
+            Weights where a template is seen through the Lyα forest; 0 where ivar is 0.
         """
-        flux, weight = self._tensor(flux_BL), self._tensor(ivar_BL)
-        if flux.shape[1:] != (self.size,) or weight.shape != flux.shape:
-            raise ValueError(
-                f"curves: expected flux and ivar [B, {self.size}], found {tuple(flux.shape)} and "
-                f"{tuple(weight.shape)}"
-            )
-        power = (weight * flux * flux).sum(dim=1)
-        scale = amplitude(flux, weight)
+        data = self._data(flux_BL, ivar_BL, forest_ivar_BL)
+        binned = {part.stride: _binned(data, part.stride) for part in self.parts}
         return [
-            Curve(part.basis, part.redshift, part.chi2(flux, weight, power, scale).cpu().numpy())
+            Curve(part.basis, part.redshift, part.chi2(binned[part.stride]).cpu().numpy())
             for part in self.parts
         ]
 
     @torch.inference_mode()
-    def coefficients(
-        self, number: int, redshift_B: np.ndarray, flux_BL: np.ndarray, ivar_BL: np.ndarray
+    def fit(
+        self,
+        number: int,
+        redshift_B: np.ndarray,
+        flux_BL: np.ndarray,
+        ivar_BL: np.ndarray,
+        forest_ivar_BL: np.ndarray | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best coefficients [B, K] and models [B, L] of basis `number` at redshifts."""
-        flux, weight = self._tensor(flux_BL), self._tensor(ivar_BL)
-        return self.parts[number].fit(flux, weight, amplitude(flux, weight), redshift_B)
+        """Return coefficients [B, K] and models [B, L] of basis `number` at the redshifts given."""
+        data = self._data(flux_BL, ivar_BL, forest_ivar_BL)
+        return self.parts[number].fit(data, np.asarray(redshift_B, np.float64))
+
+    def _data(self, flux_BL, ivar_BL, forest_ivar_BL) -> _Data:
+        def tensor(values):
+            return torch.as_tensor(np.asarray(values, np.float64), device=self.device)
+
+        flux, weight = tensor(flux_BL), tensor(ivar_BL)
+        forest = weight if forest_ivar_BL is None else tensor(forest_ivar_BL)
+        if flux.shape[1:] != (self.size,) or not flux.shape == weight.shape == forest.shape:
+            raise ValueError(
+                f"spectra: expected flux and ivar [B, {self.size}], found {tuple(flux.shape)}, "
+                f"{tuple(weight.shape)} and {tuple(forest.shape)}"
+            )
+        red, blue = weight * flux, forest * flux
+        ones = torch.ones_like(weight)
+        ratio = torch.where(weight > 0, weight, ones) / torch.where(forest > 0, forest, ones)
+        power = red * flux
+        change = blue * flux - power + ratio.log()
+        return _Data(weight, red, forest, blue, power, change, amplitude(flux, weight))
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Sums over pixels (or bins of pixels) that the scan needs, [B, L]; `scale` is [B].
+
+    `change` is what −2 ln likelihood of no light gains when a pixel is seen through the forest.
+    """
+
+    weight: torch.Tensor
+    weighted: torch.Tensor
+    forest: torch.Tensor
+    forest_weighted: torch.Tensor
+    power: torch.Tensor
+    change: torch.Tensor
+    scale: torch.Tensor
+
+
+def _binned(data: _Data, stride: int) -> _Data:
+    """Return the sums over bins of `stride` pixels; the last bin is filled up with nothing."""
+    if stride == 1:
+        return data
+
+    def together(values):
+        padded = functional.pad(values, (0, -values.shape[1] % stride))
+        return padded.unflatten(1, (-1, stride)).sum(dim=2)
+
+    summed = [together(v) for v in list(vars(data).values())[:-1]]
+    return _Data(*summed, data.scale)
 
 
 def amplitude(flux_BL: torch.Tensor, weight_BL: torch.Tensor) -> torch.Tensor:
@@ -123,85 +172,108 @@ def amplitude(flux_BL: torch.Tensor, weight_BL: torch.Tensor) -> torch.Tensor:
 class _Part:
     """One basis, transformed once."""
 
-    def __init__(self, basis: TemplateBasis, scan: RedshiftScan):
-        self.basis, self.scan = basis, scan
-        low, high = basis.redshift
-        self.low = int(np.ceil(np.log10(1.0 + low) / LOG_STEP - 1e-9))
-        high = int(np.floor(np.log10(1.0 + high) / LOG_STEP + 1e-9))
-        self.shifts = high - self.low + 1
-        self.redshift = 10.0 ** (LOG_STEP * (self.low + np.arange(self.shifts))) - 1.0
-        begin, size = scan.first - high, scan.size + self.shifts - 1
-        templates = self._placed(begin, size)
+    def __init__(self, basis: TemplateBasis, first: int, size: int, device: torch.device):
+        self.basis, self.first, self.device, self.stride = basis, first, device, basis.stride
+        step = LOG_STEP * self.stride
+        self.pixels, self.size = size, -(-size // self.stride)
+        low, high = (np.log10(1.0 + z) / step for z in basis.redshift)
+        lowest, highest = int(np.ceil(low - 1e-9)), int(np.floor(high + 1e-9))
+        self.shifts = highest - lowest + 1
+        self.redshift = 10.0 ** (step * (lowest + np.arange(self.shifts))) - 1.0
+        self.transmission = self._tensor(forest_transmission(self._wavelength(first, self.size)))
+        begin, length = first - highest * self.stride, self.size + self.shifts - 1
+        templates = self._placed(begin, length)
         self.pairs = [(j, k) for j in range(len(templates)) for k in range(j, len(templates))]
         products = np.stack([templates[j] * templates[k] for j, k in self.pairs])
-        both = torch.as_tensor(np.concatenate([products, templates]), device=scan.device)
-        blue = 10.0 ** (LOG_STEP * (begin + np.arange(size))) < LYMAN_ALPHA
+        both = self._tensor(np.concatenate([products, templates]))
+        blue = self._tensor(self._wavelength(begin, length)) < LYMAN_ALPHA
         self.forest = basis.forest and bool(blue.any())
-        self.length = fast_length(size)
+        self.length = 0 if self.shifts <= _FEW and not self.forest else fast_length(length)
         if self.forest:
-            blue = torch.as_tensor(blue, device=scan.device)
+            # Lag n lays the spectrum's pixel 0 on rest pixel begin + n: so many pixels are blue.
+            edge = blue.sum() - torch.arange(self.shifts, device=device)
+            self.edge = edge.clamp(0, self.size)
             self.blue = torch.fft.rfft(both * blue, self.length)
-            self.red = torch.fft.rfft(both * ~blue, self.length)
-        else:
-            self.red = torch.fft.rfft(both, self.length)
-        self.prior = torch.as_tensor(1.0 / basis.variance, device=scan.device)
+            both = both * ~blue
+        self.red = torch.fft.rfft(both, self.length) if self.length else both
+        self.prior = self._tensor(1.0 / basis.variance)
 
-    def _placed(self, begin: int, size: int) -> np.ndarray:
-        """Return the vectors on rest-frame pixels from `begin` on, 0 outside their range."""
-        vectors = self.basis.vectors
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.as_tensor(np.asarray(values, np.float64), device=self.device)
+
+    def _wavelength(self, begin: int, count: int) -> np.ndarray:
+        """Return the centres of bins whose first pixel is begin + stride · i, Å."""
+        centre = begin + 0.5 * (self.stride - 1) + self.stride * np.arange(count)
+        return 10.0 ** (LOG_STEP * centre)
+
+    def _placed(self, begin: int, count: int) -> np.ndarray:
+        """Return the vectors' means in bins from rest pixel `begin` on, 0 outside their range."""
+        vectors, size = self.basis.vectors, count * self.stride
         placed = np.zeros((len(vectors), size))
         left = max(begin, self.basis.first)
         right = min(begin + size, self.basis.first + vectors.shape[1])
         if left < right:
             source = slice(left - self.basis.first, right - self.basis.first)
             placed[:, left - begin : right - begin] = vectors[:, source]
-        return placed
+        return placed.reshape(len(vectors), count, self.stride).mean(axis=2)
 
-    def chi2(self, flux, weight, power, scale) -> torch.Tensor:
+    def chi2(self, data: _Data) -> torch.Tensor:
         """Return χ² [B, S], redshift ascending."""
         products = len(self.pairs)
-        weighted = weight * flux
-        matrix = self._correlate(weight, products, slice(0, products), 2)
-        vector = self._correlate(weighted, products, slice(products, None), 1)
-        prior = self.prior[None, :] / scale[:, None].square()
+        matrix = self._correlate(data.weight, data.forest, slice(0, products), 2)
+        vector = self._correlate(
+            data.weighted, data.forest_weighted, slice(products, None), 1
+        )
+        prior = self.prior[None, :] / data.scale[:, None].square()
         explained = _quadratic(matrix, vector, self.pairs, prior)
-        return (power[:, None] - explained).flip(1)
+        power = data.power.sum(dim=1, keepdim=True)
+        if self.forest:
+            running = functional.pad(data.change.cumsum(dim=1), (1, 0))
+            power = power + running[:, self.edge]
+        return (power - explained).flip(1)
 
-    def _correlate(self, signal_BL, products: int, rows: slice, times: int) -> torch.Tensor:
+    def _correlate(self, red_BL, blue_BL, rows: slice, times: int) -> torch.Tensor:
         """Return correlations [B, rows, S] of signals with the templates or their products.
 
-        The blue side of Lyα sees the forest's transmission to the power `times`.
+        Blueward of rest-frame Lyα `blue_BL` counts, after the transmission to the power `times`.
         """
-        spectrum = torch.fft.rfft(signal_BL, self.length).conj()[:, None]
-        total = spectrum * self.red[rows]
+        if not self.length:
+            return self.red[rows] @ self._lagged(red_BL)
+        total = torch.fft.rfft(red_BL, self.length).conj()[:, None] * self.red[rows]
         if self.forest:
-            dimmed = signal_BL * self.scan.transmission**times
-            total += torch.fft.rfft(dimmed, self.length).conj()[:, None] * self.blue[rows]
+            dimmed = torch.fft.rfft(blue_BL * self.transmission**times, self.length)
+            total += dimmed.conj()[:, None] * self.blue[rows]
         return torch.fft.irfft(total, self.length)[..., : self.shifts]
 
-    def fit(self, flux, weight, scale, redshift_B) -> tuple[np.ndarray, np.ndarray]:
+    def _lagged(self, signal_BL: torch.Tensor) -> torch.Tensor:
+        """Return [B, L + S − 1, S]: column s holds the signal from row s on."""
+        batch, reach = len(signal_BL), self.size + self.shifts - 1
+        lagged = signal_BL.new_zeros(batch, self.shifts, reach)
+        for lag in range(self.shifts):
+            lagged[:, lag, lag : lag + self.size] = signal_BL
+        return lagged.transpose(1, 2)
+
+    def fit(self, data: _Data, redshift_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return coefficients [B, K] and models [B, L] at redshifts between pixels too."""
-        shift = np.log10(1.0 + np.asarray(redshift_B, np.float64)) / LOG_STEP
-        pixels = self.scan.first + np.arange(self.scan.size)
+        pixels = self.first + np.arange(self.pixels)
         grid = self.basis.first + np.arange(self.basis.vectors.shape[1])
+        seen_through = self._tensor(forest_transmission(10.0 ** (LOG_STEP * pixels)))
         coefficients, models = [], []
-        for row, own in enumerate(shift):
-            at = np.stack(
-                [np.interp(pixels - own, grid, v, left=0, right=0) for v in self.basis.vectors]
-            )
-            template = torch.as_tensor(at, device=self.scan.device)
+        for row, shift in enumerate(np.log10(1.0 + redshift_B) / LOG_STEP):
+            at = [np.interp(pixels - shift, grid, v, left=0, right=0) for v in self.basis.vectors]
+            template, weight = self._tensor(np.stack(at)), data.weight[row]
+            weighted = data.weighted[row]
             if self.forest:
-                blue = torch.as_tensor(10.0 ** (LOG_STEP * (pixels - own)) < LYMAN_ALPHA)
-                blue = blue.to(self.scan.device)
-                template = torch.where(blue, template * self.scan.transmission, template)
-            matrix = (template * weight[row]) @ template.T
-            ridge = self.prior / scale[row] ** 2 + _TINY * matrix.diagonal().max()
-            found = torch.linalg.solve(
-                matrix + torch.diag(ridge), template @ (weight[row] * flux[row])
-            )
+                blue = self._tensor(10.0 ** (LOG_STEP * (pixels - shift))) < LYMAN_ALPHA
+                template = torch.where(blue, template * seen_through, template)
+                weight = torch.where(blue, data.forest[row], weight)
+                weighted = torch.where(blue, data.forest_weighted[row], weighted)
+            matrix = (template * weight) @ template.T
+            ridge = self.prior / data.scale[row] ** 2 + _TINY * matrix.diagonal().max() + _TINY
+            found = torch.linalg.solve(matrix + torch.diag(ridge), template @ weighted)
             coefficients.append(found.cpu().numpy())
             models.append((found @ template).cpu().numpy())
-        return np.stack(coefficients), np.stack(models)
+        return np.reshape(coefficients, (-1, len(self.prior))), np.reshape(models, (-1, self.pixels))
 
 
 def fast_length(size: int) -> int:
