@@ -7,9 +7,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter1d
 
-from skyray.analysis.template_bases import LOG_STEP, TemplateBasis, from_arrays, to_arrays
+from skyray.analysis.template_bases import LOG_STEP, LYMAN_ALPHA, TemplateBasis, from_arrays, to_arrays
 from skyray.models.redshift_scan import (
-    LYMAN_ALPHA,
     RedshiftScan,
     amplitude,
     fast_length,
@@ -71,15 +70,20 @@ def test_chi2_is_that_of_least_squares_at_every_redshift(rng, forest, z, varianc
             assert curve.chi2_BS[row, at] == pytest.approx(wanted, rel=1e-9)
 
 
-def test_weights_of_the_forest_count_blueward_of_lyman_alpha_with_their_logarithm(rng):
+@pytest.mark.parametrize("troughs", [(), ((1220.0, 1240.0), (1200.0, 1218.0))])
+def test_weights_of_absorbed_pixels_count_with_their_logarithm(rng, troughs):
     first = round(np.log10(LYMAN_ALPHA) / LOG_STEP) - 150
     basis = smooth_basis(rng, first, 700, "QSO", True, np.inf, (1.9, 2.1))
+    basis = replace(basis, troughs=troughs)
     flux, ivar = observed(rng, 2)
     forest = ivar / rng.uniform(1.0, 4.0, size=ivar.shape)
     curve = RedshiftScan([basis], FIRST, SIZE).curves(flux, ivar, forest)[0]
     for at in range(0, len(curve.redshift), 13):
         shift = round(np.log10(1 + curve.redshift[at]) / LOG_STEP)
-        blue = 10.0 ** (LOG_STEP * (FIRST + np.arange(SIZE) - shift)) < LYMAN_ALPHA
+        rest = 10.0 ** (LOG_STEP * (FIRST + np.arange(SIZE) - shift))
+        blue = rest < LYMAN_ALPHA
+        for low, high in troughs:
+            blue |= (rest > low) & (rest < high)
         weight = np.where(blue, forest, ivar)
         wanted, _ = least_squares(basis, curve.redshift[at], flux[1], weight[1], 1.0)
         good = blue & (ivar[1] > 0)
@@ -145,8 +149,10 @@ def test_nothing_measured_gives_zero_everywhere(rng):
 
 def test_bases_survive_as_arrays(rng):
     basis = smooth_basis(rng, FIRST, 100, "QSO", True, 0.5)
+    basis = replace(basis, troughs=((1400.0, 1549.0),), stride=2)
     back = from_arrays(to_arrays([basis, basis]))
     assert len(back) == 2 and back[1].name == basis.name and back[1].forest
+    assert back[1].troughs == basis.troughs and back[1].stride == 2
     np.testing.assert_allclose(back[1].vectors, basis.vectors, rtol=1e-6)
     np.testing.assert_array_equal(back[0].variance, basis.variance)
 

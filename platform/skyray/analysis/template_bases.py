@@ -15,6 +15,7 @@ from scipy.ndimage import gaussian_filter1d
 LOG_STEP = 1e-4  # dex: 69 km/s, the pixel of SDSS
 LIGHT_KMS = 299792.458
 PIXEL_KMS = LOG_STEP * np.log(10.0) * LIGHT_KMS
+LYMAN_ALPHA = 1215.67
 GALAXY, QSO, STAR = "GALAXY", "QSO", "STAR"
 
 
@@ -54,6 +55,7 @@ class TemplateBasis:
     forest: bool = False
     lsf_kms: float = 0.0
     stride: int = 1
+    troughs: tuple[tuple[float, float], ...] = ()
 
     @property
     def name(self) -> str:
@@ -62,6 +64,13 @@ class TemplateBasis:
     def wavelength(self) -> np.ndarray:
         """Return the rest wavelengths of the vectors, vacuum Å, float64 [P]."""
         return 10.0 ** (LOG_STEP * (self.first + np.arange(self.vectors.shape[1])))
+
+    def absorbed(self, rest: np.ndarray) -> np.ndarray:
+        """Return where rest wavelengths (Å) lie behind the forest or in troughs, bool."""
+        found = (rest < LYMAN_ALPHA) & self.forest
+        for low, high in self.troughs:
+            found |= (rest > low) & (rest < high)
+        return found
 
     def broadened(self, lsf_kms: float) -> TemplateBasis:
         """Return the basis as a spectrograph of this line spread (σ, km/s) sees it.
@@ -94,6 +103,8 @@ def to_arrays(bases: Sequence[TemplateBasis]) -> dict[str, np.ndarray]:
         arrays[f"{number}/variance"] = basis.variance.astype(np.float64)
         arrays[f"{number}/range"] = np.array([*basis.redshift, basis.lsf_kms])
         grid = [basis.first, int(basis.forest), basis.stride]
+        if basis.troughs:
+            arrays[f"{number}/troughs"] = np.array(basis.troughs, np.float64)
         arrays[f"{number}/grid"] = np.array(grid, np.int64)
         name = f"{basis.spectype}\n{basis.subtype}".encode()
         arrays[f"{number}/name"] = np.frombuffer(name, np.uint8)
@@ -108,12 +119,14 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> list[TemplateBasis]:
         first, forest, stride = map(int, arrays[f"{number}/grid"])
         name = np.asarray(arrays[f"{number}/name"], np.uint8).tobytes().decode()
         spectype, _, subtype = name.partition("\n")
+        troughs = np.asarray(arrays.get(f"{number}/troughs", np.zeros((0, 2))), np.float64)
         bases.append(
             TemplateBasis(
                 spectype, subtype, first,
                 np.asarray(arrays[f"{number}/vectors"], np.float64),
                 np.asarray(arrays[f"{number}/variance"], np.float64),
                 (float(low), float(high)), bool(forest), float(lsf), stride,
+                tuple(map(tuple, troughs.tolist())),
             )
         )  # fmt: skip
     return bases

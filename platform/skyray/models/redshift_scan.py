@@ -27,9 +27,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from skyray.analysis.template_bases import LOG_STEP, TemplateBasis
+from skyray.analysis.template_bases import LOG_STEP, LYMAN_ALPHA, TemplateBasis
 
-LYMAN_ALPHA = 1215.67
 _TINY = 1e-12
 _FEW = 64  # shifts: a matrix product beats the FFT
 
@@ -162,11 +161,12 @@ def _binned(data: _Data, stride: int) -> _Data:
 
 def amplitude(flux_BL: torch.Tensor, weight_BL: torch.Tensor) -> torch.Tensor:
     """Return each spectrum's rms [B] with the noise's share taken out, for the prior's scale."""
-    total = weight_BL.sum(dim=1).clamp_min(_TINY)
+    total = weight_BL.sum(dim=1)
     power = (weight_BL * flux_BL * flux_BL).sum(dim=1)
     pixels = (weight_BL > 0).sum(dim=1)
+    total = torch.where(total > 0, total, 1.0)
     signal = torch.maximum(power - pixels, 0.05 * power) / total
-    return signal.clamp_min(_TINY).sqrt()
+    return torch.where(signal > 0, signal, 1.0).sqrt()
 
 
 class _Part:
@@ -186,17 +186,26 @@ class _Part:
         self.pairs = [(j, k) for j in range(len(templates)) for k in range(j, len(templates))]
         products = np.stack([templates[j] * templates[k] for j, k in self.pairs])
         both = self._tensor(np.concatenate([products, templates]))
-        blue = self._tensor(self._wavelength(begin, length)) < LYMAN_ALPHA
-        self.forest = basis.forest and bool(blue.any())
-        self.length = 0 if self.shifts <= _FEW and not self.forest else fast_length(length)
-        if self.forest:
-            # Lag n lays the spectrum's pixel 0 on rest pixel begin + n: so many pixels are blue.
-            edge = blue.sum() - torch.arange(self.shifts, device=device)
-            self.edge = edge.clamp(0, self.size)
-            self.blue = torch.fft.rfft(both * blue, self.length)
-            both = both * ~blue
-        self.red = torch.fft.rfft(both, self.length) if self.length else both
+        blue, troughs = self._absorbed(self._wavelength(begin, length))
+        self.absorbed = bool((blue | troughs).any())
+        self.length = 0 if self.shifts <= _FEW and not self.absorbed else fast_length(length)
+
+        def transformed(values: torch.Tensor) -> torch.Tensor:
+            return torch.fft.rfft(values, self.length) if self.length else values
+
+        self.clear = transformed(both * ~(blue | troughs))
+        if self.absorbed:
+            self.blue, self.troughs = transformed(both * blue), None
+            self.where = transformed((blue | troughs).double())
+            if troughs.any():
+                self.troughs = transformed(both * troughs)
         self.prior = self._tensor(1.0 / basis.variance)
+
+    def _absorbed(self, rest: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return where rest wavelengths lie behind the forest, and else in troughs; bool each."""
+        blue = (rest < LYMAN_ALPHA) & self.basis.forest
+        troughs = self.basis.absorbed(rest) & ~blue
+        return tuple(torch.as_tensor(mask, device=self.device) for mask in (blue, troughs))
 
     def _tensor(self, values: np.ndarray) -> torch.Tensor:
         return torch.as_tensor(np.asarray(values, np.float64), device=self.device)
@@ -227,22 +236,26 @@ class _Part:
         prior = self.prior[None, :] / data.scale[:, None].square()
         explained = _quadratic(matrix, vector, self.pairs, prior)
         power = data.power.sum(dim=1, keepdim=True)
-        if self.forest:
-            running = functional.pad(data.change.cumsum(dim=1), (1, 0))
-            power = power + running[:, self.edge]
+        if self.absorbed:
+            change = torch.fft.rfft(data.change, self.length).conj() * self.where
+            power = power + torch.fft.irfft(change, self.length)[:, : self.shifts]
         return (power - explained).flip(1)
 
-    def _correlate(self, red_BL, blue_BL, rows: slice, times: int) -> torch.Tensor:
+    def _correlate(self, clear_BL, absorbed_BL, rows: slice, times: int) -> torch.Tensor:
         """Return correlations [B, rows, S] of signals with the templates or their products.
 
-        Blueward of rest-frame Lyα `blue_BL` counts, after the transmission to the power `times`.
+        `absorbed_BL` counts where the templates are absorbed: in troughs as it is, behind the
+        forest after the transmission to the power `times`.
         """
         if not self.length:
-            return self.red[rows] @ self._lagged(red_BL)
-        total = torch.fft.rfft(red_BL, self.length).conj()[:, None] * self.red[rows]
-        if self.forest:
-            dimmed = torch.fft.rfft(blue_BL * self.transmission**times, self.length)
+            return self.clear[rows] @ self._lagged(clear_BL)
+        total = torch.fft.rfft(clear_BL, self.length).conj()[:, None] * self.clear[rows]
+        if self.absorbed:
+            dimmed = torch.fft.rfft(absorbed_BL * self.transmission**times, self.length)
             total += dimmed.conj()[:, None] * self.blue[rows]
+            if self.troughs is not None:
+                plain = torch.fft.rfft(absorbed_BL, self.length)
+                total += plain.conj()[:, None] * self.troughs[rows]
         return torch.fft.irfft(total, self.length)[..., : self.shifts]
 
     def _lagged(self, signal_BL: torch.Tensor) -> torch.Tensor:
@@ -263,13 +276,14 @@ class _Part:
             at = [np.interp(pixels - shift, grid, v, left=0, right=0) for v in self.basis.vectors]
             template, weight = self._tensor(np.stack(at)), data.weight[row]
             weighted = data.weighted[row]
-            if self.forest:
-                blue = self._tensor(10.0 ** (LOG_STEP * (pixels - shift))) < LYMAN_ALPHA
+            if self.absorbed:
+                blue, troughs = self._absorbed(10.0 ** (LOG_STEP * (pixels - shift)))
                 template = torch.where(blue, template * seen_through, template)
-                weight = torch.where(blue, data.forest[row], weight)
-                weighted = torch.where(blue, data.forest_weighted[row], weighted)
+                weight = torch.where(blue | troughs, data.forest[row], weight)
+                weighted = torch.where(blue | troughs, data.forest_weighted[row], weighted)
             matrix = (template * weight) @ template.T
-            ridge = self.prior / data.scale[row] ** 2 + _TINY * matrix.diagonal().max() + _TINY
+            strength = matrix.diagonal().max()
+            ridge = self.prior / data.scale[row] ** 2 + _TINY * torch.where(strength > 0, strength, 1)
             found = torch.linalg.solve(matrix + torch.diag(ridge), template @ weighted)
             coefficients.append(found.cpu().numpy())
             models.append((found @ template).cpu().numpy())

@@ -51,6 +51,7 @@ _NARROW = (
     {"[Ne V] 3427": 0.12, "[O II] 3729": 0.22, "[Ne III] 3870": 0.14},
 )
 _NARROW_KMS, _NARROW_SCATTER = 240.0, (0.2, 0.5)  # σ of the lines; scatter of ln strength
+_OUTFLOW_KMS, _OUTFLOW_VECTORS = 23000.0, 7
 _PHYSICS = (
     dust, galaxy_spectra, lines, quasar_spectra, restframe, stars, stellar_lines, stellar_spectra,
     template_bases,
@@ -100,7 +101,8 @@ def make_bases(seed: int = _SEED, objects: int = _OBJECTS) -> list[TemplateBasis
     galaxy = _learn(GALAXY, "", _galaxies(rng, objects, starlight), 8, (-0.005, 1.7), rng)
     low = _low_quasars(rng, objects, starlight, (0.01, 1.6))
     high, _ = _quasars(rng, objects, starlight, (1.4, 5.0))
-    bases = [galaxy, low, _learn(QSO, "high z", high, 10, (1.4, 7.0), rng, stride=2, forest=True)]
+    far = _learn(QSO, "high z", high, 10, (1.4, 7.0), rng, stride=2, forest=True)
+    bases = [galaxy, low, far, _with_outflows(far)]
     for name, types in STELLAR_TYPES.items():
         drawn = _stars(rng, objects // 2, star_source, types)
         bases.append(_learn(STAR, name, drawn, 4, (-0.002, 0.002), rng))
@@ -162,6 +164,20 @@ def _low_quasars(rng, count: int, starlight, limits) -> TemplateBasis:
         variance=np.concatenate([basis.variance, _LOOSENED * power]),
         stride=2,
         forest=True,
+    )
+
+
+def _with_outflows(basis: TemplateBasis) -> TemplateBasis:
+    """Return the first components of a basis for quasars whose resonance lines are absorbed."""
+    reach = 1.0 - _OUTFLOW_KMS / LIGHT_KMS
+    troughs = tuple((line * reach, line) for line, _ in quasar_spectra.ABSORBING)
+    return replace(
+        basis,
+        subtype="broad absorption",
+        vectors=basis.vectors[:_OUTFLOW_VECTORS],
+        variance=basis.variance[:_OUTFLOW_VECTORS],
+        redshift=(basis.redshift[0], 5.5),
+        troughs=troughs,
     )
 
 

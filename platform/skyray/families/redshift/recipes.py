@@ -33,6 +33,31 @@ class NetworkConfig(Config):
     dropout: float = Field(0.5, ge=0, lt=1)
 
 
+class FitConfig(Config):
+    """The fit of templates beside the networks (see docs/redshift_fit.md)."""
+
+    lsf_kms: float = Field(65.0, ge=0, description="σ of the spectrograph's line spread")
+    error_floor: float = Field(
+        0.05, ge=0, description="share of the light by which templates may be wrong, as noise"
+    )
+    forest_scatter: float = Field(
+        0.5, ge=0, description="the same behind the Lyα forest, which scatters about its mean"
+    )
+    prior_share: float = Field(
+        0.05, gt=0, le=1, description="uniform share of the networks' prior; 1: they say nothing"
+    )
+    min_delta_chi2: float = Field(
+        9.0, ge=0, description="below it another redshift, or class, is as good (quality bits)"
+    )
+    max_chi2: float = Field(4.0, gt=0, description="χ² a pixel above which no template fits")
+    galaxy_kms: float = Field(15.0, ge=0, description="systematic σ of a galaxy's redshift")
+    quasar_kms: float = Field(400.0, ge=0, description="the same of quasars, whose lines shift")
+    star_kms: float = Field(10.0, ge=0, description="the same of stars")
+
+    def systematic_kms(self, spectype: str) -> float:
+        return {"GALAXY": self.galaxy_kms, "QSO": self.quasar_kms}.get(spectype, self.star_kms)
+
+
 # Paper §3.3: Adam, batch 128, 50 epochs, 1e-3 halved every 5 epochs.
 PUBLISHED_TRAINING = TrainConfig(
     batch_size=128,
