@@ -24,8 +24,15 @@ def test_a_survey_on_these_pixels_is_copied():
     assert (weight[~good] == 0).all()
 
 
-@pytest.mark.parametrize("grid", [Grid("linear", 3600.0, 0.8, 700), Grid("log10", 3.56803, 1e-4, 300),
-                                  Grid("linear", 5000.0, 3.0, 90)], ids=["fine", "shifted", "wide"])
+@pytest.mark.parametrize(
+    "grid",
+    [
+        Grid("linear", 3600.0, 0.8, 700),
+        Grid("log10", 3.56803, 1e-4, 300),
+        Grid("linear", 5000.0, 3.0, 90),
+    ],
+    ids=["fine", "shifted", "wide"],
+)
 def test_each_pixel_is_the_mean_of_what_falls_on_it(grid):
     rng = np.random.default_rng(1)
     flux, ivar = rng.normal(size=(1, grid.size)), rng.uniform(1, 2, (1, grid.size))

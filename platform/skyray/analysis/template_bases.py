@@ -56,6 +56,7 @@ class TemplateBasis:
     lsf_kms: float = 0.0
     stride: int = 1
     troughs: tuple[tuple[float, float], ...] = ()
+    rarity: float = 0.0
 
     @property
     def name(self) -> str:
@@ -101,7 +102,7 @@ def to_arrays(bases: Sequence[TemplateBasis]) -> dict[str, np.ndarray]:
     for number, basis in enumerate(bases):
         arrays[f"{number}/vectors"] = basis.vectors.astype(np.float32)
         arrays[f"{number}/variance"] = basis.variance.astype(np.float64)
-        arrays[f"{number}/range"] = np.array([*basis.redshift, basis.lsf_kms])
+        arrays[f"{number}/range"] = np.array([*basis.redshift, basis.lsf_kms, basis.rarity])
         grid = [basis.first, int(basis.forest), basis.stride]
         if basis.troughs:
             arrays[f"{number}/troughs"] = np.array(basis.troughs, np.float64)
@@ -115,7 +116,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> list[TemplateBasis]:
     """Return the bases that `to_arrays` turned into arrays."""
     bases = []
     for number in range(sum(key.endswith("/vectors") for key in arrays)):
-        low, high, lsf = np.asarray(arrays[f"{number}/range"], np.float64)
+        low, high, lsf, rarity = np.asarray(arrays[f"{number}/range"], np.float64)
         first, forest, stride = map(int, arrays[f"{number}/grid"])
         name = np.asarray(arrays[f"{number}/name"], np.uint8).tobytes().decode()
         spectype, _, subtype = name.partition("\n")
@@ -126,7 +127,7 @@ def from_arrays(arrays: Mapping[str, np.ndarray]) -> list[TemplateBasis]:
                 np.asarray(arrays[f"{number}/vectors"], np.float64),
                 np.asarray(arrays[f"{number}/variance"], np.float64),
                 (float(low), float(high)), bool(forest), float(lsf), stride,
-                tuple(map(tuple, troughs.tolist())),
+                tuple(map(tuple, troughs.tolist())), float(rarity),
             )
         )  # fmt: skip
     return bases

@@ -20,7 +20,8 @@ class Minimum:
     Attributes
     ----------
     chi2 : float
-        At the vertex of the parabola through the lowest step and its neighbours.
+        At the vertex of the parabola through the lowest step and its neighbours, with the basis's
+        `rarity`.
     redshift, sigma : float
         The vertex, and the 1 σ of χ² + 1.
     basis : int
@@ -48,7 +49,7 @@ def best_minima(curves: Sequence[Curve], row: int, most: int = 3) -> list[Minimu
     """Return the best distinct minima of each class for one spectrum, best first."""
     found: dict[str, list[Minimum]] = {}
     for number, curve in enumerate(curves):
-        minima = _minima(number, curve, curve.chi2_BS[row], most)
+        minima = _minima(number, curve, curve.chi2_BS[row] + curve.basis.rarity, most)
         found.setdefault(curve.basis.spectype, []).extend(minima)
     kept = [one for minima in found.values() for one in _distinct(minima, most)]
     return sorted(kept, key=lambda one: one.chi2)

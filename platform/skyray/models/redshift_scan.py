@@ -72,9 +72,7 @@ class RedshiftScan:
         Where the work is done; needs float64.
     """
 
-    def __init__(
-        self, bases: Sequence[TemplateBasis], first: int, size: int, device: str = "cpu"
-    ):
+    def __init__(self, bases: Sequence[TemplateBasis], first: int, size: int, device: str = "cpu"):
         self.first, self.size, self.device = first, size, torch.device(device)
         self.parts = [_Part(basis, first, size, self.device) for basis in bases]
 
@@ -230,9 +228,7 @@ class _Part:
         """Return χ² [B, S], redshift ascending."""
         products = len(self.pairs)
         matrix = self._correlate(data.weight, data.forest, slice(0, products), 2)
-        vector = self._correlate(
-            data.weighted, data.forest_weighted, slice(products, None), 1
-        )
+        vector = self._correlate(data.weighted, data.forest_weighted, slice(products, None), 1)
         prior = self.prior[None, :] / data.scale[:, None].square()
         explained = _quadratic(matrix, vector, self.pairs, prior)
         power = data.power.sum(dim=1, keepdim=True)
@@ -283,11 +279,15 @@ class _Part:
                 weighted = torch.where(blue | troughs, data.forest_weighted[row], weighted)
             matrix = (template * weight) @ template.T
             strength = matrix.diagonal().max()
-            ridge = self.prior / data.scale[row] ** 2 + _TINY * torch.where(strength > 0, strength, 1)
+            ridge = self.prior / data.scale[row] ** 2 + _TINY * torch.where(
+                strength > 0, strength, 1
+            )
             found = torch.linalg.solve(matrix + torch.diag(ridge), template @ weighted)
             coefficients.append(found.cpu().numpy())
             models.append((found @ template).cpu().numpy())
-        return np.reshape(coefficients, (-1, len(self.prior))), np.reshape(models, (-1, self.pixels))
+        return np.reshape(coefficients, (-1, len(self.prior))), np.reshape(
+            models, (-1, self.pixels)
+        )
 
 
 def fast_length(size: int) -> int:

@@ -51,7 +51,7 @@ _NARROW = (
     {"[Ne V] 3427": 0.12, "[O II] 3729": 0.22, "[Ne III] 3870": 0.14},
 )
 _NARROW_KMS, _NARROW_SCATTER = 240.0, (0.2, 0.5)  # σ of the lines; scatter of ln strength
-_OUTFLOW_KMS, _OUTFLOW_VECTORS = 23000.0, 7
+_OUTFLOW_KMS, _OUTFLOW_VECTORS, _OUTFLOW_SHARE = 23000.0, 7, 0.1
 _PHYSICS = (
     dust, galaxy_spectra, lines, quasar_spectra, restframe, stars, stellar_lines, stellar_spectra,
     template_bases,
@@ -178,6 +178,7 @@ def _with_outflows(basis: TemplateBasis) -> TemplateBasis:
         variance=basis.variance[:_OUTFLOW_VECTORS],
         redshift=(basis.redshift[0], 5.5),
         troughs=troughs,
+        rarity=-2.0 * np.log(_OUTFLOW_SHARE),
     )
 
 

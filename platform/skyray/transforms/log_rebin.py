@@ -58,7 +58,9 @@ class LogRebin:
         mean = self._binned(flux) / np.maximum(width, 1e-9)
         total = self._binned(ivar)
         # A pixel of which little was seen tells little, and cumulative sums round.
-        seen = (width > 1e-6) & (total > 1e-9 * np.maximum(total.max(axis=1, initial=0.0), 0)[:, None])
+        seen = (width > 1e-6) & (
+            total > 1e-9 * np.maximum(total.max(axis=1, initial=0.0), 0)[:, None]
+        )
         return (
             np.where(seen, mean, 0.0).astype(np.float32),
             np.where(seen, total, 0.0).astype(np.float32),

@@ -47,7 +47,7 @@ class FitConfig(Config):
         0.05, gt=0, le=1, description="uniform share of the networks' prior; 1: they say nothing"
     )
     min_delta_chi2: float = Field(
-        9.0, ge=0, description="below it another redshift, or class, is as good (quality bits)"
+        16.0, ge=0, description="below it another redshift, or class, is as good (quality bits)"
     )
     max_chi2: float = Field(4.0, gt=0, description="χ² a pixel above which no template fits")
     galaxy_kms: float = Field(15.0, ge=0, description="systematic σ of a galaxy's redshift")
@@ -107,6 +107,11 @@ class RedshiftRecipe(Recipe):
     probabilities: Mode | None = Field(
         None, description="as_published: softmax; corrected: temperature-scaled softmax"
     )
+    template_fit: Mode | None = Field(
+        None, description="as_published: networks alone; corrected: templates decide with them"
+    )
+    networks: bool = Field(True, description="false: templates alone, nothing is trained")
+    fit: FitConfig = FitConfig()
 
 
 # No dropout: in networks this small it biases redshifts.
@@ -181,6 +186,11 @@ def fourmost_mock_laptop() -> RedshiftRecipe:
     return _laptop("fourmost_mock_laptop")
 
 
+def templates() -> RedshiftRecipe:
+    """Templates alone: what `skyray fit` answers with."""
+    return RedshiftRecipe(name="templates", networks=False)
+
+
 def examples() -> list[Example]:
     """The network's shape at a hundredth of its size, in both modes."""
     tiny = sdss_coarse_laptop().override(
@@ -205,5 +215,6 @@ RECIPES: dict[str, Callable[[], RedshiftRecipe]] = {
         desi_edr_laptop,
         fourmost_mock,
         fourmost_mock_laptop,
+        templates,
     )
 }
