@@ -67,6 +67,8 @@ class RedshiftFamily(Family):
             raise ConfigError(f"redshift: expected a dataset of spectra, found {data.record!r}")
         super().__init__(recipe, data)
         source, target = data.grid.wavelength(), recipe.input.grid().wavelength()
+        if not recipe.networks:
+            return
         if target[0] > source[-1] or target[-1] < source[0]:
             raise ConfigError(
                 f"input: {target[0]:.0f}–{target[-1]:.0f} Å lies outside the dataset's "
@@ -205,8 +207,10 @@ class RedshiftFamily(Family):
         Returns ``x`` float32 [B, P] and ``coverage`` float32 [B], the measured share of x; with
         `training` also ``label_index`` int64 [B] (-1 = none) and ``redshift`` float64 [B].
         """
-        flux = np.asarray(columns["flux"], dtype=np.float32)
         bad = (np.asarray(columns["mask"]) != 0) | (np.asarray(columns["ivar"]) <= 0)
+        if not self.recipe.networks:
+            return {"coverage": (~bad).mean(axis=1, dtype=np.float32)}
+        flux = np.asarray(columns["flux"], dtype=np.float32)
         if self.recipe.switch("masked_pixels") == "corrected":
             flux = inpaint(flux, bad)
         good = self._resampler((~bad).astype(np.float32))

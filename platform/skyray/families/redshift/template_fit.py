@@ -101,6 +101,10 @@ class TemplateFit:
         self.scan = RedshiftScan(self.bases, first, size, device)
         self.pixels = first + np.arange(size)
 
+    def wavelength(self) -> np.ndarray:
+        """Return the observed wavelengths of the spectra fitted, vacuum Å, float64 [L]."""
+        return 10.0 ** (LOG_STEP * self.pixels)
+
     def weights(self, flux_BL: np.ndarray, ivar_BL: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the ivar used, and the one used behind the Lyα forest, float64 [B, L].
 
