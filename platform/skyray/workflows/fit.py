@@ -39,7 +39,7 @@ from skyray.workflows.learned_templates import learn_templates
 CARDS = ("sdss_coarse", "desi", "fourmost_mock")  # tried in this order by the names of the files
 _SHOWN = 24
 _COLUMNS = (
-    "object_id", "ra", "dec", "snr", "label", "redshift", "redshift_err", "quality",
+    "observation_id", "ra", "dec", "snr", "label", "redshift", "redshift_err", "quality",
     "quality_words", "class_fit", "subclass_fit", "redshift_fit", "delta_chi2", "delta_chi2_class",
     "chi2_reduced", "class_survey", "redshift_survey", "zwarning_survey", "sigmas_from_survey",
 )  # fmt: skip
@@ -95,8 +95,9 @@ def fit(
     found |= {"quarantined": done.quarantined, "catalogue": done.catalogue}
     with places.local_folder(out) as folder:
         entries = _entries(Predictor.without_network(bundle), dataset, table)
-        write_gallery(folder / "spectra.html", entries, f"Best models: {dataset.card.title}")
         shown = {name: value for name, value in found.items() if not isinstance(value, dict)}
+        title = f"Best models: {dataset.card.title}"
+        write_gallery(folder / "spectra.html", entries, title, shown)
         tables = {"Classes": found["classes"], "Warnings": warnings_table(table)}
         write_report(
             folder, f"Template fit: {dataset.card.title}", shown, (), tables,
@@ -160,7 +161,7 @@ def _card_of(sources: Sequence[str], card: str | None) -> Card:
 
 
 def _names(source: str) -> list[str]:
-    found = [info.path for info, _ in zip(places.walk(source), range(1000), strict=False)]
+    found = [info.uri for info, _ in zip(places.walk(source), range(1000), strict=False)]
     return found or [source]
 
 
@@ -254,7 +255,7 @@ def _entries(predictor: Predictor, dataset: Dataset, table: Columns) -> list[Gal
         )
         entries.append(
             GalleryEntry(
-                rank=place + 1, object_id=str(table["object_id"][row]),
+                rank=place + 1, object_id=str(table["observation_id"][row]),
                 ra=float(table["ra"][row]), dec=float(table["dec"][row]), redshift=z, label=label,
                 scores={name: float(table[name][row]) for name in _SCORES},
                 wavelength_L=wavelength, flux_L=flux, ivar_L=ivar, masked_L=ivar <= 0,
