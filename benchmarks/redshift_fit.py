@@ -66,12 +66,14 @@ class Sample:
 
 
 def of_records(name: str, card: Card, records: list[Spectrum], lsf_kms: float = 65.0) -> Sample:
+    """Return the spectra that their survey trusts."""
+    keys = {key: n for n, key in enumerate(dict.fromkeys(map(sky, records)))}
+    records = [record for record in records if record.zwarning in (0, -1)]
     grid = card.grid.grid()
     info = DataInfo(card.name, card.record, tuple(card.classes), card.coarse, "", grid=grid)
     columns = columns_of(records, info)
     rebin = LogRebin(grid, LOG_STEP)
     flux, ivar = rebin(columns["flux"], columns["ivar"], columns["mask"])
-    keys = {key: n for n, key in enumerate(dict.fromkeys(map(sky, records)))}
     return Sample(
         name, rebin.first, flux, ivar,
         np.array([r.spectype for r in records]), np.array([r.redshift for r in records]),
@@ -84,13 +86,13 @@ def sky(record: Spectrum) -> tuple[float, float]:
 
 
 def read(card: Card, paths: list[Path]) -> list[Spectrum]:
-    """Return the spectra of files that their survey trusts."""
+    """Return the spectra of files."""
     reader, local, found = make_reader(card.reader, card.reader_options), fs.LocalFileSystem(), []
     for path in paths:
         file = SurveyFile(local, str(path))
         for unit in reader.units(file):
             found += [r for r in reader.read(file, unit) if not isinstance(r, InvalidRecord)]
-    return [record for record in found if record.zwarning in (0, -1)]
+    return found
 
 
 def sdss(folder: Path) -> Sample | None:

@@ -61,7 +61,7 @@ def least_squares(basis, redshift, flux, ivar, scale):
 
 @pytest.mark.parametrize("variance", [np.inf, 0.3])
 @pytest.mark.parametrize(
-    ("forest", "z"), [(False, (0.0, 0.05)), (False, (-0.002, 0.002)), (True, (1.9, 2.1))],
+    ("forest", "z"), [(False, (0.0, 0.05)), (False, (-0.002, 0.002)), (True, (2.2, 2.45))],
     ids=["by FFT", "by matrix product", "forest"],
 )  # fmt: skip
 def test_chi2_is_that_of_least_squares_at_every_redshift(rng, forest, z, variance):
@@ -79,7 +79,7 @@ def test_chi2_is_that_of_least_squares_at_every_redshift(rng, forest, z, varianc
 @pytest.mark.parametrize("troughs", [(), ((1220.0, 1240.0), (1200.0, 1218.0))])
 def test_weights_of_absorbed_pixels_count_with_their_logarithm(rng, troughs):
     first = round(np.log10(LYMAN_ALPHA) / LOG_STEP) - 150
-    basis = smooth_basis(rng, first, 700, "QSO", True, np.inf, (1.9, 2.1))
+    basis = smooth_basis(rng, first, 700, "QSO", True, np.inf, (2.2, 2.45))
     basis = replace(basis, troughs=troughs)
     flux, ivar = observed(rng, 2)
     forest = ivar / rng.uniform(1.0, 4.0, size=ivar.shape)
@@ -95,6 +95,26 @@ def test_weights_of_absorbed_pixels_count_with_their_logarithm(rng, troughs):
         good = blue & (ivar[1] > 0)
         wanted += np.log(ivar[1][good] / forest[1][good]).sum()
         assert curve.chi2_BS[1, at] == pytest.approx(wanted, rel=1e-9)
+
+
+def test_around_a_redshift_each_pixel_keeps_its_weight(rng):
+    first = round(np.log10(LYMAN_ALPHA) / LOG_STEP) - 150
+    basis = smooth_basis(rng, first, 700, "QSO", True, 0.4, (2.2, 2.45))
+    basis = replace(basis, troughs=((1220.0, 1240.0),))
+    flux, ivar = observed(rng, 1)
+    forest = ivar / rng.uniform(1.0, 4.0, size=ivar.shape)
+    z = 2.3
+    curve = RedshiftScan([basis], FIRST, SIZE).around(0, z, flux[0], ivar[0], forest[0], 6)
+    assert len(curve.redshift) == 13
+    shift = round(np.log10(1 + curve.redshift[6]) / LOG_STEP)
+    assert abs(np.log10(1 + z) / LOG_STEP - shift) <= 0.5
+    rest = 10.0 ** (LOG_STEP * (FIRST + np.arange(SIZE) - shift))
+    weight = np.where(basis.absorbed(rest), forest[0], ivar[0])
+    scale = amplitude(torch.as_tensor(flux), torch.as_tensor(ivar)).item()
+    steps = curve.redshift
+    wanted = [least_squares(basis, one, flux[0], weight, scale)[0] for one in steps]
+    difference = curve.chi2_BS[0] - wanted
+    np.testing.assert_allclose(difference, difference[0], rtol=1e-8)
 
 
 def test_templates_that_end_inside_the_spectrum_count_as_nothing_there(rng):
@@ -157,8 +177,9 @@ def test_bases_survive_as_arrays(rng):
     basis = smooth_basis(rng, FIRST, 100, "QSO", True, 0.5)
     basis = replace(basis, troughs=((1400.0, 1549.0),), stride=2)
     back = from_arrays(to_arrays([basis, basis]))
-    assert len(back) == 2 and back[1].name == basis.name and back[1].forest
-    assert back[1].troughs == basis.troughs and back[1].stride == 2
+    assert [one.name for one in back] == [basis.name] * 2
+    assert back[1].forest
+    assert (back[1].troughs, back[1].stride) == (basis.troughs, 2)
     np.testing.assert_allclose(back[1].vectors, basis.vectors, rtol=1e-6)
     np.testing.assert_array_equal(back[0].variance, basis.variance)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -53,6 +53,22 @@ def best_minima(curves: Sequence[Curve], row: int, most: int = 3) -> list[Minimu
         found.setdefault(curve.basis.spectype, []).extend(minima)
     kept = [one for minima in found.values() for one in _distinct(minima, most)]
     return sorted(kept, key=lambda one: one.chi2)
+
+
+def refined(one: Minimum, curve: Curve | None) -> Minimum:
+    """Return a minimum moved to the nearest one of a better curve of its basis, where it has one.
+
+    χ² stays that of the scan: that of the curve is up to a constant.
+    """
+    if curve is None:
+        return one
+    chi2 = curve.chi2_BS[0]
+    inner = np.flatnonzero((chi2[1:-1] < chi2[:-2]) & (chi2[1:-1] <= chi2[2:])) + 1
+    if not len(inner):
+        return one
+    at = int(inner[np.argmin(chi2[inner])])
+    vertex = _vertex(one.basis, curve, chi2, at)
+    return replace(one, redshift=vertex.redshift, sigma=vertex.sigma)
 
 
 def _distinct(minima: list[Minimum], most: int) -> list[Minimum]:

@@ -109,6 +109,28 @@ class RedshiftScan:
         data = self._data(flux_BL, ivar_BL, forest_ivar_BL)
         return self.parts[number].fit(data, np.asarray(redshift_B, np.float64))
 
+    @torch.inference_mode()
+    def around(
+        self,
+        number: int,
+        redshift: float,
+        flux_L: np.ndarray,
+        ivar_L: np.ndarray,
+        forest_ivar_L: np.ndarray,
+        reach: int = 15,
+    ) -> Curve | None:
+        """Return χ² of one spectrum near a redshift, each pixel keeping the weight it has there.
+
+        In `curves` a step in redshift moves pixels into the forest or out of it, and the logarithm
+        of their weights with them: right for the choice between far redshifts, but it pulls at the
+        minimum. None where nothing is absorbed, and the curve is as good.
+        """
+        part = self.parts[number]
+        if not part.absorbed:
+            return None
+        data = self._data(flux_L[None], ivar_L[None], forest_ivar_L[None])
+        return part.around(_binned(data, part.stride), redshift, reach)
+
     def _data(self, flux_BL, ivar_BL, forest_ivar_BL) -> _Data:
         def tensor(values):
             return torch.as_tensor(np.asarray(values, np.float64), device=self.device)
@@ -195,6 +217,7 @@ class _Part:
         if self.absorbed:
             self.blue, self.troughs = transformed(both * blue), None
             self.where = transformed((blue | troughs).double())
+            self.plain, self.blue_pixels, self.absorbed_pixels = both, blue, blue | troughs
             if troughs.any():
                 self.troughs = transformed(both * troughs)
         self.prior = self._tensor(1.0 / basis.variance)
@@ -237,6 +260,32 @@ class _Part:
             power = power + torch.fft.irfft(change, self.length)[:, : self.shifts]
         return (power - explained).flip(1)
 
+    def around(self, data: _Data, redshift: float, reach: int) -> Curve | None:
+        """Return χ² [1, steps] about a redshift with the weights of its own absorbed pixels."""
+        centre = int(np.argmin(np.abs(np.log1p(self.redshift) - np.log1p(redshift))))
+        first, last = max(centre - reach, 0), min(centre + reach, self.shifts - 1)
+        lag = self.shifts - 1 - centre  # of the spectrum's pixel 0 in the templates' pixels
+        absorbed = self.absorbed_pixels[lag : lag + self.size]
+        if not absorbed.any():
+            return None
+        begin, lags = self.shifts - 1 - last, last - first + 1
+        templates = self.plain[:, begin : begin + self.size + lags - 1]
+        blue = self.blue_pixels[begin : begin + self.size + lags - 1]
+        products = len(self.pairs)
+
+        def correlated(clear, behind, rows: slice, times: int) -> torch.Tensor:
+            signal = torch.where(absorbed, behind, clear)
+            dimmed = signal * self.transmission**times
+            return (templates[rows] * ~blue) @ self._lagged(signal, lags) + (
+                templates[rows] * blue
+            ) @ self._lagged(dimmed, lags)
+
+        matrix = correlated(data.weight, data.forest, slice(0, products), 2)
+        vector = correlated(data.weighted, data.forest_weighted, slice(products, None), 1)
+        prior = self.prior[None, :] / data.scale[:, None].square()
+        chi2 = -_quadratic(matrix, vector, self.pairs, prior).flip(1)
+        return Curve(self.basis, self.redshift[first : last + 1], chi2.cpu().numpy())
+
     def _correlate(self, clear_BL, absorbed_BL, rows: slice, times: int) -> torch.Tensor:
         """Return correlations [B, rows, S] of signals with the templates or their products.
 
@@ -244,21 +293,25 @@ class _Part:
         forest after the transmission to the power `times`.
         """
         if not self.length:
-            return self.clear[rows] @ self._lagged(clear_BL)
-        total = torch.fft.rfft(clear_BL, self.length).conj()[:, None] * self.clear[rows]
+            return self.clear[rows] @ self._lagged(clear_BL, self.shifts)
+        signals = [(clear_BL, self.clear)]
         if self.absorbed:
-            dimmed = torch.fft.rfft(absorbed_BL * self.transmission**times, self.length)
-            total += dimmed.conj()[:, None] * self.blue[rows]
+            signals.append((absorbed_BL * self.transmission**times, self.blue))
             if self.troughs is not None:
-                plain = torch.fft.rfft(absorbed_BL, self.length)
-                total += plain.conj()[:, None] * self.troughs[rows]
-        return torch.fft.irfft(total, self.length)[..., : self.shifts]
+                signals.append((absorbed_BL, self.troughs))
+        spectra = [torch.fft.rfft(signal, self.length).conj_physical() for signal, _ in signals]
+        found = []
+        for row in range(len(clear_BL)):  # one by one: what a spectrum needs stays in the cache
+            total = spectra[0][row] * signals[0][1][rows]
+            for spectrum, (_, templates) in zip(spectra[1:], signals[1:], strict=True):
+                total.addcmul_(spectrum[row], templates[rows])
+            found.append(torch.fft.irfft(total, self.length)[..., : self.shifts])
+        return torch.stack(found)
 
-    def _lagged(self, signal_BL: torch.Tensor) -> torch.Tensor:
-        """Return [B, L + S − 1, S]: column s holds the signal from row s on."""
-        batch, reach = len(signal_BL), self.size + self.shifts - 1
-        lagged = signal_BL.new_zeros(batch, self.shifts, reach)
-        for lag in range(self.shifts):
+    def _lagged(self, signal_BL: torch.Tensor, lags: int) -> torch.Tensor:
+        """Return [B, L + lags − 1, lags]: column s holds the signal from row s on."""
+        lagged = signal_BL.new_zeros(len(signal_BL), lags, self.size + lags - 1)
+        for lag in range(lags):
             lagged[:, lag, lag : lag + self.size] = signal_BL
         return lagged.transpose(1, 2)
 
@@ -311,26 +364,24 @@ def _quadratic(matrix, vector, pairs, prior) -> torch.Tensor:
 
     A template without weight at a shift (its pivot vanishes) is left out there.
     """
-    count = vector.shape[1]
     entry = {pair: matrix[:, row] for row, pair in enumerate(pairs)}
-    lower, pivots, solved = {}, [], []
+    lower, scaled, solved = {}, {}, []  # scaled = lower · pivot
     total = torch.zeros_like(vector[:, 0])
-    for j in range(count):
+    for j in range(vector.shape[1]):
         diagonal = entry[j, j] + prior[:, j, None]
-        pivot = diagonal
+        pivot = diagonal.clone()
         for k in range(j):
-            pivot = pivot - lower[j, k].square() * pivots[k]
+            pivot.addcmul_(lower[j, k], scaled[j, k], value=-1)
         usable = pivot > 1e-10 * diagonal + 1e-300
         inverse = torch.where(usable, 1.0 / pivot, 0.0)
-        for i in range(j + 1, count):
-            value = entry[j, i]
+        for i in range(j + 1, vector.shape[1]):
+            value = entry[j, i].clone()
             for k in range(j):
-                value = value - lower[i, k] * lower[j, k] * pivots[k]
-            lower[i, j] = value * inverse
-        value = vector[:, j]
+                value.addcmul_(lower[i, k], scaled[j, k], value=-1)
+            lower[i, j], scaled[i, j] = value * inverse, value
+        value = vector[:, j].clone()
         for k in range(j):
-            value = value - lower[j, k] * solved[k]
-        pivots.append(torch.where(usable, pivot, 0.0))
+            value.addcmul_(lower[j, k], solved[k], value=-1)
         solved.append(value)
-        total = total + value.square() * inverse
+        total.addcmul_(value * value, inverse)
     return total

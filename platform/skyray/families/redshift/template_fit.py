@@ -10,7 +10,7 @@ from scipy.ndimage import uniform_filter1d
 
 from skyray.analysis.template_bases import GALAXY, LIGHT_KMS, LOG_STEP, QSO, STAR, TemplateBasis
 from skyray.families.redshift.recipes import FitConfig
-from skyray.models.redshift_minima import Minimum, apart, best_minima
+from skyray.models.redshift_minima import Minimum, apart, best_minima, refined
 from skyray.models.redshift_scan import Curve, RedshiftScan
 
 SPECTYPES = (GALAXY, QSO, STAR)
@@ -177,6 +177,8 @@ class TemplateFit:
 
     def _judged(self, curves, row: int, data, best: Minimum, second, fit: Fit) -> Fit:
         flux, weight, forest = data
+        near = self.scan.around(best.basis, best.redshift, flux, weight, forest)
+        best = refined(best, near)
         at = np.array([best.redshift])
         model = self.scan.fit(best.basis, at, flux[None], weight[None], forest[None])[1][0]
         basis, used = self.bases[best.basis], weight > 0
