@@ -28,7 +28,6 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 
 from report import Row, finish  # noqa: E402
 
-from skyray.analysis.template_bases import LOG_STEP, STAR, TemplateBasis, on_log_grid  # noqa: E402
 from skyray.cards import Card, load_card  # noqa: E402
 from skyray.config import ConfigError  # noqa: E402
 from skyray.data.rows import columns_of  # noqa: E402
@@ -37,6 +36,7 @@ from skyray.families.redshift.choice import combine  # noqa: E402
 from skyray.families.redshift.quality import SURVEY_DISAGREES  # noqa: E402
 from skyray.families.redshift.recipes import FitConfig  # noqa: E402
 from skyray.families.redshift.template_fit import TemplateFit  # noqa: E402
+from skyray.models.template_bases import LOG_STEP, STAR, TemplateBasis, on_log_grid  # noqa: E402
 from skyray.readers.base import SurveyFile, make_reader  # noqa: E402
 from skyray.readers.template_files import read_template_file  # noqa: E402
 from skyray.records import Grid, InvalidRecord, Spectrum  # noqa: E402

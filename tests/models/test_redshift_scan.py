@@ -7,18 +7,18 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter1d
 
-from skyray.analysis.template_bases import (
-    LOG_STEP,
-    LYMAN_ALPHA,
-    TemplateBasis,
-    from_arrays,
-    to_arrays,
-)
 from skyray.models.redshift_scan import (
     RedshiftScan,
     amplitude,
     fast_length,
     forest_transmission,
+)
+from skyray.models.template_bases import (
+    LOG_STEP,
+    LYMAN_ALPHA,
+    TemplateBasis,
+    from_arrays,
+    to_arrays,
 )
 
 FIRST, SIZE = 36000, 240

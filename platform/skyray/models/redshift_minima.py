@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from skyray.analysis.template_bases import LIGHT_KMS
 from skyray.models.redshift_scan import Curve
+from skyray.models.template_bases import LIGHT_KMS
 
 APART_KMS = 1000.0  # redshifts nearer than this are one
 

@@ -5,13 +5,14 @@ templates t_k the normal equations of the best combination at shift s are correl
 
     A_jk(s) = Σ_i w_i t_j(i−s) t_k(i−s),    b_k(s) = Σ_i w_i f_i t_k(i−s),
 
-computed for all s together by FFT, or for the few shifts of stars by a matrix product; χ²(s) = Σ w f² − bᵀ(A + Λ)⁻¹b, where Λ is the inverse prior
-variance of the coefficients (a Gaussian prior about 0 in units of the spectrum's own rms), and an
-LDLᵀ unrolled over k serves all s side by side. Intergalactic absorption depends on the observed
-wavelength alone except for its edge at rest-frame Lyα: templates are split there and the blue part
-sees weights times the transmission, which is exact. The forest's own fluctuations are no noise of the
-detector: there the weights may be others (`forest_ivar`), and −2 ln likelihood then has the weights'
-logarithm too, so that hypotheses with and without forest compare fairly.
+computed for all s together by FFT, or for the few shifts of stars by a matrix product;
+χ²(s) = Σ w f² − bᵀ(A + Λ)⁻¹b, where Λ is the inverse prior variance of the coefficients (a Gaussian
+prior about 0 in units of the spectrum's own rms), and an LDLᵀ unrolled over k serves all s side by
+side. Intergalactic absorption depends on the observed wavelength alone except for its edge at
+rest-frame Lyα: templates are split there and the blue part sees weights times the transmission,
+which is exact. The forest's own fluctuations are no noise of the detector: there the weights may be
+others (`forest_ivar`), and −2 ln likelihood then has the weights' logarithm too, so that hypotheses
+with and without forest compare fairly.
 
 All is done in float64: χ² is a small difference of large sums, and in float32 it is off by tens.
 
@@ -27,7 +28,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from skyray.analysis.template_bases import LOG_STEP, LYMAN_ALPHA, TemplateBasis
+from skyray.models.template_bases import LOG_STEP, LYMAN_ALPHA, TemplateBasis
 
 _TINY = 1e-12
 _FEW = 64  # shifts: a matrix product beats the FFT

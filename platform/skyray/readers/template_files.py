@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from astropy.io import fits
 
-from skyray.analysis.template_bases import GALAXY, QSO, STAR, TemplateBasis, on_log_grid
+from skyray.models.template_bases import GALAXY, QSO, STAR, TemplateBasis, on_log_grid
 from skyray.records import InvalidRecord
 
 BLUE, RED = 3600.0, 10000.0  # Å; templates cover at least this much of the observed spectrum

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 
-from skyray.analysis import template_bases
-from skyray.analysis.template_bases import GALAXY, QSO, STAR, TemplateBasis, from_arrays, to_arrays
+from skyray.models import template_bases
+from skyray.models.template_bases import GALAXY, QSO, STAR, TemplateBasis, from_arrays, to_arrays
 from skyray.simulate import (
     dust,
     galaxy_spectra,

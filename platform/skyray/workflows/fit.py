@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from skyray.analysis.template_bases import TemplateBasis
 from skyray.bundles.bundle import Predictor, write_bundle
 from skyray.cards import Card, load_card
 from skyray.config import ConfigError
@@ -27,6 +26,7 @@ from skyray.families.redshift.quality import BITS, SURVEY_DISAGREES
 from skyray.families.redshift.recipes import RedshiftRecipe, templates
 from skyray.inference.catalogue import Catalogue
 from skyray.inference.predict import predict
+from skyray.models.template_bases import TemplateBasis
 from skyray.pages.gallery import GalleryEntry, write_gallery
 from skyray.pages.report import write_report
 from skyray.readers.base import make_reader

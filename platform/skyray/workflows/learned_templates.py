@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from skyray.analysis.template_bases import GALAXY, LOG_STEP, QSO, STAR, TemplateBasis
 from skyray.analysis.weighted_components import weighted_components
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset, table_to_columns
+from skyray.models.template_bases import GALAXY, LOG_STEP, QSO, STAR, TemplateBasis
 from skyray.transforms.log_rebin import LogRebin
 
 _VECTORS = {GALAXY: 6, QSO: 6, STAR: 6}
@@ -27,8 +27,8 @@ def learn_templates(dataset: Dataset, vectors: dict[str, int] | None = None) -> 
         If no class has enough spectra.
     """
     count = _VECTORS | (vectors or {})
-    about = table_to_columns(dataset.take(np.arange(dataset.count()), ["spectype", "label",
-                                                                       "redshift", "zwarning"]))  # fmt: skip
+    names = ["spectype", "label", "redshift", "zwarning"]
+    about = table_to_columns(dataset.take(np.arange(dataset.count()), names))
     known = np.isfinite(about["redshift"]) & (about["zwarning"] <= 0)
     coarse = [dataset.card.coarse.get(str(name), str(name)) for name in about["label"]]
     kinds = np.array([str(a).upper() or b for a, b in zip(about["spectype"], coarse, strict=True)])

@@ -1,8 +1,8 @@
 """The one rule that makes an answer of networks and templates, and the columns that tell of it.
 
 1. The networks' classes and redshift are a prior on the templates' candidates. A share of it is
-   uniform (`FitConfig.prior_share`), and outside the networks' domain, or where their members
-   disagree, all of it: they choose among fits that are about as good, and never against a clear one.
+   uniform (`FitConfig.prior_share`), and outside the networks' domain, or where members disagree,
+   all of it: they choose among fits that are about as good, and never against a clear one.
 2. ``redshift`` is the best candidate's. Only where the templates leave the question open (another
    redshift fits nearly as well, no model describes the spectrum, or the range ends) and the
    networks are inside their domain and agree, it is the networks'; `source_of_redshift` says so.

@@ -16,7 +16,6 @@ from torch import nn
 
 from skyray.analysis.calibration import fit_sigma_scale, fit_temperature
 from skyray.analysis.domain import DomainGate
-from skyray.analysis.template_bases import LOG_STEP, from_arrays, to_arrays
 from skyray.config import ConfigError
 from skyray.families.base import (
     Choice,
@@ -41,6 +40,7 @@ from skyray.families.redshift.networks import (
 from skyray.families.redshift.recipes import RedshiftRecipe, examples
 from skyray.families.redshift.template_fit import TemplateFit
 from skyray.models.gasnet import GasNet, fold_batch_norm
+from skyray.models.template_bases import LOG_STEP, from_arrays, to_arrays
 from skyray.simulate.template_bases import built_in_bases
 from skyray.transforms.log_rebin import LogRebin
 from skyray.transforms.spectra import LinearResampler, inpaint, unit_rms

@@ -21,8 +21,8 @@ BITS = (
     Bit(1, "small_delta_chi2", "another redshift fits nearly as well"),
     Bit(2, "class_unsure", "an object of another class fits nearly as well"),
     Bit(4, "few_good_pixels", "less than half of the wavelength range was measured"),
-    Bit(8, "outside_templates", "the best redshift lies at the end of the templates' range, or they "
-        "cover less than nine tenths of the spectrum there"),
+    Bit(8, "outside_templates", "the best redshift lies at the end of the templates' range, or "
+        "they cover less than nine tenths of the spectrum there"),
     Bit(16, "lines_not_covered", "fewer than two of the class's main features lie on good pixels"),
     Bit(32, "poor_fit", "no template describes the spectrum: χ² is many times the pixels' number"),
     Bit(64, "negative_model", "the best model is negative light"),

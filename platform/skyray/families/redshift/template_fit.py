@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
-from skyray.analysis.template_bases import GALAXY, LIGHT_KMS, LOG_STEP, QSO, STAR, TemplateBasis
 from skyray.families.redshift.recipes import FitConfig
 from skyray.models.redshift_minima import Minimum, apart, best_minima, refined
 from skyray.models.redshift_scan import Curve, RedshiftScan
+from skyray.models.template_bases import GALAXY, LIGHT_KMS, LOG_STEP, QSO, STAR, TemplateBasis
 
 SPECTYPES = (GALAXY, QSO, STAR)
 PDF_STEP, PDF_SIZE = 1e-3, 2080  # in ln (1 + z), from 0 on: up to z = 7
@@ -19,7 +19,8 @@ _CHUNK, _CHUNK_CUDA = 4, 64
 _SMOOTH = 51  # pixels; of the running mean that finds the level of the light, taken twice
 # What an eye looks for: vacuum Å in the rest frame.
 FEATURES = {
-    GALAXY: (3728.5, 3934.8, 3969.6, 4305.6, 4862.7, 5008.2, 5176.7, 5894.6, 6564.6, 6725.5, 8544.4),
+    GALAXY: (3728.5, 3934.8, 3969.6, 4305.6, 4862.7, 5008.2, 5176.7, 5894.6, 6564.6, 6725.5,
+             8544.4),
     QSO: (1215.7, 1240.1, 1398.3, 1549.1, 1908.7, 2799.1, 4341.7, 4862.7, 5008.2, 6564.6),
     STAR: (),
 }  # fmt: skip

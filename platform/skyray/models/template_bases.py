@@ -1,7 +1,7 @@
 """Rest-frame spectral templates: linear bases of a class, each with a prior on its coefficients.
 
-One log-wavelength grid serves all: pixel ``i`` lies at ``10 ** (i · LOG_STEP)`` Å in vacuum, so that
-a redshift is a shift by whole pixels.
+One log-wavelength grid serves all: pixel ``i`` lies at ``10 ** (i · LOG_STEP)`` Å in vacuum, so
+that a redshift is a shift by whole pixels.
 """
 
 from __future__ import annotations
