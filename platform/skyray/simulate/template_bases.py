@@ -51,6 +51,7 @@ _NARROW = (
     {"[Ne V] 3427": 0.12, "[O II] 3729": 0.22, "[Ne III] 3870": 0.14},
 )
 _NARROW_KMS, _NARROW_SCATTER = 240.0, (0.2, 0.5)  # σ of the lines; scatter of ln strength
+_STAR_DUST, _CALIBRATION = 0.5, (0.06, 0.04)  # A_V; scatter of tilt and bend of ln flux
 _OUTFLOW_KMS, _OUTFLOW_VECTORS, _OUTFLOW_SHARE = 23000.0, 7, 0.1
 _PHYSICS = (
     dust, galaxy_spectra, lines, quasar_spectra, restframe, stars, stellar_lines, stellar_spectra,
@@ -119,13 +120,21 @@ def _galaxies(rng, count: int, starlight) -> np.ndarray:
 
 
 def _stars(rng, count: int, source, types: tuple[str, ...]) -> np.ndarray:
+    """Return stars [N, LOG_SIZE] behind the dust of all of the Galaxy, through imperfect optics.
+
+    Mock surveys look out of the disc; surveys of stars look into it, and fibres lose light by
+    colour, so that the flux calibration of a star is tilted and bent by some per cent.
+    """
     rest = restframe.rest_wavelength()
-    return np.stack(
-        [
-            source.flux(rng, types[i % len(types)], rest, 0.0, bool(rng.random() < 0.2))
-            for i in range(count)
-        ]
-    )
+    x = np.clip(np.log(rest / 6000.0) / 0.45, -1.2, 1.2)
+    drawn = []
+    for number in range(count):
+        kind = types[number % len(types)]
+        flux = source.flux(rng, kind, rest, 0.0, bool(rng.random() < 0.2))
+        flux = dust.redden(flux, rest, float(rng.exponential(_STAR_DUST)))
+        tilt, bend = rng.normal(0.0, _CALIBRATION)
+        drawn.append(flux * np.exp(tilt * x + bend * (x**2 - 0.4)))
+    return np.stack(drawn)
 
 
 def _quasars(rng, count: int, starlight, limits) -> tuple[np.ndarray, np.ndarray]:
