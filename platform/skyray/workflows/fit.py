@@ -30,7 +30,7 @@ from skyray.models.template_bases import TemplateBasis
 from skyray.pages.gallery import GalleryEntry, write_gallery
 from skyray.pages.report import write_report
 from skyray.readers.base import make_reader
-from skyray.readers.template_files import read_template_file
+from skyray.readers.template_files import FOREST_SCATTER, read_template_file
 from skyray.runtime import places, provenance
 from skyray.simulate.instruments import instrument
 from skyray.simulate.options import mock_options
@@ -116,6 +116,8 @@ def write_template_bundle(
     recipe: RedshiftRecipe = templates()
     if width is not None:
         recipe = recipe.override([f"fit.lsf_kms={width:.1f}"])
+    if bases is not None:
+        recipe = recipe.override([f"fit.forest_scatter={FOREST_SCATTER}"])
     info = DataInfo(
         card=card.name, record=card.record, classes=tuple(card.classes), coarse=dict(card.coarse),
         fingerprint="0" * 64, grid=card.grid.grid(), min_good_pixels=card.min_good_pixels,
