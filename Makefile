@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 FILES  ?=
 BUNDLE ?= demo/bundle
 
-.PHONY: setup demo test test-fast lint format bench serve clean help
+.PHONY: setup demo test test-fast differential lint format bench serve clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## */\t/' | expand -t 14
@@ -34,6 +34,9 @@ test: $(READY)   ## all tests
 
 test-fast: $(READY) ## tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
+
+differential: $(READY) ## 50,000 random files a format against other readers of it
+	SKYRAY_EXAMPLES=50000 $(BIN)/python -m pytest -s --timeout 14400 tests/readers/test_*_differential.py
 
 lint: $(READY)   ## style and import rules
 	$(BIN)/ruff check .

@@ -1,8 +1,9 @@
-"""Request body → cutouts: JPEG, PNG, FITS, numpy arrays, JSON."""
+"""Request body → cutouts: JPEG, PNG, TIFF, FITS, numpy arrays, JSON."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -16,13 +17,16 @@ from skyray.records import Cutout, InvalidRecord
 _READERS = {
     "image/jpeg": ("image_files", "upload.jpg"),
     "image/png": ("image_files", "upload.png"),
+    "image/tiff": ("image_files", "upload.tiff"),
     "application/fits": ("image_fits", "upload.fits"),
     "image/fits": ("image_fits", "upload.fits"),
     "application/x-npy": ("image_arrays", "upload.npy"),
     "application/x-npz": ("image_arrays", "upload.npz"),
 }
 CONTENT_TYPES = ("application/json", *_READERS)
-_OPTIONS = ("bands", "pixel_scale_arcsec", "survey", "max_pixels")
+_OPTIONS = ("pixel_scale_arcsec", "survey")
+_FLUX_OPTIONS = ("unit", "zero_point")  # what a card says of its FITS images, uploads too
+_LAYOUT_OPTIONS = {"image_fits": ("hdu", "hdus"), "image_arrays": ("items",)}  # of the same reader
 _MAX_SIDE = 4096
 
 
@@ -34,7 +38,7 @@ class CutoutJSON(BaseModel):
     image: list[list[list[float | None]]] = Field(description="[bands][rows][columns]")
     bands: list[str] | None = Field(None, description="one a plane; default: the model's own")
     object_id: str | int = ""
-    pixel_scale_arcsec: float | None = None
+    pixel_scale_arcsec: float | None = Field(None, gt=0, allow_inf_nan=False)
     survey: str | None = Field(None, max_length=100, description="default: the model's own")
 
 
@@ -57,10 +61,22 @@ def decode_cutouts(
     if body[:2] == b"\x1f\x8b":
         body = inflate(body, max_bytes)
     reader, default = _READERS[kind]
-    options = {key: card.reader_options[key] for key in _OPTIONS if key in card.reader_options}
+    options = _options(card, reader)
     ending = default[default.index(".") :]
     name = name if name.lower().endswith(ending) else default
-    return read_upload(reader, {**options, "bands": card.bands}, body, name, max_records)
+    return read_upload(reader, options, body, name, max_records)
+
+
+def _options(card: Card, reader: str) -> dict[str, Any]:
+    """Return a reader's options for an upload: what the card says, as far as it is of the file."""
+    names = set(_OPTIONS) | (set(_FLUX_OPTIONS) if reader == "image_fits" else set())
+    if reader == card.reader:
+        names |= set(_LAYOUT_OPTIONS.get(reader, ()))
+    found = {name: card.reader_options[name] for name in names & set(card.reader_options)}
+    # Known before anything is unpacked: what an image of the card can be, with room to shrink.
+    side = card.image_size * 2 if card.image_fit == "exact" else max(card.image_size * 4, 1024)
+    limit = card.reader_options.get("max_pixels", max(side, 512) ** 2)
+    return {**found, "bands": card.bands, "max_pixels": limit}
 
 
 def _cutout(item: CutoutJSON, row: int, card: Card) -> Cutout | InvalidRecord:
@@ -71,7 +87,8 @@ def _cutout(item: CutoutJSON, row: int, card: Card) -> Cutout | InvalidRecord:
         return InvalidRecord("image_shape", detail[:300], source, name)
     with np.errstate(over="ignore"):  # becomes infinite and is refused by name
         image = np.array(item.image, dtype=np.float64).astype(np.float32)
-    scale = item.pixel_scale_arcsec or card.pixel_scale_arcsec
+    scale = item.pixel_scale_arcsec
+    scale = card.pixel_scale_arcsec if scale is None else scale
     return Cutout(
         object_id=name,
         image=image,

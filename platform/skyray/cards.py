@@ -119,6 +119,9 @@ class Card(Config):
         default_factory=dict, description="class → STAR, GALAXY or QSO, for collapsed scores"
     )
     labels: list[LabelRule] = Field(default_factory=list)
+    label_from: str | None = Field(
+        None, description="field that holds the class itself, where no rule fits: folder"
+    )
     cuts: list[Condition] = Field(default_factory=list)
     min_good_pixels: int = 100
     object_key: ObjectKey = ObjectKey()
@@ -151,7 +154,8 @@ class Card(Config):
         for rule in self.labels:
             if all(condition.holds(fields) for condition in rule.where):
                 return rule.label
-        return ""
+        found = fields.get(self.label_from) if self.label_from else None
+        return found if found in self.classes else ""
 
     def check_cuts(self, fields: Mapping[str, Any], source: str = "") -> None:
         """Raise `InvalidRecord` (reason ``cut:<field>``) for a record outside the selection."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -83,6 +84,7 @@ class FileSource:
         self.reader_name = card.reader
         self.reader_options = dict(card.reader_options)
         self.sources = list(dict.fromkeys(places.absolute(source) for source in sources))
+        self._roots = _roots(self.sources)
         self._reader: Reader | None = None
         self._named: frozenset[str] = frozenset()
 
@@ -126,7 +128,13 @@ class FileSource:
             yield Unclaimed(others)
 
     def read(self, unit: Unit) -> Iterator[Record | InvalidRecord]:
-        return self.reader.read(SurveyFile(*places.resolve(unit.uri)), unit.number)
+        file = SurveyFile(*places.resolve(unit.uri), self._tree_path(unit.uri))
+        return self.reader.read(file, unit.number)
+
+    def _tree_path(self, uri: str) -> str:
+        """Return a file's path below the source it is of, or below all sources' common folder."""
+        path = _path(uri)
+        return next((path[len(root) :] for root in self._roots if path.startswith(root)), "")
 
     def _numbers(self, uri: str) -> list[int]:
         if type(self.reader).units is Reader.units:
@@ -135,6 +143,21 @@ class FileSource:
             return self.reader.units(SurveyFile(*places.resolve(uri))) or [0]
         except Exception:  # a damaged file: reading it says what is wrong
             return [0]
+
+
+def _roots(sources: Sequence[str]) -> list[str]:
+    """Return where names of files begin: the sources, outer ones first, and what they share."""
+    paths = sorted(_path(source) for source in sources)
+    shared = ""
+    for parts in zip(*(path.split("/")[:-1] for path in paths), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared += f"{parts[0]}/"
+    return [*(posixpath.join(path, "") for path in paths), shared]
+
+
+def _path(uri: str) -> str:
+    return places.split(uri)[1]
 
 
 def _kind(source: str) -> fs.FileType:

@@ -1,5 +1,5 @@
 """Survey files → records. No Ray, MLflow or HTTP here."""
 
-from skyray.readers import desi, fourmost, frames, images, lsst, sdss, tables, ztf
+from skyray.readers import desi, fourmost, frames, image_fits, images, lsst, sdss, tables, ztf
 
-__all__ = ["desi", "fourmost", "frames", "images", "lsst", "sdss", "tables", "ztf"]
+__all__ = ["desi", "fourmost", "frames", "image_fits", "images", "lsst", "sdss", "tables", "ztf"]

@@ -18,14 +18,23 @@ from skyray.records import InvalidRecord, Record
 
 @dataclass(frozen=True)
 class SurveyFile:
-    """One survey file on any filesystem that pyarrow knows (local, ``s3://``, ``gs://``)."""
+    """One survey file on any filesystem that pyarrow knows (local, ``s3://``, ``gs://``).
+
+    `tree_path` is its path below the folder that was given to be read, where there is one.
+    """
 
     filesystem: fs.FileSystem
     path: str
+    tree_path: str = ""
 
     @property
     def name(self) -> str:
         return posixpath.basename(self.path)
+
+    @property
+    def below(self) -> str:
+        """The path below the folder that was given; of a file given itself, its name."""
+        return self.tree_path or self.name
 
     def read_bytes(self) -> bytes:
         """Return the whole content."""

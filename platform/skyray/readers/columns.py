@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,10 +14,12 @@ import pyarrow.csv
 
 from skyray.readers.base import SurveyFile
 from skyray.readers.fits_bytes import FitsFile, Hdu
-from skyray.readers.fits_header import Header
+from skyray.readers.fits_header import Header, decode_text
+from skyray.readers.fits_image import is_fits_name
 from skyray.readers.foreign_arrow import ParquetFile
 from skyray.records import InvalidRecord
 
+_FITS_BYTES_AT_ONCE = 64 << 20  # of rows; the pixels of one spectrum, a row each, are far less
 _ROWS_AT_ONCE = 256  # of a Parquet row group: 256 spectra of 5,000 px in three arrays are 15 MB
 
 
@@ -35,19 +37,21 @@ class Columns:
         Number of the first row in its file.
     header : Header, optional
         FITS keywords, which stand in for columns that do not exist.
+    names : sequence of str
+        Every column of the file, where `columns` holds only those asked for.
     """
 
     source: str
     columns: Mapping[str, np.ndarray | pa.Array]
     first_row: int = 0
     header: Header | None = field(default=None, compare=False)
+    names: Sequence[str] = ()
 
     def _column(self, name: str) -> np.ndarray | pa.Array:
         if name not in self.columns:
+            found = sorted(self.names or self.columns)[:40]
             raise InvalidRecord(
-                "column_missing",
-                f"expected a column {name!r}, found {sorted(self.columns)[:40]}",
-                self.source,
+                "column_missing", f"expected a column {name!r}, found {found}", self.source
             )
         return self.columns[name]
 
@@ -67,7 +71,10 @@ class Columns:
             cell = column if row is None else _list_values(column, row)
             values = None if cell is None else cell.to_numpy(zero_copy_only=False)
         else:
-            values = column if row is None or (shared and column.ndim == 1) else column[row]
+            one = shared and column.ndim == 1 and column.dtype != object  # else lists of the heap
+            values = column if row is None or one else column[row]
+        if isinstance(values, np.ma.MaskedArray):
+            values = values.astype(np.float64).filled(np.nan)
         if values is None or np.ndim(values) != 1 or values.dtype.kind not in "fiub":
             found = "none" if values is None else f"{values.dtype} of shape {np.shape(values)}"
             where = self.source if row is None else f"{self.source}#{self.first_row + row}"
@@ -77,15 +84,35 @@ class Columns:
         return values
 
     def scalar(self, name: str, row: int | None) -> Any:
-        """Return a cell as a Python scalar; None for null. Row None means the first row."""
+        """Return a cell as a Python object, bytes as text; None for null. Row None: the first."""
         if name not in self.columns and self.header is not None:
             value = self.header.get(name.upper())
             if value is not None:
                 return value
-        cell = self._column(name)[row or 0]
+        cell = self._cell(name, row or 0)
+        return decode_text(cell.rstrip(b"\x00 ")) if isinstance(cell, bytes) else cell
+
+    def content(self, name: str, row: int) -> bytes | None:
+        """Return the bytes of a cell, an encoded image; None for null.
+
+        Raises
+        ------
+        InvalidRecord
+            ``column_missing``; ``column_type`` where it holds something else.
+        """
+        cell = self._cell(name, row)
+        if cell is None or isinstance(cell, bytes):
+            return cell
+        detail = f"{name}: expected bytes, found {type(cell).__name__}"
+        raise InvalidRecord("column_type", detail, f"{self.source}#{self.first_row + row}")
+
+    def _cell(self, name: str, row: int) -> Any:
+        cell = self._column(name)[row]
         if isinstance(cell, pa.Scalar):
             return cell.as_py()
-        return cell.item() if hasattr(cell, "item") else cell
+        if cell is np.ma.masked:
+            return None
+        return cell.item() if isinstance(cell, np.generic) else cell
 
 
 def _list_values(column: pa.Array, row: int) -> pa.Array | None:
@@ -110,7 +137,7 @@ def parquet_units(file: SurveyFile) -> list[int]:
 def open_columns(
     file: SurveyFile, unit: int, names: set[str], hdu: str | int | None = None
 ) -> Iterator[Columns]:
-    """Yield the rows of a file in pieces of bounded size (npz, CSV and FITS: in one piece).
+    """Yield the rows of a file in pieces of bounded size (npz and CSV: in one piece).
 
     Raises
     ------
@@ -126,8 +153,8 @@ def open_columns(
         yield Columns(file.path, _open_npz(file, names))
     elif file.name.endswith(".csv"):
         yield Columns(file.path, _open_csv(file))
-    elif file.name.removesuffix(".gz").endswith((".fits", ".fit")):
-        yield _open_fits(file, hdu)
+    elif is_fits_name(file.name):
+        yield from _open_fits(file, names, hdu)
     else:
         raise InvalidRecord("format_unknown", "expected .parquet, .npz, .csv or .fits", file.path)
 
@@ -165,23 +192,24 @@ def _open_csv(file: SurveyFile) -> dict[str, pa.Array]:
     return {name: table[name].combine_chunks() for name in table.column_names}
 
 
-def _open_fits(file: SurveyFile, wanted: str | int | None) -> Columns:
+def _open_fits(file: SurveyFile, names: set[str], wanted: str | int | None) -> Iterator[Columns]:
+    """Yield the columns named, in any case, of a FITS table; large ones in pieces."""
     with FitsFile(file) as fits:
-        table = _find_table(fits, wanted).table()
-        columns = {}
-        for name in table.layout.dtype.names:
-            columns[name] = columns[name.upper()] = table.column(name)
-        header = Header(next(fits.hdus()).header.block + table.hdu.header.block)
-    return Columns(file.path, columns, header=header)
+        hdu = _table_hdu(fits, wanted)
+        header = next(fits.hdus()).header
+        header = hdu.header if hdu.header.get("INHERIT") is False else hdu.header.over(header)
+        rows, width = hdu.row_count, max(1, hdu.header.get("NAXIS1"))
+        step = max(1, _FITS_BYTES_AT_ONCE // width)
+        for first in range(0, max(rows, 1), step):
+            table = hdu.table(first, first + step)
+            columns = {name: table.masked(name) for name in names if name in table}
+            yield Columns(file.path, columns, first, header, table.names)
 
 
-def _find_table(fits: FitsFile, wanted: str | int | None) -> Hdu:
+def _table_hdu(fits: FitsFile, wanted: str | int | None) -> Hdu:
+    if wanted is not None:
+        return fits.hdu(wanted)
     for hdu in fits.hdus():
-        if wanted is None:
-            if hdu.header.get("XTENSION") == "BINTABLE":
-                return hdu
-        elif wanted in (hdu.index, hdu.name):
+        if hdu.kind in ("table", "compressed table"):
             return hdu
-    fits.refuse(
-        "hdu_missing", f"expected HDU {wanted!r} or, for None, a binary table; found neither"
-    )
+    fits.refuse("hdu_missing", "expected a table, found none")

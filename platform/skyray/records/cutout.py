@@ -37,6 +37,9 @@ class Cutout:
         Further survey columns that cards may cut on or label by (``petro_rad_arcsec``, votes …).
     observation_id : str
         Unique for what was measured once; empty where `object_id` is.
+    statements : mapping
+        What was decided about the values, and from what the file states it: ``bands``, ``unit``,
+        ``hdu``, ``pixel_scale_arcsec`` …
     """
 
     object_id: str
@@ -50,6 +53,7 @@ class Cutout:
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     observation_id: str = ""
+    statements: Mapping[str, str] = field(default_factory=dict)
 
     def fields(self) -> dict[str, Any]:
         """Return the scalar columns that cards may name in cuts and label rules."""
