@@ -5,8 +5,8 @@
 DIR (default: SKYRAY_TEST_DATA) holds ``spectra_sdss/spectra.parquet`` (card ``sdss_table``), and
 where they are there ``templates/`` (spEigenGal, rrtemplate-QSO, star_bases.npz), DESI spectra and
 LAMOST stars. Truth are the surveys' own answers where they trust them; ours are made without them.
-Every figure of the built-in templates is also given for the half of the objects that nothing was
-chosen on ("other half": odd numbers in the order of first appearance on the sky). Without DIR only
+Every figure of the built-in templates is also given for the half of the objects that no setting was
+chosen on ("other half": odd numbers in the order of first appearance; first trials showed all). Without DIR only
 mocks are fitted.
 """
 
