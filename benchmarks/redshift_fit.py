@@ -5,9 +5,9 @@
 DIR (default: SKYRAY_TEST_DATA) holds ``spectra_sdss/spectra.parquet`` (card ``sdss_table``), and
 where they are there ``templates/`` (spEigenGal, rrtemplate-QSO, star_bases.npz), DESI spectra and
 LAMOST stars. Truth are the surveys' own answers where they trust them; ours are made without them.
-Every figure of the built-in templates is also given for the half of the objects that no setting was
-chosen on ("other half": odd numbers in the order of first appearance; first trials showed all). Without DIR only
-mocks are fitted.
+Figures of the built-in templates are also given for the half of the objects that settings were not
+chosen on ("other half": odd numbers in the order of first appearance; first trials showed all, and
+docs/redshift_fit.md names the one exception). Without DIR only mocks are fitted.
 """
 
 from __future__ import annotations

@@ -88,6 +88,12 @@ def test_differences_count_in_units_of_the_fits_own_chi2():
     assert "small_delta_chi2" in answer(fit(delta_chi2=40.0, chi2_reduced=3.0))["quality_words"]
 
 
+def test_quasars_need_a_larger_difference():
+    assert answer(fit(delta_chi2=30.0))["quality"] == 0
+    quasar = fit(best=minimum("QSO", 2.1), delta_chi2=30.0)
+    assert answer(quasar)["quality_words"] == "small_delta_chi2"
+
+
 def test_few_pixels_and_nothing_at_all():
     assert answer(fit(), measured=0.3)["quality_words"] == "few_good_pixels"
     found = answer(Fit(None))

@@ -21,6 +21,7 @@ from skyray.families.base import Columns, OutputColumn
 from skyray.families.redshift import quality
 from skyray.families.redshift.recipes import FitConfig
 from skyray.families.redshift.template_fit import PDF_SIZE, SPECTYPES, Fit, Prior
+from skyray.models.template_bases import QSO
 
 AGREE = 0.02  # of ln (1 + z): a spread of members below it is agreement
 SURE = 0.9
@@ -171,11 +172,13 @@ def _fit_flags(fit: Columns, fits, measured: np.ndarray, settings: FitConfig) ->
     """Return word → bool [B]. χ² differences count in units of the best fit's χ² a pixel."""
     spread = np.fmax(fit["chi2_reduced"], 1.0)
     missing = fit["class_fit"] == ""
+    quasar = fit["class_fit"] == QSO
+    least = np.where(quasar, settings.min_delta_chi2_quasar, settings.min_delta_chi2)
     with np.errstate(invalid="ignore"):
         return {
             "no_fit": missing,
             "few_good_pixels": np.asarray(measured) < 0.5,
-            "small_delta_chi2": ~missing & ~(fit["delta_chi2"] / spread >= settings.min_delta_chi2),
+            "small_delta_chi2": ~missing & ~(fit["delta_chi2"] / spread >= least),
             "class_unsure": ~missing
             & ~(fit["delta_chi2_class"] / spread >= settings.min_delta_chi2),
             "poor_fit": fit["chi2_reduced"] > settings.max_chi2,

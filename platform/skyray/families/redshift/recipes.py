@@ -49,6 +49,9 @@ class FitConfig(Config):
     min_delta_chi2: float = Field(
         16.0, ge=0, description="below it another redshift, or class, is as good (quality bits)"
     )
+    min_delta_chi2_quasar: float = Field(
+        50.0, ge=0, description="the same between redshifts of quasars, whose lines mimic others"
+    )
     max_chi2: float = Field(4.0, gt=0, description="χ² a pixel above which no template fits")
     galaxy_kms: float = Field(15.0, ge=0, description="systematic σ of a galaxy's redshift")
     quasar_kms: float = Field(400.0, ge=0, description="the same of quasars, whose lines shift")
