@@ -105,26 +105,37 @@ def combine(
         flags["network_disagrees"] = sure & other & ~use
     flags["survey_disagrees"] = _against_survey(spectype, z, survey)
     bits = quality.pack(flags)
-    answer = {
+    source = np.where(use, "network", np.where(fit["class_fit"] == "", "", "fit")).astype(object)
+    return {
         **_labels(spectype, network, classes, groups, fit),
         "redshift": z,
         "redshift_err": sigma,
-        "source_of_redshift": np.where(use, "network", np.where(fit["class_fit"] == "", "", "fit"))
-        .astype(object),
+        "source_of_redshift": source,
         "quality": bits,
         "quality_words": quality.words(bits),
         **fit,
         "redshift_network": _or_nan(network and network.redshift, len(fits)),
         "redshift_network_err": _or_nan(network and network.sigma, len(fits)),
+        **_survey_columns(z, sigma, survey),
+        "redshift_pdf": _densities(fits),
+    }
+
+
+def _survey_columns(z, sigma, survey: Mapping[str, np.ndarray]) -> Columns:
+    return {
         "class_survey": np.asarray(survey["class"], dtype=object),
         "redshift_survey": np.asarray(survey["redshift"], np.float64),
         "zwarning_survey": np.asarray(survey["zwarning"], np.int64),
         "sigmas_from_survey": _sigmas(z, sigma, survey),
-    }  # fmt: skip
-    answer["redshift_pdf"] = np.stack(
-        [np.zeros(PDF_SIZE, np.float32) if one.pdf is None else one.pdf for one in fits]
-    ) if len(fits) else np.zeros((0, PDF_SIZE), np.float32)  # fmt: skip
-    return answer
+    }
+
+
+def _densities(fits: Sequence[Fit]) -> np.ndarray:
+    rows = np.zeros((len(fits), PDF_SIZE), np.float32)
+    for row, one in zip(rows, fits, strict=True):
+        if one.pdf is not None:
+            row[:] = one.pdf
+    return rows
 
 
 def nothing_fitted(network: Columns) -> Columns:

@@ -35,24 +35,23 @@ from skyray.families.redshift.networks import (
     ClassifierLoss,
     GasNetPipeline,
     RedshiftLoss,
+    classify,
     decode_redshift,
+    forward,
+    softmax,
 )
 from skyray.families.redshift.recipes import RedshiftRecipe, examples
 from skyray.families.redshift.template_fit import TemplateFit
-from skyray.models.gasnet import GasNet, fold_batch_norm
+from skyray.models.gasnet import fold_batch_norm
 from skyray.models.template_bases import LOG_STEP, from_arrays, to_arrays
 from skyray.simulate.template_bases import built_in_bases
 from skyray.transforms.log_rebin import LogRebin
 from skyray.transforms.spectra import LinearResampler, inpaint, unit_rms
 
-# Rows per forward pass: the working set of a chunk stays in a CPU core's cache.
-_CHUNK = 32
-_CHUNK_CUDA = 1024
 _MIN_COVERAGE = 0.5
 STAR = "STAR"
 TEMPLATES = "templates/"  # of the calibration's tensors: what `skyray fit` fits
-_SURVEY = {"class": "spectype", "redshift": "redshift", "redshift_err": "redshift_err",
-           "zwarning": "zwarning"}  # fmt: skip
+_SURVEY = {"class": "spectype"} | {n: n for n in ("redshift", "redshift_err", "zwarning")}
 
 
 class RedshiftFamily(Family):
@@ -229,6 +228,7 @@ class RedshiftFamily(Family):
     def transform_settings(self) -> dict[str, Any]:
         return {
             "input": self.recipe.input.snapshot(),
+            "networks": self.recipe.networks,
             "masked_pixels": self.recipe.switch("masked_pixels"),
             "grid": self.data.grid.to_dict(),
             "classes": list(self.data.classes),
@@ -259,7 +259,7 @@ class RedshiftFamily(Family):
     def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
         known = inputs["label_index"] >= 0
         label = inputs["label_index"][known]
-        logits, features = _classify(model.classifier, inputs["x"][known])
+        logits, features = classify(model.classifier, inputs["x"][known])
         corrected = self.recipe.switch("probabilities") == "corrected"
         values: dict[str, Any] = {
             "temperature": fit_temperature(logits, label) if corrected else 1.0,
@@ -291,7 +291,7 @@ class RedshiftFamily(Family):
     def _redshift(self, model, name: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation (ddof 0) over the members (eqs. 7, 8)."""
         z = np.stack(
-            [decode_redshift(_forward(member, x), self.recipe) for member in model.redshift[name]]
+            [decode_redshift(forward(member, x), self.recipe) for member in model.redshift[name]]
         )
         return z.mean(axis=0), z.std(axis=0)
 
@@ -329,8 +329,8 @@ class RedshiftFamily(Family):
 
     def _answer_of_networks(self, model, inputs: Columns, calibration, tensors) -> Columns:
         """Return class, probabilities and redshift as the networks alone give them."""
-        logits, features = _classify(model.classifier, inputs["x"])
-        probability = _softmax(logits / calibration["temperature"])
+        logits, features = classify(model.classifier, inputs["x"])
+        probability = softmax(logits / calibration["temperature"])
         best = probability.argmax(axis=1)
         gate = DomainGate.from_tensors({k: v.cpu().numpy() for k, v in tensors.items()})
         distance = gate.score(features)
@@ -395,37 +395,6 @@ class RedshiftFamily(Family):
         from skyray.families.redshift import figures  # matplotlib is no business of workers
 
         return figures.write_figures(table, metrics, folder, self.data.classes, self.data.coarse)
-
-
-@torch.inference_mode()
-def _forward(network: GasNet, x: np.ndarray) -> np.ndarray:
-    """Return the single output of a redshift network, float64 [B]."""
-    return np.concatenate([network(chunk)[:, 0].double().cpu() for chunk in _chunks(network, x)])
-
-
-@torch.inference_mode()
-def _classify(network: GasNet, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return logits float64 [B, C] and penultimate features float32 [B, F]."""
-    if len(x) == 0:
-        return np.zeros((0, network.outputs)), np.zeros((0, network.head.in_features), np.float32)
-    logits, features = [], []
-    for chunk in _chunks(network, x):
-        hidden = network.features(chunk)
-        features.append(hidden.float().cpu().numpy())
-        logits.append(network.head(hidden).double().cpu().numpy())
-    return np.concatenate(logits), np.concatenate(features)
-
-
-def _chunks(network: GasNet, x: np.ndarray):
-    device = network.head.weight.device
-    size = _CHUNK_CUDA if device.type == "cuda" else _CHUNK
-    for start in range(0, len(x), size):
-        yield torch.as_tensor(x[start : start + size]).to(device)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 FAMILY = RedshiftFamily
