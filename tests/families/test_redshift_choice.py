@@ -58,12 +58,15 @@ def test_a_network_never_replaces_a_clear_fit_but_a_sure_one_is_heard():
     assert found["quality_words"] == "network_disagrees"
 
 
-@pytest.mark.parametrize("doubt", [{"in_domain": False}, {"sigma": 0.3}])
-def test_a_doubtful_network_says_nothing(doubt):
+@pytest.mark.parametrize(
+    ("doubt", "word"),
+    [({"in_domain": False}, "out_of_domain"), ({"sigma": 0.3}, "members_disagree")],
+)
+def test_a_doubtful_network_says_nothing(doubt, word):
     open_fit = fit(delta_chi2=2.0)
     found = answer(open_fit, network(**doubt))
     assert found["source_of_redshift"] == "fit"
-    assert found["quality_words"] == "small_delta_chi2"
+    assert found["quality_words"] == f"small_delta_chi2,{word}"
 
 
 def test_where_templates_leave_it_open_a_sound_network_answers():

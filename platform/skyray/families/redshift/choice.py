@@ -102,6 +102,8 @@ def combine(
         )
         for word in flags:
             flags[word] = flags[word] & (~use | (word == "few_good_pixels"))
+        flags["members_disagree"] = doubtful & ~network.agree
+        flags["out_of_domain"] = doubtful & ~network.in_domain
         flags["network_disagrees"] = sure & other & ~use
     flags["survey_disagrees"] = _against_survey(spectype, z, survey)
     bits = quality.pack(flags)

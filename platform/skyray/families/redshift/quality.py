@@ -26,9 +26,8 @@ BITS = (
     Bit(16, "lines_not_covered", "fewer than two of the class's main features lie on good pixels"),
     Bit(32, "poor_fit", "no template describes the spectrum: χ² is many times the pixels' number"),
     Bit(64, "negative_model", "the best model is negative light"),
-    Bit(128, "members_disagree", "the redshift is the networks' own, and they disagree"),
-    Bit(256, "out_of_domain", "the redshift is the networks' own, and the spectrum is unlike those "
-        "they were trained on"),
+    Bit(128, "members_disagree", "templates leave it open, and the networks' members disagree"),
+    Bit(256, "out_of_domain", "templates leave it open, and the networks know no such spectra"),
     Bit(512, "network_disagrees", "networks that are sure of their answer give another one"),
     Bit(1024, "survey_disagrees", "the survey trusts another redshift or class"),
     Bit(2048, "no_fit", "nothing could be fitted"),
