@@ -72,7 +72,7 @@ class SpectrumRows:
     """flux, ivar, mask on the card's grid."""
 
     copied = (*_OBJECT, "spectype", "subtype", "redshift", "redshift_err", "zwarning", "snr")
-    told = ("redshift",)
+    told = ("spectype", "redshift", "redshift_err", "zwarning")
 
     def schema(self, card: Card) -> pa.Schema:
         return spectrum_schema(card.grid.grid())

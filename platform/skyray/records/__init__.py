@@ -22,8 +22,9 @@ from skyray.records.spectrum import Grid, Spectrum, check_spectrum, ivar_fault, 
 Record = Spectrum | Cutout | Alert
 
 __all__ = [
-    "SCHEMA_VERSION", "SPLITS", "STAMPS", "Alert", "Cutout", "Grid", "InvalidRecord",
-    "NotNow", "Record", "Spectrum", "alert_schema", "attempt", "check_alert", "check_cutout", "check_spectrum",
-    "check_table", "cutout_schema", "describe_schema", "each_or_all", "ivar_fault", "refusal_of",
-    "spectrum_schema", "tensor_array", "tensor_type", "tensor_values", "to_the_end",
+    "SCHEMA_VERSION", "SPLITS", "STAMPS", "Alert", "Cutout", "Grid", "InvalidRecord", "NotNow",
+    "Record", "Spectrum", "alert_schema", "attempt", "check_alert", "check_cutout",
+    "check_spectrum", "check_table", "cutout_schema", "describe_schema", "each_or_all",
+    "ivar_fault", "refusal_of", "spectrum_schema", "tensor_array", "tensor_type", "tensor_values",
+    "to_the_end",
 ]  # fmt: skip
