@@ -83,19 +83,17 @@ def test_air_is_converted(tmp_path):
 @pytest.mark.parametrize(
     ("unit", "factor"),
     [("erg cm-2 s-1 A-1", 1e17), ("erg/s/cm^2/nm", 1e16), ("W/m2/um", 1e16),
-     ("10**(-16)erg.cm**(-2).s**(-1).angstrom**(-1)", 10.0), ("Jy", "per pixel")],
+     ("10**(-16)erg.cm**(-2).s**(-1).angstrom**(-1)", 10.0)],
 )  # fmt: skip
 def test_flux_units_of_every_spelling(tmp_path, unit, factor):
     spectrum = read(write(tmp_path / "x.fits", unit=unit))
-    if factor == "per pixel":  # 1 Jy = 1e-23 erg/s/cm²/Hz; f_λ = f_ν c / λ²
-        factor = 1e-23 * 2.99792458e18 / WAVE**2 * 1e17
     np.testing.assert_allclose(spectrum.flux, factor * np.linspace(1, 2, 5801), rtol=1e-6)
     good = spectrum.ivar > 0
     expected = np.broadcast_to(1 / (0.25 * np.asarray(factor)) ** 2, WAVE.shape)
     np.testing.assert_allclose(spectrum.ivar[good], expected[good], rtol=1e-6)
 
 
-@pytest.mark.parametrize("unit", ["adu", "", "mag", "A"])
+@pytest.mark.parametrize("unit", ["adu", "", "mag", "A", "Jy"])
 def test_a_flux_of_no_known_unit_is_refused(tmp_path, unit):
     with pytest.raises(InvalidRecord, match=r"unit_unknown.*FLUX"):
         read(write(tmp_path / "x.fits", unit=unit))

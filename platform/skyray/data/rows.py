@@ -33,6 +33,7 @@ from skyray.records import (
     check_spectrum,
     cutout_schema,
     spectrum_schema,
+    statements_text,
 )
 from skyray.transforms.alerts import FEATURES, alert_features, place_stamp
 from skyray.transforms.images import fit_image, fitted_scale
@@ -203,6 +204,7 @@ def row_of(card: Card, record: Record, apply_cuts: bool = True) -> dict[str, Any
         "split": split_of(key, card.split),
         "label": card.label_of(fields),
         "extra": plain_json(extra),
+        "statements": statements_text(record.statements),
         **kind.arrays(record, card),
     }
 

@@ -28,7 +28,7 @@ from skyray.readers.desi_fibres import INTEGERS, bad_arms, fibre_fault, target_f
 from skyray.readers.desi_redshifts import redshift_table, redshifts_of
 from skyray.readers.fits_bytes import FitsFile, Hdu, Table
 from skyray.readers.layout import fits_names, refuse_companion, refuse_layout
-from skyray.readers.survey_units import flux_factor, to_angstrom
+from skyray.readers.units import flux_factor, to_angstrom
 from skyray.records import Grid, InvalidRecord, Spectrum, ivar_fault
 from skyray.transforms.spectra import coadd_arms, median_snr
 
@@ -206,7 +206,7 @@ class _Arm:
         self.name = name
         wavelength = fits.need(f"{name}_WAVELENGTH")
         unit = str(wavelength.header.get("BUNIT") or "Angstrom")  # without one, the data model's
-        self.wavelength = to_angstrom(fits, wavelength.name, unit, wavelength.image())
+        self.wavelength = to_angstrom(fits.source, wavelength.name, unit, wavelength.image())
         self.images: list[Hdu] = [fits.need(f"{name}_{kind}") for kind in ("FLUX", "IVAR")]
         self.mask = fits.find(f"{name}_MASK")  # absent in some early and reduced files
         expected = (rows, len(self.wavelength))
@@ -217,7 +217,9 @@ class _Arm:
                 )
             hdu.check_whole()
         unit = str(self.images[0].header.get("BUNIT") or "").strip()
-        self.factor = flux_factor(fits, f"{name}_FLUX", unit, self.wavelength) if unit else 1.0
+        self.factor = (
+            flux_factor(fits.source, f"{name}_FLUX", unit, self.wavelength) if unit else 1.0
+        )
 
     def block(self, rows: range) -> tuple[np.ndarray, ...]:
         """Return wavelength [P], flux, ivar and mask [rows, P]."""

@@ -9,7 +9,8 @@ OBJECT       target identifier (text); becomes ``object_id``
 ARCFILE      the archive's own name of the file; becomes ``observation_id``
 RA, DEC      degrees, ICRS
 SNR          median signal-to-noise a pixel
-SPECSYS      BARYCENT or HELIOCEN; TOPOCENT is refused
+SPECSYS      BARYCENT or HELIOCEN; TOPOCENT is corrected where site, time and
+             position are told, else refused
 TRG_CLS      class of the target as text (``ClusB``); absent or empty where unknown
 TRG_Z        redshift of the target; absent where unknown
 ===========  =====================================================================
@@ -18,10 +19,10 @@ The first BINTABLE with WAVE and FLUX (called SPECTRUM, PHASE3SPECTRUM or nothin
 array columns of one length:
 
 ================  ================================================================
-WAVE              wavelength, TUNIT a length; vacuum unless its TUCD contains ``air``
-                  (``em.wl;obs.air``), as the ESO standard writes it
-FLUX              TUNIT any flux density, such as
-                  ``10**(-17)erg.cm**(-2).s**(-1).angstrom**(-1)`` or ``Jy``
+WAVE              wavelength, TUNIT a length; vacuum unless its TUCD says air
+                  (``em.wl;obs.atmos``, ``em.wl;obs.air``), as the ESO standard writes it
+FLUX              TUNIT any flux density per wavelength, such as
+                  ``10**(-17)erg.cm**(-2).s**(-1).angstrom**(-1)``
 ERR_FLUX or ERR   1 σ in the unit of FLUX; 0 = not measured
 QUAL              0 = good; absent: the file flags no pixel
 ================  ================================================================
@@ -34,17 +35,21 @@ Source: ESO External Data Products Standard, issue 8, section 5.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
+from skyray.readers.column_facts import fits_facts
 from skyray.readers.fits_bytes import FitsFile, Header, Table
 from skyray.readers.layout import columns_of, fits_names, refuse_layout, stem
-from skyray.readers.survey_units import column_card, flux_factor, to_angstrom
+from skyray.readers.medium import medium_said
+from skyray.readers.spectrum_values import Meaning, decide
+from skyray.readers.table_options import WavelengthOptions
+from skyray.readers.units import FLUX, is_flux, parse_unit
 from skyray.records import InvalidRecord, Spectrum
-from skyray.transforms.spectra import air_to_vacuum, ivar_of_error, median_snr
+from skyray.transforms.spectra import median_snr
 
 
 @register
@@ -62,12 +67,8 @@ class FourmostReader(Reader):
 def _read_spectrum(fits: FitsFile, name: str) -> Spectrum:
     header = next(fits.hdus()).header
     table = _spectrum_table(fits)
-    wavelength, flux, error, mask = _pixels(fits, table)
-    ivar = ivar_of_error(error, mask)
+    wavelength, flux, ivar, mask, statements = _pixels(fits, table)
     spectype = str(header.get("TRG_CLS", "")).strip()
-    if str(header.get("SPECSYS", "")).strip().upper() == "TOPOCENT":
-        detail = "SPECSYS: expected barycentric or heliocentric wavelengths, found TOPOCENT"
-        fits.refuse("frame_topocentric", detail)
     snr = header.number("SNR")
     same = len({wavelength.size, flux.size, ivar.size, mask.size}) == 1
     object_id = str(header.get("OBJECT") or "").strip() or stem(name)
@@ -93,24 +94,51 @@ def _read_spectrum(fits: FitsFile, name: str) -> Spectrum:
         source=fits.source,
         observation_id=_observation_id(header, object_id, flux),
         extra={key: value for key, value in extra.items() if value is not None},
+        statements=statements,
     )
 
 
 def _pixels(fits: FitsFile, table: Table) -> tuple[np.ndarray, ...]:
-    """Return vacuum wavelength (Å), flux and 1 σ (1e-17 erg/s/cm²/Å) and what is flagged."""
+    """Return vacuum wavelength (Å), flux and ivar as `Spectrum` has them, and what is flagged.
+
+    And the statements that this rests on.
+    """
     error_name = "err" if "err" in table and "err_flux" not in table else "err_flux"
     wave, flux, error = (np.atleast_1d(table.column(c)[0]) for c in ("wave", "flux", error_name))
-    flagged = np.atleast_1d(table.column("qual")[0]) if "qual" in table else np.zeros(flux.shape)
-    wavelength = to_angstrom(fits, "WAVE", column_card(table.hdu, "TUNIT", "wave"), wave)
-    unit = column_card(table.hdu, "TUNIT", "flux")
-    error_unit = column_card(table.hdu, "TUNIT", error_name) or unit
-    if wave.shape == flux.shape == error.shape:  # else `check_spectrum` says what is wrong
-        flux = flux.astype(np.float64) * flux_factor(fits, "FLUX", unit, wavelength)
-        factor = flux_factor(fits, error_name.upper(), error_unit, wavelength)
-        error = error.astype(np.float64) * factor
-    if "air" in re.split("[;.]", column_card(table.hdu, "TUCD", "wave").lower()):
-        wavelength = air_to_vacuum(wavelength)
-    return wavelength, flux.astype(np.float32), error, flagged != 0
+    mask = np.atleast_1d(table.column("qual")[0]) if "qual" in table else np.zeros(flux.shape)
+    mask = mask != 0
+    meaning = _meaning(fits, table, error_name)
+    wavelength = meaning.wavelength(wave)
+    if not wave.shape == flux.shape == error.shape:  # `check_spectrum` says what is wrong
+        return wavelength, flux, error, mask, meaning.statements
+    return wavelength, *meaning.flux(wavelength, flux, error, mask), mask, meaning.statements
+
+
+def _meaning(fits: FitsFile, table: Table, error_name: str) -> Meaning:
+    header = table.hdu.header.over(next(fits.hdus()).header)
+    columns = fits_facts(table.hdu.header)
+    facts = {"wavelength": columns.of("WAVE"), "flux": columns.of("FLUX"),
+             "noise": columns.of(error_name)}  # fmt: skip
+    for role in ("wavelength", "flux"):
+        if not facts[role].unit:
+            detail = f"{facts[role].name}: expected a unit, as the standard has it, found none"
+            fits.refuse("unit_unknown", detail)
+    unit = parse_unit(facts["flux"].unit)
+    if unit is not None and is_flux(facts["flux"].unit) and not unit.is_equivalent(FLUX):
+        detail = f"FLUX: expected a flux density per wavelength, found {facts['flux'].unit!r}"
+        fits.refuse("unit_unknown", detail)
+    length = parse_unit(facts["wavelength"].unit)
+    if length is None or not length.is_equivalent("Angstrom"):
+        detail = f"WAVE: expected a unit of length, found {facts['wavelength'].unit!r}"
+        fits.refuse("unit_unknown", detail)
+    # The standard: vacuum unless it says air.
+    silent = not medium_said(header, facts["wavelength"].told())
+    medium = "vacuum" if silent else "from_file"
+    found = decide(fits.source, header, facts, WavelengthOptions(column="WAVE"), medium, None, True)
+    if silent:
+        told = {**found.statements, "medium": "vacuum: ESO standard, no TUCD of WAVE"}
+        return replace(found, statements=told)
+    return found
 
 
 def _spectrum_table(fits: FitsFile) -> Table:

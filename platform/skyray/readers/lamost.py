@@ -27,7 +27,7 @@ import numpy as np
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.fits_bytes import FitsFile, Hdu, Header
 from skyray.readers.layout import columns_of, fits_names, image_shape, refuse_layout
-from skyray.readers.survey_units import column_card, to_angstrom
+from skyray.readers.units import column_card, to_angstrom
 from skyray.records import InvalidRecord, Spectrum
 from skyray.transforms.spectra import air_to_vacuum, median_snr
 
@@ -170,7 +170,7 @@ def _table_pixels(fits: FitsFile, hdu: Hdu) -> tuple[np.ndarray, ...]:
         unit = (
             column_card(hdu, "TUNIT", "wavelength") or "Angstrom"
         )  # without one, the data model's
-        wavelength = to_angstrom(fits, "wavelength", unit, pixels("wavelength"))
+        wavelength = to_angstrom(fits.source, "wavelength", unit, pixels("wavelength"))
     else:
         wavelength = 10.0 ** pixels("loglam").astype(np.float64)
     flux, ivar = (pixels(name).astype(np.float32) for name in ("flux", "ivar"))

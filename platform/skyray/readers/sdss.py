@@ -27,7 +27,7 @@ import numpy as np
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.fits_bytes import FitsFile, Table
 from skyray.readers.layout import columns_of, fits_names, image_shape, is_table, refuse_layout, stem
-from skyray.readers.survey_units import column_card, flux_factor, to_angstrom
+from skyray.readers.units import column_card, flux_factor, to_angstrom
 from skyray.records import InvalidRecord, Spectrum
 from skyray.transforms.spectra import air_to_vacuum, median_snr
 
@@ -160,7 +160,7 @@ def _in_flux_units(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return flux and ivar in our unit, by TUNIT or BUNIT; without them it is the data model's."""
     unit = column_card(coadd.hdu, "TUNIT", "flux") or next(fits.hdus()).header.get("BUNIT", "")
-    factor = flux_factor(fits, "flux", str(unit), wavelength) if str(unit).strip() else 1.0
+    factor = flux_factor(fits.source, "flux", str(unit), wavelength) if str(unit).strip() else 1.0
     if np.ndim(factor) or factor != 1.0:
         flux = flux.astype(np.float64) * factor
         ivar = ivar.astype(np.float64) / np.square(factor)
@@ -181,7 +181,7 @@ def _wavelengths(fits: FitsFile, coadd: Table) -> np.ndarray:
                 )
     else:
         unit = column_card(coadd.hdu, "TUNIT", "wavelength") or "Angstrom"
-        found = to_angstrom(fits, "wavelength", unit, _pixels(fits, coadd, "wavelength"))
+        found = to_angstrom(fits.source, "wavelength", unit, _pixels(fits, coadd, "wavelength"))
     air = next(fits.hdus()).header.get("VACUUM") is False
     return air_to_vacuum(found) if air else found
 
