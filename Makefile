@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 FILES  ?=
 BUNDLE ?= demo/bundle
 
-.PHONY: setup demo test test-fast differential lint format bench serve clean help
+.PHONY: setup demo test test-fast differential lint format docs bench serve clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## */\t/' | expand -t 14
@@ -45,6 +45,9 @@ lint: $(READY)   ## style and import rules
 format: $(READY) ## rewrite in house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)   ## the pages that are made from the code
+	$(BIN)/python -m skyray.records.reasons docs/refusals.md
 
 bench: $(READY)  ## the short benchmarks; tables and JSON in results/ (long ones: see benchmarks/)
 	@for name in ingest train_overhead; do \

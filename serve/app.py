@@ -23,7 +23,7 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from serve.body import authorise, read_body
-from serve.decode import decode
+from serve.decoding import Decoders, Decoding, Upload
 from serve.encode import ARROW_STREAM, arrow_answers, json_answers, refuse_unanswered
 from serve.model import Answers, RecordModel
 from serve.openapi import (
@@ -46,7 +46,6 @@ from starlette.exceptions import HTTPException
 import skyray
 from skyray.bundles.bundle import read_bundle
 from skyray.cards import load_card
-from skyray.data.rows import admit
 from skyray.families.base import DataInfo
 from skyray.inference.serving import TOKEN_VARIABLE
 from skyray.records import InvalidRecord, Record
@@ -71,7 +70,8 @@ class PredictionService:
         self._record = record
         self._page = Path(__file__).with_name("explorer.html").read_text(encoding="utf-8")
         self._in_flight = 0
-        self._about: dict[str, Any] | None = None
+        self._decoders = Decoders(settings)
+        self._decoding: Decoding | None = None
         self._loading = asyncio.Lock()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -144,20 +144,17 @@ class PredictionService:
             self._in_flight -= 1
 
     async def _decode(self, content_type: str, body: bytes, name: str):
-        if self._about is None:
+        if self._decoding is None:
             async with self._loading:
-                self._about = await self._ask_model(self._settings.predict_timeout_s)
-        data = DataInfo.from_dict(self._about["data"])
-        card = load_card(self._settings.card or data.card)
+                self._decoding = await self._what_decides()
+        return await self._decoders.decode(self._decoding, Upload(content_type, body, name))
 
-        def work():
-            limits = self._settings
-            items = decode(
-                content_type, body, card, limits.max_records, limits.max_body_bytes, name
-            )
-            return [admit(item, data) for item in items]
-
-        return await asyncio.to_thread(work)
+    async def _what_decides(self) -> Decoding:
+        limits = self._settings
+        about = await self._ask_model(limits.predict_timeout_s)
+        data = DataInfo.from_dict(about["data"])
+        card = load_card(limits.card or data.card)
+        return Decoding(card, data, limits.max_records, limits.max_body_bytes)
 
     async def _predict(
         self, items: list[Record | InvalidRecord], detail: bool

@@ -16,8 +16,10 @@ from serve.uploads import Decoded, too_many
 
 from skyray.cards import Card
 
-# Compressed bodies may grow to this multiple of the body limit, no further.
+# Compressed bodies may grow to this multiple of the body limit, and of their own size beside some
+# MiB, no further: images and spectra shrink by 2 to 10.
 _INFLATION = 8
+_OWN_INFLATION, _FREE_BYTES = 64, 16 << 20
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def decode(
     card : Card
         Names the record type, and the reader of uploaded survey files.
     max_records, max_bytes : int
-        Limits; more records → 413, a file that inflates beyond 8 × `max_bytes` → 413.
+        Limits; more records → 413, a body that inflates beyond 8 × `max_bytes`, or beyond 16 MiB
+        and 64 times its size → 413.
     name : str
         File name of an upload, for readers that look at it.
     """
@@ -56,7 +59,8 @@ def decode(
     if kind not in decoder.content_types:
         known = ", ".join(decoder.content_types)
         raise Refusal(415, "content_type_unknown", f"expected one of {known}; found {kind[:80]!r}")
-    decoded = decoder.decode(kind, body, card, max_records, _INFLATION * max_bytes, name)
+    most = min(_INFLATION * max_bytes, _FREE_BYTES + _OWN_INFLATION * len(body))
+    decoded = decoder.decode(kind, body, card, max_records, most, name)
     if len(decoded) > max_records:
         raise too_many(max_records)
     if not decoded:

@@ -10,7 +10,7 @@ import base64
 import io
 import json
 import zipfile
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from astropy.io import fits
@@ -20,7 +20,7 @@ from serve.refusal import Refusal
 from serve.uploads import Decoded, read_upload
 
 from skyray.cards import Card
-from skyray.readers.ztf import alert_of
+from skyray.readers.alert_packet import alert_of
 from skyray.records import STAMPS, Alert, InvalidRecord, attempt
 
 _AVRO = ("application/avro", "avro/binary", "application/octet-stream")
@@ -28,7 +28,8 @@ _NPZ = "application/x-npz"
 CONTENT_TYPES = ("application/json", *_AVRO, _NPZ)
 _MAX_STAMP = 512
 
-Stamp = str | list[list[float | None]]
+Row = Annotated[list[float | None], Field(fail_fast=True, max_length=_MAX_STAMP)]
+Stamp = str | Annotated[list[Row], Field(fail_fast=True, max_length=_MAX_STAMP)]
 
 
 class AlertJSON(BaseModel):
@@ -39,7 +40,9 @@ class AlertJSON(BaseModel):
     objectId: str = Field(min_length=1, max_length=200)
     candid: int
     candidate: dict[str, Any] = Field(description="jd, fid, ra, dec, magpsf …")
-    prv_candidates: list[dict[str, Any]] = Field(default_factory=list, max_length=10_000)
+    prv_candidates: Annotated[list[dict[str, Any]], Field(fail_fast=True)] = Field(
+        default_factory=list, max_length=10_000
+    )
     cutouts: dict[str, Stamp] = Field(
         description="science, template, difference: base64 of FITS (gzipped or not), or rows"
     )
@@ -58,7 +61,7 @@ def decode_alerts(
 ) -> Decoded:
     """Return the alerts of a body of content type `kind`, one of `CONTENT_TYPES`."""
     if kind == "application/json":
-        return json_records(body, AlertJSON, "alerts", _of_json)
+        return json_records(body, AlertJSON, "alerts", _of_json, max_records)
     if kind == _NPZ:
         return [_of_npz(body, max_bytes)]
     return read_upload(card.reader, card.reader_options, body, "upload.avro", max_records)

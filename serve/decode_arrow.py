@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from serve.arrow_size import inflated_bytes
 from serve.decode_json import build_spectrum
 from serve.refusal import Refusal
@@ -21,6 +22,9 @@ from serve.uploads import too_many
 
 from skyray.readers.foreign_arrow import ipc_stream, open_ipc
 from skyray.records import Grid, InvalidRecord, Spectrum, attempt
+
+_ARRAYS = ("wavelength", "flux", "ivar", "error", "mask")
+_CELL_BYTES = 8  # a value of a list, once read: a bool of the stream has one bit
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,7 @@ def decode_arrow(body: bytes, max_records: int, max_bytes: int) -> list[Spectrum
     """
     body = ipc_stream(body)
     found: list[Spectrum | InvalidRecord] = []
+    cells = 0
     try:
         if inflated_bytes(body) > max_bytes:
             raise Refusal(413, "body_too_large", f"expected at most {max_bytes:,} bytes inflated")
@@ -52,6 +57,9 @@ def decode_arrow(body: bytes, max_records: int, max_bytes: int) -> list[Spectrum
             if len(found) + batch.num_rows > max_records:
                 raise too_many(max_records)
             batch.validate(full=True)
+            cells += _cells(batch)
+            if _CELL_BYTES * cells > max_bytes:
+                raise Refusal(413, "body_too_large", f"expected at most {max_bytes:,} bytes in all")
             for row in range(batch.num_rows):
                 number = len(found)
                 made = partial(_row, batch, row, number, frame)
@@ -94,7 +102,7 @@ def _frame(schema: pa.Schema) -> _Frame:
 
 def _check_types(schema: pa.Schema) -> None:
     """Refuse columns whose cells could not be numbers, or lists of them, whatever they hold."""
-    for name in ("wavelength", "flux", "ivar", "error", "mask"):
+    for name in _ARRAYS:
         if name in schema.names:
             kind = schema.field(name).type
             lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
@@ -109,6 +117,12 @@ def _check_types(schema: pa.Schema) -> None:
     if "redshift" in schema.names and not _is_number(schema.field("redshift").type):
         kind = schema.field("redshift").type
         raise Refusal(400, "column_type", f"redshift: expected numbers, found {kind}")
+
+
+def _cells(batch: pa.RecordBatch) -> int:
+    """Return how many values the lists of a batch hold."""
+    columns = [batch.column(name) for name in _ARRAYS if name in batch.schema.names]
+    return sum(pc.sum(pc.list_value_length(column)).as_py() or 0 for column in columns)
 
 
 def _is_number(kind: pa.DataType) -> bool:

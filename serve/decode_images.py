@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from functools import partial
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -30,13 +31,21 @@ _LAYOUT_OPTIONS = {"image_fits": ("hdu", "hdus"), "image_arrays": ("items",)}  #
 _MAX_SIDE = 4096
 
 
+Row = Annotated[list[float | None], Field(fail_fast=True, max_length=_MAX_SIDE)]
+Plane = Annotated[list[Row], Field(fail_fast=True, max_length=_MAX_SIDE)]
+
+
 class CutoutJSON(BaseModel):
     """One cutout. null stands for a pixel that was not measured."""
 
     model_config = ConfigDict(extra="forbid")
 
-    image: list[list[list[float | None]]] = Field(description="[bands][rows][columns]")
-    bands: list[str] | None = Field(None, description="one a plane; default: the model's own")
+    image: Annotated[list[Plane], Field(fail_fast=True)] = Field(
+        description="[bands][rows][columns]"
+    )
+    bands: Annotated[list[str], Field(fail_fast=True)] | None = Field(
+        None, description="one a plane; default: the model's own"
+    )
     object_id: str | int = ""
     pixel_scale_arcsec: float | None = Field(None, gt=0, allow_inf_nan=False)
     survey: str | None = Field(None, max_length=100, description="default: the model's own")
@@ -55,7 +64,8 @@ def decode_cutouts(
 ) -> Decoded:
     """Return the cutouts of a body of content type `kind`, one of `CONTENT_TYPES`."""
     if kind == "application/json":
-        return json_records(body, CutoutJSON, "cutouts", lambda item, row: _cutout(item, row, card))
+        make = partial(_cutout, card=card)
+        return json_records(body, CutoutJSON, "cutouts", make, max_records)
     if body[:2] == b"\x1f\x8b":
         body = inflate(body, max_bytes)
     reader, default = _READERS[kind]

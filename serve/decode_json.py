@@ -9,12 +9,16 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 from serve.refusal import Refusal
+from serve.uploads import too_many
 
 from skyray.records import InvalidRecord, Record, Spectrum, as_float32, attempt
 from skyray.transforms.spectra import air_to_vacuum
 
 _Item = TypeVar("_Item", bound=BaseModel)
-Pixels = Annotated[list[float | None], Field(max_length=200_000)]
+MAX_PIXELS = 200_000
+_MAX_FIELDS = 64  # of an item: each that is unknown is a fault of its own
+# A list is refused at its first fault: a fault takes a thousand times the memory of a number.
+Pixels = Annotated[list[float | None], Field(fail_fast=True, max_length=MAX_PIXELS)]
 
 
 class SpectrumJSON(BaseModel):
@@ -26,7 +30,9 @@ class SpectrumJSON(BaseModel):
     flux: Pixels = Field(description="1e-17 erg/s/cm²/Å (any linear unit serves the classifier)")
     ivar: Pixels | None = Field(None, description="inverse variance of flux; 0 = not measured")
     error: Pixels | None = Field(None, description="standard deviation of flux, instead of ivar")
-    mask: list[bool] | None = Field(None, description="true = bad pixel")
+    mask: Annotated[list[bool], Field(fail_fast=True, max_length=MAX_PIXELS)] | None = Field(
+        None, description="true = bad pixel"
+    )
     object_id: Annotated[str, Field(max_length=200)] | int = ""
     redshift: float | None = Field(None, description="for models that need it; others ignore it")
     medium: Literal["vacuum", "air"] = Field(description="what the wavelengths are measured in")
@@ -46,7 +52,7 @@ class SpectraJSON(BaseModel):
     spectra: list[SpectrumJSON] = Field(min_length=1)
 
 
-def decode_json(body: bytes) -> list[Spectrum | InvalidRecord]:
+def decode_json(body: bytes, max_records: int) -> list[Spectrum | InvalidRecord]:
     """Return the spectra of a JSON body: one spectrum, or ``{"spectra": [...]}``.
 
     Raises
@@ -54,7 +60,7 @@ def decode_json(body: bytes) -> list[Spectrum | InvalidRecord]:
     Refusal
         400, naming the first fields that are not as documented.
     """
-    return json_records(body, SpectrumJSON, "spectra", _to_spectrum)
+    return json_records(body, SpectrumJSON, "spectra", _to_spectrum, max_records)
 
 
 def json_records(
@@ -62,6 +68,7 @@ def json_records(
     model: type[_Item],
     key: str,
     make: Callable[[_Item, int], Record | InvalidRecord],
+    max_records: int,
 ) -> list[Record | InvalidRecord]:
     """Return the records of a JSON body: one item, or a list of them in the field `key`.
 
@@ -70,7 +77,8 @@ def json_records(
     Raises
     ------
     Refusal
-        400, naming the first fields that are not as documented, of what holds one item or no list.
+        400, naming the first fields that are not as documented, of what holds one item or no list;
+        413 for more than `max_records`.
     """
     try:
         value = from_json(body)
@@ -85,6 +93,8 @@ def json_records(
         fields = sorted(value)[:20]
         detail = f"expected {key}, a list of at least one, and nothing else; found {fields}"
         raise Refusal(400, "json_invalid", detail[:600])
+    if len(value[key]) > max_records:
+        raise too_many(max_records)
 
     def record(item: Any, row: int) -> Record | InvalidRecord:
         found = _item(model, item, row)
@@ -97,6 +107,9 @@ def json_records(
 
 
 def _item(model: type[_Item], value: Any, row: int) -> _Item | InvalidRecord:
+    if isinstance(value, dict) and len(value) > _MAX_FIELDS:
+        detail = f"expected at most {_MAX_FIELDS} fields, found {len(value):,}"
+        return InvalidRecord("json_invalid", detail, _source(row))
     try:
         return model.model_validate(value)
     except ValidationError as error:

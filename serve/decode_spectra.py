@@ -25,7 +25,7 @@ def decode_spectra(
     nothing.
     """
     if kind in JSON_TYPES:
-        return decode_json(body)
+        return decode_json(body, max_records)
     if kind in ARROW_TYPES:
         return decode_arrow(body, max_records, max_bytes)
     body = inflate(body, max_bytes)

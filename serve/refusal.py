@@ -33,6 +33,9 @@ class Refusal(Exception):
         self.status, self.reason, self.detail = status, reason, detail
         self.items = items
 
+    def __reduce__(self):  # exceptions with several arguments do not pickle by themselves
+        return type(self), (self.status, self.reason, self.detail, self.items)
+
     def response(self) -> JSONResponse:
         """Return the JSON answer; 503 carries Retry-After, 401 the scheme it wants."""
         content: dict[str, Any] = {"error": {"reason": self.reason, "detail": self.detail}}

@@ -17,6 +17,7 @@ from skyray.inference.catalogue_parts import publish as publish_parts
 from skyray.inference.inspect import describe_numbers, inspect
 from skyray.inference.single_file import write_fits
 from skyray.records import InvalidRecord, Spectrum
+from skyray.records.reasons import reason_of
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,8 @@ def test_a_dataset_tells_rows_grid_ranges_and_quarantine(dataset):
         "flux_unit": "1 rows: a: TUNIT2\n  1 rows: b: TUNIT2",
         "medium": "2 rows: air → vacuum: TUCD1",
     }
-    assert found["quarantine"] == {"ivar_empty": "1\n  c.fits: expected some pixels"}
+    means = reason_of("ivar_empty").means
+    assert found["quarantine"] == {"ivar_empty": f"1: {means}\n  c.fits: expected some pixels"}
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2], ids=["folder", "parquet", "fits"])

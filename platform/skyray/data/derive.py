@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class _NoSource:
     """Rows that were never read from files cannot be read again."""
 
+    bounds = None
+
     def starts(self) -> list[str]:
         return []
 

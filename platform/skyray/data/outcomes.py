@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from skyray.cards import Card
 from skyray.data.rows import row_of, schema_of
 from skyray.data.sources import RecordSource, Unit
 from skyray.records import InvalidRecord, Record, attempt, tensor_array, to_the_end
+from skyray.runtime import bounded
 
 INGEST_FIELDS = [
     pa.field("ingest_file", pa.string(), nullable=False),
@@ -48,6 +50,9 @@ _DETAIL_CHARACTERS = 1000
 # are the same: a moved copy is the same data. And whose neighbour an object is depends on what else
 # is there.
 _NOT_CONTENT = frozenset({"source", "statements", "object_key", "split"})
+
+
+Pending = tuple[Unit, Collection[int]]  # and which numbers of its outcomes are there already
 
 
 @dataclass(frozen=True)
@@ -93,9 +98,50 @@ def records_of(source: RecordSource, unit: Unit) -> Iterator[Record | InvalidRec
     return to_the_end(lambda: source.read(unit), unit.uri)
 
 
+def outcome_tables(job: Job, pending: Sequence[Pending], rows: int) -> Iterator[list[pa.Table]]:
+    """Yield the outcomes of units, read within the bounds of their source, in tables of `rows`.
+
+    A unit whose reading had to be ended has one: the refusal that says so.
+    """
+    work, bounds = partial(_tables, job, rows), job.source.bounds
+    if bounds is None:
+        yield from work(pending)
+        return
+    sizes = [unit.weight for unit, _ in pending]
+    for ((unit, there), *_), found in bounded.stream(work, pending, sizes, bounds):
+        if isinstance(found, InvalidRecord):
+            ended = _numbered(unit, [_refusal(found)], there)
+            found = [outcomes_table(ended, outcomes_schema(job.card))]
+        yield found
+
+
+def _tables(job: Job, rows: int, pending: Iterable[Pending]) -> Iterator[list[pa.Table]]:
+    """Yield the outcomes of whole units, some hundred at a time and at the end, in tables."""
+    schema, waiting = outcomes_schema(job.card), []
+    for unit, there in pending:
+        waiting += unit_outcomes(job, unit, there)
+        if len(waiting) >= rows:
+            yield _in_tables(waiting, schema, rows)
+            waiting = []
+    yield _in_tables(waiting, schema, rows)
+
+
+def _in_tables(outcomes: list[dict[str, Any]], schema: pa.Schema, rows: int) -> list[pa.Table]:
+    starts = range(0, len(outcomes), rows)
+    return [outcomes_table(outcomes[start : start + rows], schema) for start in starts]
+
+
 def unit_outcomes(job: Job, unit: Unit, there: Collection[int] = ()) -> list[dict[str, Any]]:
     """Read a unit and return its outcomes, without those whose numbers are `there` already."""
-    rows = [_outcome(job, record) for record in records_of(job.source, unit)]
+    return _numbered(
+        unit, [_outcome(job, record) for record in records_of(job.source, unit)], there
+    )
+
+
+def _numbered(
+    unit: Unit, rows: list[dict[str, Any]], there: Collection[int]
+) -> list[dict[str, Any]]:
+    """Say of a unit's outcomes where they came from; leave out those that are `there`."""
     place = {
         "ingest_file": unit.uri, "ingest_stamp": unit.identity, "ingest_unit": unit.number,
         "ingest_rows": len(rows),

@@ -14,7 +14,7 @@ from pyarrow import fs
 from skyray.cards import Card
 from skyray.readers.base import Reader, SurveyFile, make_reader
 from skyray.records import InvalidRecord, Record
-from skyray.runtime import places
+from skyray.runtime import bounded, places
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,15 @@ class Unclaimed:
 
 
 class RecordSource(Protocol):
-    """What ``ingest`` reads from. Picklable: `units` and `read` run on the workers."""
+    """What ``ingest`` reads from. Picklable: `units` and `read` run on the workers.
+
+    Attributes
+    ----------
+    bounds : Bounds, optional
+        What reading one unit may take; None where no stranger wrote what is read.
+    """
+
+    bounds: bounded.Bounds | None
 
     def starts(self) -> list[str]:
         """Return where listing begins; each may be listed by another worker.
@@ -84,6 +92,7 @@ class FileSource:
         self.reader_name = card.reader
         self.reader_options = dict(card.reader_options)
         self.sources = list(dict.fromkeys(places.absolute(source) for source in sources))
+        self.bounds = bounded.Bounds.of_environment()  # the driver's, on all workers
         self._roots = _roots(self.sources)
         self._reader: Reader | None = None
         self._named: frozenset[str] = frozenset()
@@ -121,7 +130,7 @@ class FileSource:
                 others += uri not in self._named
                 continue
             stamp = f"{info.size}:{info.modified_ns if info.modified_ns is not None else ''}"
-            numbers = self._numbers(uri)
+            numbers = self._numbers(uri, info.size)
             for number in numbers:
                 yield Unit(uri, number, stamp, info.size // len(numbers))
         if others:
@@ -136,9 +145,13 @@ class FileSource:
         path = _path(uri)
         return next((path[len(root) :] for root in self._roots if path.startswith(root)), "")
 
-    def _numbers(self, uri: str) -> list[int]:
+    def _numbers(self, uri: str, size: int) -> list[int]:
         if type(self.reader).units is Reader.units:
             return [0]
+        (found,) = bounded.each(self._units, [uri], [size], self.bounds)
+        return [0] if isinstance(found, InvalidRecord) else found
+
+    def _units(self, uri: str) -> list[int]:
         try:
             return self.reader.units(SurveyFile(*places.resolve(uri))) or [0]
         except Exception:  # a damaged file: reading it says what is wrong

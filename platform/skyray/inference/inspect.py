@@ -15,6 +15,7 @@ from skyray.inference.catalogue import Catalogue
 from skyray.readers import foreign_arrow as pq
 from skyray.readers.base import SurveyFile
 from skyray.readers.fits_bytes import check_headers
+from skyray.records.reasons import reason_of
 from skyray.runtime import places
 
 _EXAMPLES = 2
@@ -130,7 +131,9 @@ def _quarantine(dataset: Dataset) -> dict[str, str]:
             f"{places.name(row['source'])}: {row['detail'][:120]}"
             for row in dataset.quarantine(reason, _EXAMPLES).to_pylist()
         ]
-        found[reason] = _lines([str(count), *examples])
+        entry = reason_of(reason)
+        about = f"{count}: {entry.means}" if entry else str(count)
+        found[reason] = _lines([about, *examples])
     return found
 
 

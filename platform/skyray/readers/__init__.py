@@ -11,8 +11,19 @@ from skyray.readers import (
     sdss,
     tables,
     ztf,
+    ztf_triplets,
 )
 
 __all__ = [
-    "desi", "fourmost", "frames", "image_fits", "images", "lamost", "lsst", "sdss", "tables", "ztf",
-]  # fmt: skip
+    "desi",
+    "fourmost",
+    "frames",
+    "image_fits",
+    "images",
+    "lamost",
+    "lsst",
+    "sdss",
+    "tables",
+    "ztf",
+    "ztf_triplets",
+]

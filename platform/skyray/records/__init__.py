@@ -5,7 +5,7 @@ as Arrow rows, and everything downstream reads only those rows.
 """
 
 from skyray.records.alert import STAMPS, Alert, alert_schema, check_alert
-from skyray.records.boundary import attempt, each_or_all, refusal_of, to_the_end
+from skyray.records.boundary import NotNow, attempt, each_or_all, refusal_of, to_the_end
 from skyray.records.columns import (
     SCHEMA_VERSION,
     SPLITS,
@@ -30,8 +30,8 @@ from skyray.records.statements import StatementCount, statements_text
 Record = Spectrum | Cutout | Alert
 
 __all__ = [
-    "SCHEMA_VERSION", "SPLITS", "STAMPS", "Alert", "Cutout", "Grid", "InvalidRecord", "Record",
-    "Spectrum", "StatementCount", "alert_schema", "as_float32", "attempt", "check_alert",
+    "SCHEMA_VERSION", "SPLITS", "STAMPS", "Alert", "Cutout", "Grid", "InvalidRecord", "NotNow",
+    "Record", "Spectrum", "StatementCount", "alert_schema", "as_float32", "attempt", "check_alert",
     "check_cutout", "check_spectrum", "check_table", "cutout_schema", "describe_schema",
     "each_or_all", "ivar_fault", "refusal_of", "spectrum_schema", "statements_text",
     "tensor_array", "tensor_type", "tensor_values", "to_the_end",
