@@ -90,7 +90,7 @@ def test_axes(tmp_path, name):
      ({"CTYPE1": "WAVE", "CUNIT1": "nm"}, {}, "wavelength_missing"), ({}, {"medium": "air"},
                                                                       "wavelength_missing"),
      (linear("WAVE", "", 400, 0.2), {}, "unit_unknown"), (linear("WAVE", "parsec/s", 4, 2), {},
-                                                          "wavelength_missing")],
+                                                          "unit_unknown")],
 )  # fmt: skip
 def test_what_is_not_told_or_contradicts_is_refused(tmp_path, keywords, options, reason):
     path = write(tmp_path / "x.fits", keywords)
