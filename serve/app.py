@@ -120,7 +120,8 @@ class PredictionService:
         """Answer for records what the model was made for (see `/model`).
 
         `spectrum=true` also returns each spectrum as the service understood it, `detail=true` the
-        arrays a model can add (a reconstruction); `name` is the file name of an upload.
+        arrays a model can add (a reconstruction); `name`, which may be left out, is the file name
+        of an upload: its content says what it is.
         """
         authorise(request, self._token)
         with self._one_more():

@@ -20,7 +20,7 @@ from serve.refusal import Refusal
 from serve.uploads import Decoded, read_upload
 
 from skyray.cards import Card
-from skyray.readers.ztf import alert_of
+from skyray.readers.alert_packet import alert_of
 from skyray.records import STAMPS, Alert, InvalidRecord, attempt
 
 _AVRO = ("application/avro", "avro/binary", "application/octet-stream")

@@ -11,7 +11,7 @@ from pydantic_core import from_json
 from serve.refusal import Refusal
 from serve.uploads import too_many
 
-from skyray.records import InvalidRecord, Record, Spectrum, attempt
+from skyray.records import InvalidRecord, Record, Spectrum, as_float32, attempt
 from skyray.transforms.spectra import air_to_vacuum
 
 _Item = TypeVar("_Item", bound=BaseModel)
@@ -167,13 +167,16 @@ def build_spectrum(
             ivar = np.where(measured, 1.0 / np.where(measured, error, 1.0) ** 2, 0.0)
         if medium == "air":
             wavelength = air_to_vacuum(wavelength)
-        return Spectrum(
-            object_id=object_id,
-            wavelength=wavelength,
-            flux=flux.astype(np.float32),
-            ivar=ivar.astype(np.float32),
-            mask=np.zeros(wavelength.shape, dtype=bool) if mask is None else mask,
-            redshift=redshift,
-            survey="request",
-            source=source,
-        )
+    held = attempt(lambda: (as_float32("flux", flux), as_float32("ivar", ivar)), source, object_id)
+    if isinstance(held, InvalidRecord):
+        return held
+    return Spectrum(
+        object_id=object_id,
+        wavelength=wavelength,
+        flux=held[0],
+        ivar=held[1],
+        mask=np.zeros(wavelength.shape, dtype=bool) if mask is None else mask,
+        redshift=redshift,
+        survey="request",
+        source=source,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -49,20 +50,26 @@ def read_upload(
 
 
 def inflate(body: bytes, limit: int) -> bytes:
-    """Return the content of a gzip stream.
+    """Return the content of a gzip or bzip2 stream; anything else as it is.
 
     Raises
     ------
     Refusal
-        413 beyond `limit` bytes, 400 for a damaged stream.
+        413 beyond `limit` bytes, 400 (``gzip_damaged``, ``bzip2_damaged``) for a damaged stream.
     """
-    inflater = zlib.decompressobj(wbits=31)
+    if body[:2] == b"\x1f\x8b":
+        kind, inflater = "gzip", zlib.decompressobj(wbits=31)
+    elif body[:3] == b"BZh":
+        kind, inflater = "bzip2", bz2.BZ2Decompressor()
+    else:
+        return body
     try:
         content = inflater.decompress(body, limit)
-    except zlib.error as error:
-        raise Refusal(400, "gzip_damaged", str(error)) from None
-    if inflater.unconsumed_tail:
+    except (zlib.error, OSError) as error:
+        raise Refusal(400, f"{kind}_damaged", str(error)) from None
+    if not inflater.eof and len(content) >= limit:
         raise Refusal(413, "body_too_large", f"expected at most {limit:,} bytes once inflated")
     if not inflater.eof:
-        raise Refusal(400, "gzip_damaged", "expected a whole gzip stream, found its beginning")
+        detail = f"expected a whole {kind} stream, found its beginning"
+        raise Refusal(400, f"{kind}_damaged", detail)
     return content

@@ -112,6 +112,7 @@ class Files(Config):
         description="template over the columns of the file list, e.g. spec-{plate:04d}"
     )
     columns: list[str] = Field(default_factory=list, description="columns the template needs")
+    name: str = Field("", description="name of a fetched file; default: the last part of its url")
     note: str = ""
 
 
@@ -134,7 +135,15 @@ class Card(Config):
     bands: list[str] | None = None
     image_size: int | None = None
     image_fit: Literal["exact", "crop", "resize"] = Field(
-        "exact", description="how a cutout of another size is brought to image_size, if at all"
+        "exact",
+        description="how a cutout of another size is brought to image_size, if at all; "
+        "of alerts, about the source: exact (no larger ones), crop, or resize: resampled to "
+        "pixel_scale_arcsec",
+    )
+    features: list[str] = Field(
+        default_factory=list,
+        description="metadata of alerts in their order: fields of the candidate and those that "
+        "`alert_features` computes; none: the 25 that BTSbot published",
     )
     pixel_scale_arcsec: float | None = None
     classes: list[str]
@@ -168,6 +177,10 @@ class Card(Config):
             raise ValueError("coarse: expected one entry for every class")
         if self.record == "spectrum" and self.grid is None:
             raise ValueError("grid: a spectrum card needs one")
+        if len(set(self.features)) < len(self.features):
+            raise ValueError("features: expected each name once")
+        if self.features and self.record != "alert":
+            raise ValueError("features: only alerts have them")
         if self.record != "spectrum" and (self.bands is None or self.image_size is None):
             raise ValueError("bands and image_size: a cutout or alert card needs both")
         return self

@@ -39,6 +39,7 @@ def dataset(tmp_path_factory) -> Dataset:
             Spectrum(
                 name, 4000.0 + np.arange(200), pixels, pixels, pixels < 0,
                 spectype="STAR", redshift=redshift, snr=3.0, source=f"{name}.fits",
+                statements={"medium": "air → vacuum: TUCD1", "flux_unit": f"{name}: TUNIT2"},
             )
         )  # fmt: skip
     spectra.append(InvalidRecord("ivar_empty", "expected some pixels", "folder/c.fits", "c"))
@@ -66,6 +67,10 @@ def test_a_dataset_tells_rows_grid_ranges_and_quarantine(dataset):
     assert found["pixels"] == "200 pixels, linear, 4000.0 to 4199.0 Å, step 1 Å"
     assert found["ranges"]["redshift"] == "0.5 to 0.5, median 0.5, 1 unknown"
     assert sum(found["objects by split"].values()) == 2
+    assert found["decided"] == {
+        "flux_unit": "1 rows: a: TUNIT2\n  1 rows: b: TUNIT2",
+        "medium": "2 rows: air → vacuum: TUCD1",
+    }
     means = reason_of("ivar_empty").means
     assert found["quarantine"] == {"ivar_empty": f"1: {means}\n  c.fits: expected some pixels"}
 

@@ -207,7 +207,12 @@ class Predictor:
         With `training`, truth columns are expected too and families add what scoring needs; with
         `detail`, the arrays of `Family.detail_columns` come too.
         """
-        return self.finish(self.infer(self.family.transform(columns, training=training)), detail)
+        return self.finish(self.infer(self.inputs(columns, training)), detail)
+
+    def inputs(self, columns: Columns, training: bool = False) -> Columns:
+        """Return what `infer` takes: the rows of `Family.transform` and of `answer_inputs`."""
+        made = self.family.transform(columns, training=training)
+        return {**made, **self.family.answer_inputs(columns)}
 
     def infer(self, inputs: Columns) -> Columns:
         """Return what `finish` needs for transformed inputs; the one step that has the network."""

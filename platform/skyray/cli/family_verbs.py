@@ -26,6 +26,54 @@ PAPERS = {
 
 
 @verb
+def fit(
+    sources: Sources,
+    out: Annotated[str, typer.Option(help="Folder for catalogue, spectra and page.")],
+    card: Annotated[
+        str | None, typer.Option(help="Card of the files; default: by the names of the files.")
+    ] = None,
+    templates: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Template files (spEigen, rrtemplate), or a dataset of known redshifts to learn "
+            "from; default: the built-in ones. Repeat."
+        ),
+    ] = None,
+    lsf: Annotated[
+        float | None, typer.Option(help="Line spread, sigma in km/s; default: the card's.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Fitters at work at most.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a fitter.")] = False,
+    fits: Annotated[
+        bool | None,
+        typer.Option(
+            "--fits/--no-fits", help="One FITS file; default: up to 5 million rows, 2 GB."
+        ),
+    ] = None,
+    votable: Annotated[bool, typer.Option("--votable", help="Also write a VOTable.")] = False,
+    hats: Annotated[
+        bool, typer.Option("--hats", help="Also write HATS partitions by sky, for LSDB.")
+    ] = False,
+    progress: Progress = True,
+    address: Address = None,
+    json: Json = None,
+):
+    """Classes and redshifts of spectra from templates, with quality bits. Needs no training.
+
+    Example: skyray fit spectra/ --out fitted
+    """
+    from skyray.runtime.session import ray_session
+
+    with ray_session(address):
+        from skyray.workflows.fit import fit as run
+
+        return run(
+            sources, out, card=card, template_sources=templates or (), lsf_kms=lsf, workers=workers,
+            use_gpu=gpu, fits=fits, votable=votable, hats=hats, progress=progress,
+        )  # fmt: skip
+
+
+@verb
 def outliers(
     bundle: BundleUri,
     sources: Sources,

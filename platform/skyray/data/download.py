@@ -195,12 +195,13 @@ def _wanted(card: Card, listing: Any, out: str, parts: Path) -> list[_Wanted]:
     for number, row in enumerate(_rows(listing), start=1):
         try:
             url = card.files.url.format(**row)
+            named = card.files.name.format(**row) or urlsplit(url).path
         except (KeyError, ValueError) as error:
             raise ConfigError(
                 f"list of files, row {number}: expected columns {card.files.columns} for "
                 f"{card.files.url!r}, found {dict(row)}: {error}"
             ) from None
-        name = posixpath.basename(urlsplit(url).path)
+        name = posixpath.basename(named)
         if name in ("", ".", ".."):
             raise ConfigError(f"list of files, row {number}: no file name in {url!r}")
         checksum = next(((k, str(row[k]).lower()) for k in CHECKSUMS if row.get(k)), None)

@@ -46,9 +46,10 @@ REFUSED_RECORD = pa.field("refused_record", pa.uint64(), nullable=False)
 NO_RECORD = 2**64 - 1
 QUARANTINE_SCHEMA = pa.schema([*REFUSAL_FIELDS, *INGEST_FIELDS, REFUSED_RECORD])
 _DETAIL_CHARACTERS = 1000
-# Where a survey's file lies is not what it says: a moved copy is the same data. And whose
-# neighbour an object is depends on what else is there.
-_NOT_CONTENT = frozenset({"source", "object_key", "split"})
+# Where a survey's file lies is not what it says, nor is how its values were understood, when they
+# are the same: a moved copy is the same data. And whose neighbour an object is depends on what else
+# is there.
+_NOT_CONTENT = frozenset({"source", "statements", "object_key", "split"})
 
 
 Pending = tuple[Unit, Collection[int]]  # and which numbers of its outcomes are there already

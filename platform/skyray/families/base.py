@@ -264,6 +264,14 @@ class Family(ABC):
         With `training`, targets are added. Must not depend on other rows of the batch.
         """
 
+    def answer_inputs(self, columns: Columns) -> Columns:
+        """Return what `infer` needs beside the rows of `transform`, [B, ...] each.
+
+        Made when a bundle answers (predict, serve, evaluate) and never kept in prepared tables:
+        what training does not read need not be stored. Names differ from those of `transform`.
+        """
+        return {}
+
     def transform_settings(self) -> dict[str, Any]:
         """Return all that ``transform(training=True)`` reads of recipe and data, as JSON types.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,10 @@ def inspect_dataset(dataset: Dataset) -> dict[str, Any]:
             for label in labels
         },
         "ranges": _ranges(dataset),
+        "decided": {
+            name: _lines([f"{rows} rows: {text}" for text, rows in _commonest(counts)])
+            for name, counts in manifest.statements.items()
+        },
         "quarantine": _quarantine(dataset),
         "data files": len(dataset.table.get_fragments()),
         "size": _size(dataset.size_bytes()),
@@ -128,8 +133,16 @@ def _quarantine(dataset: Dataset) -> dict[str, str]:
         ]
         entry = reason_of(reason)
         about = f"{count}: {entry.means}" if entry else str(count)
-        found[reason] = "\n  ".join([about, *examples])
+        found[reason] = _lines([about, *examples])
     return found
+
+
+def _commonest(counts: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+
+
+def _lines(texts: Sequence[str]) -> str:
+    return "\n  ".join(texts)
 
 
 def _version(dataset: Dataset) -> str:

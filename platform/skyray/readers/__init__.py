@@ -1,5 +1,29 @@
 """Survey files → records. No Ray, MLflow or HTTP here."""
 
-from skyray.readers import desi, fourmost, frames, image_fits, images, lsst, sdss, tables, ztf
+from skyray.readers import (
+    desi,
+    fourmost,
+    frames,
+    image_fits,
+    images,
+    lamost,
+    lsst,
+    sdss,
+    tables,
+    ztf,
+    ztf_triplets,
+)
 
-__all__ = ["desi", "fourmost", "frames", "image_fits", "images", "lsst", "sdss", "tables", "ztf"]
+__all__ = [
+    "desi",
+    "fourmost",
+    "frames",
+    "image_fits",
+    "images",
+    "lamost",
+    "lsst",
+    "sdss",
+    "tables",
+    "ztf",
+    "ztf_triplets",
+]

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from skyray.readers.base import SurveyFile
+from skyray.readers.column_facts import Facts, fits_facts, parquet_facts
 from skyray.readers.csv_columns import csv_columns
 from skyray.readers.fits_bytes import FitsFile, Hdu
 from skyray.readers.fits_header import Header, decode_text
@@ -40,6 +41,8 @@ class Columns:
         FITS keywords, which stand in for columns that do not exist.
     names : sequence of str
         Every column of the file, where `columns` holds only those asked for.
+    facts : Facts
+        What the file states of its columns: units, UCDs.
     """
 
     source: str
@@ -47,6 +50,7 @@ class Columns:
     first_row: int = 0
     header: Header | None = field(default=None, compare=False)
     names: Sequence[str] = ()
+    facts: Facts = field(default_factory=Facts, compare=False)
 
     def _column(self, name: str) -> np.ndarray | pa.Array:
         if name not in self.columns:
@@ -249,7 +253,7 @@ def open_columns(
 def _open_parquet(file: SurveyFile, unit: int, names: set[str]) -> Iterator[Columns]:
     with ParquetFile(file.path, file.filesystem) as parquet:
         first = sum(parquet.metadata.row_group(n).num_rows for n in range(unit))
-        there = parquet.schema_arrow.names
+        there, facts = parquet.schema_arrow.names, parquet_facts(parquet.schema_arrow)
         wanted = {name: [name] if name in there else name.split(".") for name in sorted(names)}
         roots = {path[0] for path in wanted.values()} & set(there)
         if twice := sorted(name for name in roots if there.count(name) > 1):
@@ -264,7 +268,7 @@ def _open_parquet(file: SurveyFile, unit: int, names: set[str]) -> Iterator[Colu
                 return
             found = {name: _nested(batch, path) for name, path in wanted.items()}
             columns = {name: column for name, column in found.items() if column is not None}
-            yield Columns(file.path, columns, first, names=there)
+            yield Columns(file.path, columns, first, names=there, facts=facts)
             first += len(batch)
 
 
@@ -299,14 +303,14 @@ def _open_fits(file: SurveyFile, names: set[str], wanted: str | int | None) -> I
     """Yield the columns named, in any case, of a FITS table; large ones in pieces."""
     with FitsFile(file) as fits:
         hdu = _table_hdu(fits, wanted)
-        header = next(fits.hdus()).header
+        header, facts = next(fits.hdus()).header, fits_facts(hdu.header)
         header = hdu.header if hdu.header.get("INHERIT") is False else hdu.header.over(header)
         rows, width = hdu.row_count, max(1, hdu.header.get("NAXIS1"))
         step = max(1, _FITS_BYTES_AT_ONCE // width)
         for first in range(0, max(rows, 1), step):
             table = hdu.table(first, first + step)
             columns = {name: table.masked(name) for name in names if name in table}
-            yield Columns(file.path, columns, first, header, table.names)
+            yield Columns(file.path, columns, first, header, table.names, facts)
 
 
 def _table_hdu(fits: FitsFile, wanted: str | int | None) -> Hdu:

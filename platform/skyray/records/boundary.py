@@ -19,6 +19,10 @@ _CHARACTERS = 300
 _log = logging.getLogger(__name__)
 
 
+class NotNow(ConnectionError):
+    """A service does not answer, which is no fault of the record: it is to be read again."""
+
+
 def attempt(
     work: Callable[[], _Made], source: str = "", object_id: str = ""
 ) -> _Made | InvalidRecord:
@@ -36,7 +40,15 @@ def attempt(
 def refusal_of(
     error: Exception, source: str = "", object_id: str = "", reason: str = FAULT
 ) -> InvalidRecord:
-    """Return an exception as a refusal: itself, if it is one, with what it does not say yet."""
+    """Return an exception as a refusal: itself, if it is one, with what it does not say yet.
+
+    Raises
+    ------
+    NotNow
+        If that is the error.
+    """
+    if isinstance(error, NotNow):
+        raise error
     if isinstance(error, InvalidRecord):
         source, object_id = error.source or source, error.object_id or object_id
         return InvalidRecord(error.reason, error.detail, source, object_id)

@@ -78,6 +78,7 @@ OBJECT_FIELDS = [
     pa.field("survey", pa.string()),
     pa.field("source", pa.string(), nullable=False),
     pa.field("extra", pa.string()),
+    pa.field("statements", pa.string()),
 ]
 
 

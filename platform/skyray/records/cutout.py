@@ -39,7 +39,7 @@ class Cutout:
         Unique for what was measured once; empty where `object_id` is.
     statements : mapping
         What was decided about the values, and from what the file states it: ``bands``, ``unit``,
-        ``hdu``, ``pixel_scale_arcsec`` …
+        ``hdu``, ``pixel_scale_arcsec`` … (`records.statements`).
     """
 
     object_id: str

@@ -47,14 +47,14 @@ class Answering:
         """The columns described, a row an object, the same from the bundle and in any batch."""
         case = self.case
         with case.checking("predict"):
-            inputs = case.inputs(False, self.new)
+            inputs = case.asked(False, self.new)
             output = self.family.predict(self.model, inputs, self.calibration, self.tensors)
             self._check_columns(output, len(self.new), exact=True)
-            nothing = case.inputs(False, [])
+            nothing = case.asked(False, [])
             empty = self.family.predict(self.model, nothing, *self.kept)
             self._check_columns(empty, 0, exact=True)
             for row in (0, len(self.new) - 1):
-                alone = case.inputs(False, self.new[[row]])
+                alone = case.asked(False, self.new[[row]])
                 found = self.family.predict(self.model, alone, self.calibration, self.tensors)
                 self._require_close(found, _rows(output, [row]), f"row {row} in a batch of one")
         with case.checking("weights"):
@@ -66,7 +66,7 @@ class Answering:
         case, family = self.case, self.case.family()
         for training in (False, True):
             with case.checking("infer"):
-                inputs = case.inputs(training, self.new)
+                inputs = case.asked(training, self.new)
                 found = self.family.infer(self.model, inputs, *self.kept)
                 for name, values in found.items():
                     case.require(
@@ -85,7 +85,7 @@ class Answering:
         """Predictions beside the truth give scores, in JSON."""
         case, family = self.case, self.family
         with case.checking("predict"):
-            inputs = case.inputs(True, self.new)
+            inputs = case.asked(True, self.new)
             output = family.predict(self.model, inputs, *self.kept)
             self._check_columns(output, len(self.new), exact=False)
         with case.checking("scoring_table"):
