@@ -204,6 +204,26 @@ def _ztf() -> list[bytes]:
         return [path.read_bytes()]
 
 
+def _alert_parquet() -> list[bytes]:
+    stream = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([_packet(), _packet() | {"candid": 8}]), stream)
+    return [stream.getvalue()]
+
+
+def _lamost() -> list[bytes]:
+    pixels = np.ones((5, 1500), np.float32)
+    pixels[2] = 10 ** (3.6 + 1e-4 * np.arange(1500))
+    pixels[3:] = 0
+    image = fits.PrimaryHDU(pixels)
+    image.header.update(TELESCOP="LAMOST", OBSID=101001, LMJD=55862, PLANID="B6212", SPID=6,
+                        FIBERID=3, DESIG="LAMOST J063715.90+271356.5", RA=99.3, DEC=27.2,
+                        CLASS="STAR", SUBCLASS="F9", Z=-7e-05, Z_ERR=1e-05, VACUUM=True,
+                        HELIO=True, COEFF0=3.6, COEFF1=1e-4)  # fmt: skip
+    stream = io.BytesIO()
+    image.writeto(stream)
+    return [stream.getvalue()]
+
+
 def _lsst() -> list[bytes]:
     source = {"diaSourceId": 7, "diaObjectId": 5, "midpointMjdTai": 60_000.5, "band": "r",
               "ra": 1.0, "dec": 1.0, "psfFlux": 1000.0, "psfFluxErr": 10.0, "psfChi2": 1.0,
@@ -320,12 +340,14 @@ FILES = {
                          lambda: _survey_files("desi_bgs", 2), mutate.fits),
     "4MOST FITS": Decoder("fourmost_mock", "qmost_1.fits",
                           lambda: _survey_files("fourmost_mock", 2), mutate.fits),
+    "LAMOST FITS": Decoder("lamost_dr10", "spec-1.fits", _lamost, mutate.fits),
     "table FITS": Decoder("sdss_table", "t.fits", _table_fits, mutate.fits),
     "table Parquet": Decoder("sdss_table", "t.parquet", _parquet, mutate.parquet),
     "table CSV": Decoder("sdss_table", "t.csv", _csv, mutate.csv_table, options=_PIXELS),
     "table npz": Decoder("sdss_table", "t.npz", _npz, mutate.npz),
     "ZTF Avro": Decoder("ztf_bts", "7.avro", _ztf, mutate.avro),
     "LSST Avro": Decoder("lsst_alerts", "7.avro", _lsst, mutate.avro),
+    "alert Parquet": Decoder("ztf_bts", "7.parquet", _alert_parquet, mutate.parquet),
     "PNG": Decoder("galaxies_gz1", "1.png",
                    lambda: [_picture("PNG"), _picture("PNG", "P"), _picture("PNG", "RGBA")],
                    pictures.png, reader="image_files", options=_COLOURS),
