@@ -69,6 +69,11 @@ _LOGARITHM = re.compile(
     r"\s*(?:(log10|log|dex|ln)\s*(?:\(\s*(.*?)\s*\)|\[\s*(.*?)\s*\]|\s(.*))|(.*?)\s*\(?\s*(dex|log10)\)?)\s*",
     re.IGNORECASE,
 )
+# 1/(flux)^2 and (flux)**-2, whose power of ten is squared as well
+_INVERSE_SQUARE = re.compile(
+    r"\s*(?:1\s*/\s*\((.{1,100})\)\s*(?:\*\*|\^)?\s*\(?2\)?"
+    r"|\((.{1,100})\)\s*(?:\*\*|\^)?\s*\(?-2\)?)\s*"
+)
 _MEDIUM = re.compile(r"[\s,;(]*\b(?:in\s+)?(?:air|vac|vacuum)\b\)?\s*$", re.IGNORECASE)
 
 
@@ -114,8 +119,9 @@ def flux_factor(source: str, name: str, text: str, wavelength: np.ndarray) -> fl
 
 def ivar_factor(source: str, name: str, text: str, wavelength: np.ndarray) -> float | np.ndarray:
     """Return what brings an inverse variance to (1e-17 erg/s/cm²/Å)⁻², as `flux_factor` a flux."""
+    match = _INVERSE_SQUARE.fullmatch(text.translate(_SIGNS))
     unit = parse_unit(text)
-    root = "" if unit is None else (unit**-0.5).to_string()
+    root = (match[1] or match[2]) if match else "" if unit is None else (unit**-0.5).to_string()
     if not is_flux(root):
         raise _unknown(source, name, text, "the inverse square of a flux density")
     return flux_factor(source, name, root, wavelength) ** -2.0
