@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 FILES  ?=
 BUNDLE ?= demo/bundle
 
-.PHONY: setup demo test test-fast differential lint format docs bench serve clean help
+.PHONY: setup demo test test-fast differential fuzz lint format docs bench serve clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## */\t/' | expand -t 14
@@ -37,6 +37,10 @@ test-fast: $(READY) ## tests that take seconds
 
 differential: $(READY) ## 50,000 random files a format against other readers of it
 	SKYRAY_EXAMPLES=50000 $(BIN)/python -m pytest -s --timeout 14400 tests/readers/test_*_differential.py
+
+fuzz: $(READY)   ## 50,000 mutations of good files a decoder of foreign bytes
+	SKYRAY_MUTATIONS=50000 $(BIN)/python -m pytest -s --timeout 14400 \
+	  tests/readers/test_fuzz.py tests/serve/test_fuzz_bodies.py
 
 lint: $(READY)   ## style and import rules
 	$(BIN)/ruff check .

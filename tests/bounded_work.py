@@ -83,17 +83,22 @@ class Measured:
 
 def measured(work: Callable[[Any], Any], item: Any) -> Measured:
     """Do a piece of work and measure it (Linux); a refusal is its result."""
-    Path("/proc/self/clear_refs").write_text("5")  # the peak is now what is in use
-    before, began = _peak_mib(), time.process_time()
+    forget_peak()
+    before, began = peak_mib(), time.process_time()
     try:
         result = work(item)
     except Exception as error:
         if not hasattr(error, "reason"):
             raise
         result = error
-    return Measured(result, time.process_time() - began, _peak_mib() - before)
+    return Measured(result, time.process_time() - began, peak_mib() - before)
 
 
-def _peak_mib() -> float:
+def forget_peak() -> None:
+    """Let the peak be what is in use now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_mib() -> float:
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024

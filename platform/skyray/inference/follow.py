@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
+from functools import lru_cache, partial
 from typing import Any
 
 import pyarrow as pa
@@ -26,14 +27,15 @@ from tqdm import tqdm
 from skyray.bundles.bundle import Predictor, read_bundle
 from skyray.cards import Card, load_card
 from skyray.data.rows import admit, content_digest
+from skyray.families.base import DataInfo
 from skyray.inference.follow_ledger import DIGEST, FollowResult, Ledger
 from skyray.inference.predict import IDENTITY
 from skyray.inference.streams import Message, Source, open_source, with_registry
-from skyray.readers.base import make_reader
+from skyray.readers.base import Reader, make_reader
 from skyray.readers.memory import memory_file
 from skyray.readers.read_records import read_records
 from skyray.records import InvalidRecord, Record, each_or_all
-from skyray.runtime import places
+from skyray.runtime import bounded, places
 
 _RESTARTS = 3  # of a scorer whose node is lost
 
@@ -42,14 +44,14 @@ _RESTARTS = 3  # of a scorer whose node is lost
 class Scorer:
     """Reads and scores batches of messages; one of the pool."""
 
-    def __init__(self, bundle: str, card: str, keeps: bool, threads: int):
+    def __init__(self, bundle: str, card: str, bounds: bounded.Bounds, keeps: bool, threads: int):
         import torch
 
         torch.set_num_threads(threads)
         self._predictor = Predictor.from_bundle(bundle)
         self._card = Card.model_validate_json(card)
-        self._reader = make_reader(self._card.reader, self._card.reader_options)
-        self._keeps = keeps
+        self._decode = partial(_decoded, card, self._predictor.info)
+        self._bounds, self._keeps = bounds, keeps
 
     def score(self, messages: list[Message]) -> tuple[pa.Table | None, list[dict[str, Any]]]:
         """Return the predictions of all usable records, and why the others are not.
@@ -62,12 +64,14 @@ class Scorer:
         records: list[Record] = []
         about: list[dict[str, Any]] = []
         refused: list[dict[str, Any]] = []
-        for message in messages:
+        sizes = [len(message.content) for message in messages]
+        decoded = bounded.each(self._decode, messages, sizes, self._bounds)
+        for message, found in zip(messages, decoded, strict=True):
             told = {
                 "source": message.source, "delivery": message.digest,
                 "content": None if self._keeps else message.content,
             }  # fmt: skip
-            for item, digest in self._items(message):
+            for item, digest in [(found, "")] if isinstance(found, InvalidRecord) else found:
                 if isinstance(item, InvalidRecord):
                     refused.append(_refusal(item, told))
                 else:
@@ -81,12 +85,6 @@ class Scorer:
             else:
                 scored.append(_delivered(answer, told))
         return (pa.concat_tables(scored) if scored else None), refused
-
-    def _items(self, message: Message) -> Iterator[tuple[Record | InvalidRecord, str]]:
-        info = self._predictor.info
-        for item in read_records(self._reader, memory_file(message.content, message.source)):
-            record = admit(item, info)
-            yield record, "" if isinstance(record, InvalidRecord) else content_digest(record, info)
 
     def _predict(self, records: Sequence[Record]) -> list[pa.Table]:
         """Return a table of one row a record."""
@@ -104,6 +102,25 @@ class Scorer:
                 values = pa.array([row[column.name] for row in rows])
                 table = table.add_column(1, column.name, values)
         return [table.slice(row, 1) for row in range(len(records))]
+
+
+def _decoded(
+    card: str, info: DataInfo, message: Message
+) -> list[tuple[Record | InvalidRecord, str]]:
+    """Return what a message holds, and digests of the records that can be used."""
+    found = []
+    for item in read_records(_reader(card), memory_file(message.content, message.source)):
+        record = admit(item, info)
+        refused = isinstance(record, InvalidRecord)
+        found.append((record, "" if refused else content_digest(record, info)))
+    return found
+
+
+@lru_cache(maxsize=4)
+def _reader(card: str) -> Reader:
+    """Return the reader of a card, which keeps the schemas that it has asked for."""
+    about = Card.model_validate_json(card)
+    return make_reader(about.reader, about.reader_options)
 
 
 def _delivered(answer: pa.Table, told: dict[str, Any]) -> pa.Table:
@@ -166,7 +183,8 @@ def follow(
     )
     text = chosen.model_dump_json()
     uri = places.absolute(bundle)
-    pool = [place.remote(uri, text, following.keeps, 1) for _ in range(workers)]
+    bounds = bounded.Bounds.of_environment()
+    pool = [place.remote(uri, text, bounds, following.keeps, 1) for _ in range(workers)]
     with closing(following), tqdm(desc="follow", unit="object", disable=not progress) as bar:
         pump = _Pump(following, ledger, deque(pool), bar)
         last = time.monotonic()

@@ -292,6 +292,8 @@ def _open_npz(file: SurveyFile, names: set[str]) -> dict[str, np.ndarray]:
             for name in sorted(names & set(archive.files)):
                 columns[name] = archive[name]
             return columns
+    except MemoryError:
+        raise
     except Exception as error:  # encrypted, damaged, objects: zipfile and numpy have many ways
         detail = f"{name}: {type(error).__name__}: {error}"[:300]
         raise InvalidRecord("npz_invalid", detail, file.path) from None

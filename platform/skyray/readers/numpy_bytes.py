@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import tokenize
 import zipfile
 from typing import Any
 
@@ -15,6 +16,9 @@ from skyray.records import InvalidRecord
 
 MAX_BYTES = 1 << 28
 _MAX_MEMBERS = 100_000
+# numpy reads a header's text with Python's tokenizer and `ast.literal_eval`.
+_HEADER_FAULTS = (ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError,
+                  tokenize.TokenError)  # fmt: skip
 
 
 def load_npy(
@@ -44,7 +48,7 @@ def load_npy(
         if version != (1, 0):
             read = np.lib.format.read_array_header_2_0
         shape, _, dtype = read(stream)
-    except (ValueError, EOFError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except _HEADER_FAULTS as error:
         raise InvalidRecord("npy_invalid", f"{error}"[:300]) from None
     check_size(math.prod(shape), max_pixels)
     if dtype.hasobject:

@@ -23,6 +23,7 @@ _CHUNK = 1 << 20
 
 SUFFIXES = (".gz", ".bz2", ".xz")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
+_TRUNCATED = {"gzip": "gzip_truncated", "bzip2": "bzip2_truncated", "xz": "xz_truncated"}
 _REFUSED = {
     b"\x1f\x9d": "compress (.Z)", b"\x28\xb5\x2f\xfd": "zstandard", b"7z\xbc\xaf\x27\x1c": "7z",
     b"Rar!": "rar", b"\x04\x22\x4d\x18": "lz4",
@@ -85,7 +86,7 @@ def unpack(handle: pa.NativeFile, kind: str, source: str) -> bytes:
         if isinstance(error, InvalidRecord):
             raise
         detail = f"expected a whole {kind} stream, found: {error}"
-        raise InvalidRecord(f"{kind}_truncated", detail, source) from None
+        raise InvalidRecord(_TRUNCATED[kind], detail, source) from None
 
 
 class _Gzip:

@@ -227,7 +227,10 @@ def _send(pipe: int, done: int, result: Any) -> None:
     sizes = struct.pack(f"<qq{len(parts)}q", done, len(parts), *(part.nbytes for part in parts))
     waiting = [memoryview(sizes), *parts]
     while waiting:
-        written = os.writev(pipe, waiting[:_AT_ONCE])
+        try:
+            written = os.writev(pipe, waiting[:_AT_ONCE])
+        except BrokenPipeError:  # nobody waits for it any more
+            os._exit(0)
         while waiting and written >= waiting[0].nbytes:
             written -= waiting.pop(0).nbytes
         if written:
@@ -316,8 +319,6 @@ def _work(pipe: int, work: Callable, taken: _Taken) -> None:
             raise RuntimeError(f"expected results of {len(taken)} items, found {given}")
     except MemoryError:
         _send(pipe, taken.count, _OutOfMemory())
-    except BrokenPipeError:
-        raise
     except Exception as error:
         _send(pipe, taken.count, Raised(_that_travels(error)))
 

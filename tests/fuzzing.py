@@ -1,0 +1,145 @@
+"""Runs mutations of good files through a decoder, in a process with limits, and counts the ends.
+
+``SKYRAY_MUTATIONS`` sets how many a decoder gets (``make fuzz``: 50,000). Mutation n of a decoder
+is the same at every run; ``python -m tests.fuzzing DECODER N`` writes its bytes to standard output.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+
+from tests.bounded_work import forget_peak, peak_mib
+from tests.fuzz_decoders import BODIES, FILES, READ, outcomes
+
+from skyray.records import InvalidRecord
+from skyray.records.reasons import reason_of
+from skyray.runtime import bounded
+
+MUTATIONS = int(os.environ.get("SKYRAY_MUTATIONS", "200"))
+PEAK_MIB = 400  # that the process of a decoder may come to hold beyond what it holds idle
+SECONDS = 2.0
+_BOUNDS = bounded.Bounds(seconds=SECONDS, memory_mib=PEAK_MIB, seconds_per_mib=0)
+_UNNAMED = ("unreadable", "reader_fault")  # refused, by the last boundary
+
+
+@dataclass
+class Tally:
+    """What became of a decoder's mutations."""
+
+    mutations: int = 0
+    refused: Counter = field(default_factory=Counter)  # reasons; `READ` for records
+    faults: list[str] = field(default_factory=list)  # escaped, crashed, hung, too large
+    slowest_s: float = 0.0
+    peak_mib: float = 0.0
+
+    def count(self, kind: str) -> int:
+        return sum(fault.startswith(kind) for fault in self.faults)
+
+
+def mutated(name: str, number: int) -> bytes:
+    """Return mutation `number` of a decoder's good files."""
+    decoder = {**FILES, **BODIES}[name]
+    rng = random.Random(f"{name} {number}")
+    return decoder.mutate(rng.choice(_seeds(name)), rng)
+
+
+@cache
+def _seeds(name: str) -> list[bytes]:
+    return {**FILES, **BODIES}[name].seeds()
+
+
+def _attempt(name: str, number: int) -> tuple[list[str], str, float, float]:
+    """Return outcomes, what escaped, seconds of processor time and the peak so far, MiB."""
+    decoder = {**FILES, **BODIES}[name]
+    content = mutated(name, number)
+    began, escaped, found = time.process_time(), "", []
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = outcomes(decoder, content)
+    except MemoryError:
+        raise
+    except Exception as error:
+        escaped = f"{type(error).__name__}: {error}"[:200]
+    return found, escaped, time.process_time() - began, peak_mib()
+
+
+def _idle(name: str, _: int) -> tuple[list[str], str, float, float]:
+    """Read the good files, so that what is imported on the way is no part of a mutation's."""
+    decoder = {**FILES, **BODIES}[name]
+    found = [outcome for content in _seeds(name) for outcome in outcomes(decoder, content)]
+    forget_peak()
+    return found, "", 0.0, peak_mib()
+
+
+def _step(name: str, number: int) -> tuple[list[str], str, float, float]:
+    return _idle(name, number) if number < 0 else _attempt(name, number)
+
+
+def fuzz(name: str, mutations: int = MUTATIONS) -> Tally:
+    """Run the mutations of a decoder; raises if its good files are not read."""
+    tally = Tally()
+    numbers = range(-1, mutations)
+    results = bounded.each(partial(_step, name), numbers, [0] * len(numbers), _BOUNDS)
+    idle = 0.0
+    for number, result in zip(numbers, results, strict=True):
+        if isinstance(result, InvalidRecord):
+            kind = {"decode_timeout": "hung", "decode_memory": "too large"}
+            tally.faults.append(f"{kind.get(result.reason, 'crashed')}: mutation {number}: "
+                                f"{result.detail}")  # fmt: skip
+            tally.mutations += 1
+            continue
+        found, escaped, seconds, peak = result
+        if number < 0:
+            if set(found) != {READ}:
+                raise AssertionError(f"{name}: expected its good files to be read, found {found}")
+            idle = peak
+            continue
+        tally.mutations += 1
+        tally.refused.update(set(found))
+        tally.slowest_s = max(tally.slowest_s, seconds)
+        tally.peak_mib = max(tally.peak_mib, peak - idle)
+        if escaped:
+            tally.faults.append(f"escaped: mutation {number}: {escaped}")
+        unknown = [reason for reason in found if reason != READ and reason_of(reason) is None]
+        if unknown:
+            tally.faults.append(f"escaped: mutation {number}: reason {unknown[0]} is not listed")
+    return tally
+
+
+def table(tallies: Mapping[str, Tally]) -> str:
+    """Return the figures of decoders as lines."""
+    head = (f"{'decoder':<20}{'mutations':>10}{'read':>8}{'by name':>9}{'unnamed':>9}{'escaped':>9}"
+            f"{'crashed':>9}{'hung':>6}{'large':>7}{'slowest':>9}{'peak MB':>9}")  # fmt: skip
+    lines = [head]
+    for name, tally in tallies.items():
+        read = tally.refused[READ]
+        unnamed = sum(tally.refused[reason] for reason in _UNNAMED)
+        named = sum(tally.refused.values()) - read - unnamed
+        kinds = [tally.count(kind) for kind in ("escaped", "crashed", "hung", "too large")]
+        lines.append(
+            f"{name:<20}{tally.mutations:>10,}{read:>8,}{named:>9,}{unnamed:>9,}"
+            f"{kinds[0]:>9}{kinds[1]:>9}{kinds[2]:>6}{kinds[3]:>7}"
+            f"{tally.slowest_s:>8.2f}s{tally.peak_mib:>9.0f}"
+        )
+        most = ", ".join(f"{reason} {count}" for reason, count in tally.refused.most_common(9)
+                         if reason != READ)  # fmt: skip
+        lines.append(f"  {most}")
+    return "\n".join(lines)
+
+
+def main(words: Iterable[str]) -> None:
+    name, number = words
+    sys.stdout.buffer.write(mutated(name, int(number)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
