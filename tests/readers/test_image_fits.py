@@ -256,7 +256,10 @@ def test_positions_of_another_equinox(tmp_path):
     assert (found.ra, found.dec) == pytest.approx((truth.ra.deg, truth.dec.deg), abs=1e-9)
     strange = write(tmp_path / "b.fits", image(RA=30.0, DEC=-40.0, RADESYS="MARS"))
     assert one(strange, fields=fields).reason == "frame_unknown"
-    text = write(tmp_path / "c.fits", image(RA="02:00:00", DEC=-40.0))
+    hours = write(tmp_path / "c.fits", image(RA="02:00:00", DEC="-40:30:00"))
+    assert one(hours, fields=fields).ra == pytest.approx(30.0)
+    assert one(hours, fields=fields).dec == pytest.approx(-40.5)
+    text = write(tmp_path / "d.fits", image(RA="north", DEC=-40.0))
     assert one(text, fields=fields).reason == "field_invalid"
 
 
