@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
 from astropy.io import fits
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pyarrow import fs
 
 from skyray.readers.base import SurveyFile, make_reader
+from skyray.readers.memory import memory_file
 from skyray.records import InvalidRecord, Spectrum, check_spectrum
+from skyray.records.reasons import reason_of
 from skyray.transforms.spectra import air_to_vacuum
 
 SIZE = 600
@@ -112,3 +118,31 @@ def test_a_stack_needs_a_row(tmp_path):
     for options in ({"error": 0}, {"flux": "0:3", "error": "0:2"}):
         with pytest.raises(InvalidRecord, match="shape_mismatch"):
             read(tmp_path / "x.fits", **options)
+
+
+_VALUES = st.one_of(
+    st.sampled_from(["", "WAVE", "AWAV-LOG", "FREQ-W2F", "WAVE-GRI", "WAVE-TAB", "LINEAR", "nm",
+                     "Hz", "Angstrom", "erg/s/cm2/A", "Jy", "TOPOCENT", "BARYCENT", "12:00:00", "air",
+                     "2020-01-01T00:00:00", "units=", "log(", "?" * 60]),
+    st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**40), 2**40), st.booleans(),
+)  # fmt: skip
+_KEYWORDS = ["CTYPE1", "CUNIT1", "CRVAL1", "CDELT1", "CD1_1", "CRPIX1", "DC-FLAG", "WAT1_001",
+             "COEFF0", "COEFF1", "BUNIT", "SPECSYS", "RA", "DEC", "MJD-OBS", "EXPTIME", "DATE-OBS",
+             "OBSGEO-X", "OBSGEO-Y", "OBSGEO-Z", "AIRORVAC", "VACUUM", "HELIO", "RADESYS",
+             "PV1_1", "RESTFRQ", "OBJECT"]  # fmt: skip
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.dictionaries(st.sampled_from(_KEYWORDS), _VALUES, max_size=8), st.booleans())
+def test_any_keyword_is_understood_or_refused(told, sound):
+    keywords = {**(linear("WAVE", "nm", 400, 0.2) if sound else {}), **told}
+    stream = io.BytesIO()
+    primary = fits.PrimaryHDU(FLUX[:40])
+    primary.header.update({**UNIT, **keywords})
+    fits.HDUList([primary, fits.ImageHDU(FLUX[:40], name="ERRS")]).writeto(stream)
+    reader = make_reader("spectrum_image", {"error": "ERRS", "medium": "vacuum"})
+    try:
+        (spectrum,) = reader.read(memory_file(stream.getvalue(), "x.fits"))
+        check_spectrum(spectrum, 1)
+    except InvalidRecord as refused:
+        assert reason_of(refused.reason)  # noqa: PT017
