@@ -72,8 +72,9 @@ def test_frames_at_rest_and_unknown_ones_change_nothing(header, told):
 
 @pytest.mark.parametrize(
     ("header", "reason"),
-    [({"SPECSYS": "LSRK"}, "frame_unknown"), ({"SPECSYS": "SOURCE"}, "frame_unknown"),
-     ({"SPECSYS": "?"}, "frame_unknown"), ({"HELIO": False}, "frame_topocentric")],
+    [({"SPECSYS": "LSRK"}, "velocity_frame_unknown"),
+     ({"SPECSYS": "SOURCE"}, "velocity_frame_unknown"),
+     ({"SPECSYS": "?"}, "velocity_frame_unknown"), ({"HELIO": False}, "frame_topocentric")],
 )  # fmt: skip
 def test_other_frames_are_refused(header, reason):
     with pytest.raises(InvalidRecord, match=reason):

@@ -221,6 +221,22 @@ def to_degrees(source: str, name: str, text: str, value: Any, hours: bool = Fals
         raise InvalidRecord("field_invalid", detail, source) from None
 
 
+def agreed_angle(source: str, name: str, card: str | None, stated: str) -> str:
+    """Return the unit of an angle by file and card, '' where neither says.
+
+    Raises
+    ------
+    InvalidRecord
+        ``unit_conflict`` where they contradict, ``unit_unknown`` for what is no unit of angles.
+    """
+    if card and stated:
+        ours, theirs = (to_degrees(source, name, unit, 1.0) for unit in (card, stated))
+        if abs(ours / theirs - 1) > 1e-9:
+            detail = f"{name}: expected {card!r}, as the card says, found {stated!r}"
+            raise InvalidRecord("unit_conflict", detail, source)
+    return stated or card or ""
+
+
 # any unit ----------------------------------------------------------------------------------------
 @lru_cache(maxsize=512)
 def parse_unit(text: str) -> units.UnitBase | None:
@@ -290,6 +306,6 @@ def _unknown(source: str, name: str, text: str, expected: str) -> InvalidRecord:
     unit, kind = parse_unit(text), ""
     if unit is not None:
         physical = str(unit.physical_type)
-        kind = f", which is {'a unit of ' + physical if physical != 'unknown' else unit}"
+        kind = "" if physical == "unknown" else f", which is a unit of {physical}"
     detail = f"{name}: expected the unit of {expected}, found {text[:_MAX_CHARACTERS]!r}{kind}"
     return InvalidRecord("unit_unknown", detail, source)
