@@ -13,6 +13,8 @@ from skyray.readers.base import make_reader
 from skyray.readers.memory import memory_file
 from skyray.records import InvalidRecord, Record, refusal_of
 
+_DAMAGED = {"gzip": "gzip_damaged", "bzip2": "bzip2_damaged"}
+
 Decoded = list[Record | InvalidRecord]
 
 
@@ -66,10 +68,10 @@ def inflate(body: bytes, limit: int) -> bytes:
     try:
         content = inflater.decompress(body, limit)
     except (zlib.error, OSError) as error:
-        raise Refusal(400, f"{kind}_damaged", str(error)) from None
+        raise Refusal(400, _DAMAGED[kind], str(error)) from None
     if not inflater.eof and len(content) >= limit:
         raise Refusal(413, "body_too_large", f"expected at most {limit:,} bytes once inflated")
     if not inflater.eof:
         detail = f"expected a whole {kind} stream, found its beginning"
-        raise Refusal(400, f"{kind}_damaged", detail)
+        raise Refusal(400, _DAMAGED[kind], detail)
     return content

@@ -227,3 +227,11 @@ def test_scales_equal_astropy():
         exact = scale == 1 and zero == int(zero)  # astropy has floats for most sums of integers
         assert found.dtype.kind in (expected.dtype.kind, "i" if exact else "f")
     assert scaled(np.ones(2, np.float32), 0, 2.0).dtype == np.float64
+
+
+def test_more_fields_than_a_table_can_have_are_refused_before_anything_counts_to_them():
+    header = Header(b"".join(card.ljust(80) for card in (
+        b"XTENSION= 'BINTABLE'", b"BITPIX  = 8", b"NAXIS   = 0", b"TFIELDS = 2147483647"
+    )))  # fmt: skip
+    with pytest.raises(BadHeader, match="TFIELDS"):
+        header.data_bytes()

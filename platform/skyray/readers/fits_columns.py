@@ -16,9 +16,8 @@ from math import prod
 
 import numpy as np
 
-from skyray.readers.fits_header import BadHeader, Header
+from skyray.readers.fits_header import MAX_FIELDS, BadHeader, Header
 
-MAX_FIELDS = 999
 MAX_ROW_BYTES = (1 << 31) - 1  # numpy's limit
 NUMBERS = {"B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8"}
 

@@ -18,6 +18,7 @@ import astropy.io.fits
 
 MAX_AXES = 32  # numpy's own limit before version 2; the standard's is 999
 MAX_DATA_BYTES = 1 << 50
+MAX_FIELDS = 999
 IMAGE_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 CARD = 80
 
@@ -155,6 +156,7 @@ class Header:
         sizes = [self.integer(f"NAXIS{n + 1}", 0, MAX_DATA_BYTES) for n in range(axes)]
         extra = self.integer("PCOUNT", 0, MAX_DATA_BYTES, default=0)
         groups = self.integer("GCOUNT", 1, MAX_DATA_BYTES, default=1)
+        self.integer("TFIELDS", 0, MAX_FIELDS, default=0)  # astropy counts up to it
         width = abs(bits) // 8
         # An axis of 0 must not hide from numpy's integers how long the others are.
         if width * groups * (extra + math.prod(size or 1 for size in sizes)) > MAX_DATA_BYTES:

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from skyray.readers.fits_columns import (
-    MAX_FIELDS,
     MAX_ROW_BYTES,
     NUMBERS,
     Column,
@@ -25,7 +24,7 @@ from skyray.readers.fits_columns import (
     scaled,
     with_nan,
 )
-from skyray.readers.fits_header import BadHeader, Header, decode_text
+from skyray.readers.fits_header import MAX_FIELDS, BadHeader, Header, decode_text
 from skyray.readers.unpacked import most_bytes
 
 if TYPE_CHECKING:

@@ -60,10 +60,11 @@ def image_header(hdu: Hdu) -> Header:
     Raises
     ------
     InvalidRecord
-        ``tiles_invalid``.
+        ``tiles_invalid``, or what `tiled_shape` refuses.
     """
     if not hdu.header.compressed:
         return hdu.header
+    tiled_shape(hdu)  # whose numbers astropy follows
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
