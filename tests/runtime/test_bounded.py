@@ -116,6 +116,20 @@ def test_processes_end_with_the_one_they_work_for():
     assert not os.path.exists(f"/proc/{pid}")
 
 
+def test_a_forked_process_takes_its_own():
+    (ours,) = each(work.children_of_mine, [None], [0], TIGHT)
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        (its,) = each(work.children_of_mine, [None], [0], TIGHT)
+        os.write(writing, str(its).encode())
+        bounded.close()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    assert int(os.read(reading, 20)) != ours
+    assert list(each(work.children_of_mine, [None], [0], TIGHT)) == [ours]
+
+
 def test_bounds_grow_with_the_content():
     seconds, memory = Bounds(10, 100, 0.5).of(4 << 20)
     assert seconds == 12
