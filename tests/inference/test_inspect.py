@@ -68,7 +68,7 @@ def test_a_dataset_tells_rows_grid_ranges_and_quarantine(dataset):
     assert found["ranges"]["redshift"] == "0.5 to 0.5, median 0.5, 1 unknown"
     assert sum(found["objects by split"].values()) == 2
     assert found["decided"] == {
-        "flux_unit": "1 rows: a: TUNIT2\n  1 rows: b: TUNIT2",
+        "flux_unit": "1 row: a: TUNIT2\n  1 row: b: TUNIT2",
         "medium": "2 rows: air → vacuum: TUCD1",
     }
     means = reason_of("ivar_empty").means

@@ -211,3 +211,14 @@ def test_open_frames_are_bounded(sky, monkeypatch):
     records = list(reader.read(SurveyFile(fs.LocalFileSystem(), str(sky / "objects.csv"))))
     assert reasons(records) == [""] * 6
     assert len(reader._frames._kept) == 2
+
+
+def test_units_of_positions_that_the_catalogue_states(sky):
+    truth = read(sky, ALL)[0]
+    table = pd.read_csv(sky / "objects.csv")[:1].astype({"RA_deg": object, "DEC_deg": object})
+    place = SkyCoord(truth.ra, truth.dec, unit="deg")
+    hms = place.ra.to_string(u.hourangle, sep=":", precision=6)
+    table.loc[0, ["RA_deg", "DEC_deg"]] = [hms, place.dec.to_string(sep=":", precision=6)]
+    table.to_csv(sky / "objects.csv", index=False)
+    (found,) = read(sky, ALL)  # sexagesimal right ascensions are hours
+    assert (found.ra, found.dec) == pytest.approx((truth.ra, truth.dec), abs=1e-7)

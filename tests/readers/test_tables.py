@@ -233,10 +233,11 @@ def test_options_are_checked_when_the_card_is_read(change, message):
         make_reader("spectrum_table", {**OPTIONS, **change})
 
 
-def test_medium_must_be_said():
-    options = {key: value for key, value in OPTIONS.items() if key != "medium"}
-    with pytest.raises(ConfigError, match="medium"):
-        make_reader("spectrum_table", options)
+@pytest.mark.parametrize("medium", [{}, {"medium": "from_file"}])
+def test_medium_must_be_said(tmp_path, medium):
+    options = {key: value for key, value in OPTIONS.items() if key != "medium"} | medium
+    with pytest.raises(InvalidRecord, match="medium_unknown"):
+        read(write(tmp_path / "x.fits", columns()), options)
 
 
 def test_real_packed_sdss_equals_the_survey_files(survey_data):

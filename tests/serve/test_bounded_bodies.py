@@ -140,7 +140,7 @@ BODIES = {
     "header of 16 MiB": (SPECTRUM, FITS, long_header, "header_too_long"),
     "180,000 HDUs, packed": (SPECTRUM, FITS, lambda: gzip.compress(many_hdus(180_000)),
                              "body_too_large"),
-    "20,000 HDUs": (SPECTRUM, FITS, lambda: many_hdus(20_000), "hdu_wrong_type"),
+    "20,000 HDUs": (SPECTRUM, FITS, lambda: many_hdus(20_000), "too_many_hdus"),
     "JSON of numbers": (SPECTRUM, JSON, numbers, "json_invalid"),
     "JSON of spectra": (SPECTRUM, JSON, lambda: '{"spectra":' + numbers() + "}",
                         "too_many_records"),

@@ -388,7 +388,7 @@ def test_memory_file_is_a_survey_file():
         ({"ivar": [0.0] * PIXELS}, "ivar_empty"),
         ({"ivar": [-1.0] * PIXELS}, "ivar_negative"),
         ({"flux": [None] * PIXELS}, "flux_all_nan"),
-        ({"flux": [1e300] * PIXELS}, "flux_infinite"),
+        ({"flux": [1e300] * PIXELS}, "value_out_of_range"),
         ({"flux": [0.0] * PIXELS}, "flux_all_zero"),
         ({"flux": [1.0]}, "shape_mismatch"),
         ({"wavelength": [4000.0] * PIXELS}, "wavelength_not_increasing"),

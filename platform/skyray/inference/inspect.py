@@ -80,10 +80,7 @@ def inspect_dataset(dataset: Dataset) -> dict[str, Any]:
             for label in labels
         },
         "ranges": _ranges(dataset),
-        "decided": {
-            name: _lines([f"{rows} rows: {text}" for text, rows in _commonest(counts)])
-            for name, counts in manifest.statements.items()
-        },
+        "decided": {name: _decided(rows) for name, rows in manifest.statements.items()},
         "quarantine": _quarantine(dataset),
         "data files": len(dataset.table.get_fragments()),
         "size": _size(dataset.size_bytes()),
@@ -137,8 +134,10 @@ def _quarantine(dataset: Dataset) -> dict[str, str]:
     return found
 
 
-def _commonest(counts: Mapping[str, int]) -> list[tuple[str, int]]:
-    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+def _decided(rows: Mapping[str, int]) -> str:
+    """Return what was decided and from which statement, the commonest first."""
+    commonest = sorted(rows.items(), key=lambda item: (-item[1], item[0]))
+    return _lines([f"{n} row{'s' * (n != 1)}: {text}" for text, n in commonest])
 
 
 def _lines(texts: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from skyray.readers.desi_fibres import INTEGERS, bad_arms, fibre_fault, target_f
 from skyray.readers.desi_redshifts import redshift_table, redshifts_of
 from skyray.readers.fits_bytes import FitsFile, Hdu, Table
 from skyray.readers.layout import fits_names, refuse_companion, refuse_layout
+from skyray.readers.medium import decide_medium, medium_said
 from skyray.readers.units import flux_factor, to_angstrom
 from skyray.records import Grid, InvalidRecord, Spectrum, ivar_fault
 from skyray.transforms.spectra import coadd_arms, median_snr
@@ -68,7 +69,7 @@ class DesiCoaddReader(Reader):
             arms = _arms(fits, len(targets))
             if exposures := _exposures(fibermap):
                 self._check_exposures(fits, targets)
-            about = _Coaddition.of(fits, exposures)
+            about = replace(_Coaddition.of(fits, exposures), statements=arms[0].statements)
             fitted = redshifts_of(fits, file)
             for start in range(0, len(targets), _ROWS_AT_ONCE):
                 rows = range(start, min(start + _ROWS_AT_ONCE, len(targets)))
@@ -164,6 +165,7 @@ class _Coaddition:
     whole: bool
     exposures: bool
     extra: Mapping[str, Any]
+    statements: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, fits: FitsFile, exposures: bool) -> _Coaddition:
@@ -217,6 +219,13 @@ class _Arm:
                 )
             hdu.check_whole()
         unit = str(self.images[0].header.get("BUNIT") or "").strip()
+        # The data model: vacuum and barycentric; a file that says air is refused.
+        _, medium = decide_medium(fits.source, "vacuum", medium_said(wavelength.header))
+        self.statements = {
+            "flux_unit": f"{unit}: BUNIT" if unit else "1e-17 erg/s/cm²/Å: data model",
+            "medium": medium.replace(": card", ": data model"),
+            "frame": "barycentric: data model",
+        }
         self.factor = (
             flux_factor(fits.source, f"{name}_FLUX", unit, self.wavelength) if unit else 1.0
         )
@@ -293,4 +302,5 @@ def _record(
         source=where,
         extra=extra,
         observation_id=about.observation_id(fibermap, row, flux),
+        statements=about.statements,
     )

@@ -25,8 +25,7 @@ from string import Formatter
 from typing import Any, Literal
 
 import numpy as np
-from astropy import units as u
-from astropy.coordinates import Angle, SkyCoord
+from astropy.coordinates import SkyCoord
 from pydantic import Field
 
 from skyray.config import Config
@@ -35,6 +34,7 @@ from skyray.readers.columns import open_columns, parquet_units
 from skyray.readers.frame_files import FrameOptions, Frames
 from skyray.readers.image_wcs import check_scale
 from skyray.readers.images import ImageOptions, attempt
+from skyray.readers.units import agreed_angle, to_degrees
 from skyray.records import Cutout, InvalidRecord
 from skyray.transforms.cutting import (
     DES_PIXEL_ARCSEC,
@@ -87,8 +87,10 @@ class FrameCutoutOptions(FrameOptions, ImageOptions):
     frame: Literal["icrs", "fk5", "fk4", "galactic"] = Field(
         "icrs", description="of the catalogue's positions; fk5 is J2000, fk4 B1950"
     )
-    ra_unit: Literal["deg", "hourangle", "rad"] = "deg"
-    dec_unit: Literal["deg", "rad"] = "deg"
+    ra_unit: Literal["deg", "hourangle", "rad"] | None = Field(
+        None, description="where the catalogue states none; default: degrees, hours in 12:34:56"
+    )
+    dec_unit: Literal["deg", "rad"] | None = Field(None, description="as ra_unit; degrees")
     size: SizeRule = SizeRule()
     match: MatchOptions | None = None
     duplicates_arcsec: float | None = Field(
@@ -113,8 +115,9 @@ class FrameCutoutReader(Reader):
 
     def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Cutout | InvalidRecord]:
         options = self.settings
-        table = _load_table(file, self._names(), (options.ra, options.dec))
-        ra, dec, faults = self._positions(table[options.ra], table[options.dec])
+        stated: dict[str, str] = {}
+        table = _load_table(file, self._names(), (options.ra, options.dec), stated)
+        ra, dec, faults = self._positions(file.path, table, stated)
         placed = np.isfinite(ra) & np.isfinite(dec)
         kept = placed.copy()
         if options.duplicates_arcsec:
@@ -153,15 +156,23 @@ class FrameCutoutReader(Reader):
         sizes = {size.petro_rad, size.kron_radius, size.a_image}
         return {options.ra, options.dec} | options.names() | (template - {"band"}) | sizes
 
-    def _positions(self, ra: list, dec: list) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    def _positions(
+        self, path: str, table: dict[str, list], stated: dict[str, str]
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
         """Return positions in degrees, ICRS (NaN where there is none), and why some are wrong."""
         options, faults = self.settings, {}
+        ra, dec = table[options.ra], table[options.dec]
+        units = (
+            agreed_angle(path, options.ra, options.ra_unit, stated.get(options.ra, "")),
+            agreed_angle(path, options.dec, options.dec_unit, stated.get(options.dec, "")),
+        )
+        hours = options.frame not in ("galactic",)
         angles = np.full((2, len(ra)), np.nan)
         for number, pair in enumerate(zip(ra, dec, strict=True)):
             try:
                 found = [
-                    _degrees(value, unit)
-                    for value, unit in zip(pair, (options.ra_unit, options.dec_unit), strict=True)
+                    to_degrees(path, options.ra, units[0], pair[0], hours=hours),
+                    to_degrees(path, options.dec, units[1], pair[1]),
                 ]
                 if abs(found[0]) > 360 or abs(found[1]) > 90:
                     raise ValueError("out of range")
@@ -210,20 +221,16 @@ class FrameCutoutReader(Reader):
         return replace(made, **fields)
 
 
-def _degrees(value: Any, unit: str) -> float:
-    """Return an angle in degrees; NaN for none. Text may be sexagesimal."""
-    if value is None:
-        return math.nan
-    if isinstance(value, bool):
-        raise TypeError("a truth value")
-    if isinstance(value, str):
-        text = value.strip()
-        return float(Angle(text, unit).deg) if text else math.nan
-    return float((float(value) * u.Unit(unit)).to_value(u.deg))
+def _load_table(
+    file: SurveyFile,
+    names: set[str],
+    needed: tuple[str, ...],
+    stated: dict[str, str] | None = None,
+) -> dict[str, list]:
+    """Return columns of a catalogue as lists of Python's own values, integers exact.
 
-
-def _load_table(file: SurveyFile, names: set[str], needed: tuple[str, ...]) -> dict[str, list]:
-    """Return columns of a catalogue as lists of Python's own values, integers exact."""
+    `stated` gets the units that it states.
+    """
     if not file.exists():
         raise InvalidRecord("table_missing", f"expected a table {file.path}", file.path)
     columns: dict[str, list] = {}
@@ -234,6 +241,8 @@ def _load_table(file: SurveyFile, names: set[str], needed: tuple[str, ...]) -> d
                 values = piece.columns[name]
                 new = values.to_pylist() if hasattr(values, "to_pylist") else values.tolist()
                 columns.setdefault(name, []).extend(new)
+                if stated is not None:
+                    stated[name] = piece.facts.of(name).unit
     if missing := set(needed) - set(columns):
         raise InvalidRecord(
             "column_missing",

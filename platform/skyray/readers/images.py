@@ -38,6 +38,7 @@ from skyray.readers.columns import Columns, open_columns, parquet_units
 from skyray.readers.image_bytes import decode_image
 from skyray.readers.numpy_bytes import load_npy, load_npz
 from skyray.readers.pixels import MAX_PIXELS, as_planes
+from skyray.readers.units import to_degrees
 from skyray.records import Cutout, InvalidRecord
 
 _FIELDS = ("object_id", "ra", "dec", "redshift", "pixel_scale_arcsec", "survey")
@@ -76,8 +77,9 @@ class ImageOptions(Config):
         object_id: str,
         extra: dict[str, Any] | None = None,
         statements: dict[str, str] | None = None,
+        unit: Callable[[str], str] = lambda name: "",
     ) -> Cutout:
-        """Return the record of an image; `value` gives a column's value."""
+        """Return the record of an image; `value` gives a column's value, `unit` its unit."""
         found: dict[str, Any] = {"survey": self.survey, "object_id": object_id}
         told = dict(statements or {})
         if self.pixel_scale_arcsec is not None:
@@ -87,10 +89,10 @@ class ImageOptions(Config):
             cell = value(name)
             if field in ("object_id", "survey"):
                 found[field] = _text(field, cell)
+            elif field in ("ra", "dec"):
+                found[field] = to_degrees(source, name, unit(name), cell, hours=field == "ra")
             else:
                 found[field] = math.nan if cell is None else _number(field, cell)
-            if field == "pixel_scale_arcsec" and math.isfinite(found[field]):
-                told[field] = f"{found[field]:g} ({name})"
             if field == "pixel_scale_arcsec" and math.isfinite(found[field]):
                 told[field] = f"{found[field]:g} ({name})"
         if not found["object_id"]:
@@ -174,7 +176,10 @@ class ImageTableReader(Reader):
             image, told = decode_image(content, len(self.table.bands), self.table.max_pixels)
             default = f"{object_name(file)}-{number}"
             value = partial(columns.scalar, row=row)
-            return self.table.cutout(image, value, source, default, statements=told)
+            return self.table.cutout(
+                image, value, source, default, statements=told,
+                unit=lambda name: columns.facts.of(name).unit,
+            )  # fmt: skip
 
         return attempt(make, source, self._object_id(columns, row))
 

@@ -90,6 +90,7 @@ def _read_spectrum(fits: FitsFile) -> Spectrum:
         survey="lamost",
         source=fits.source,
         extra={**extra, "flux_unit": "relative"},
+        statements=_statements(header),
         observation_id=observation_id,
     )
 
@@ -189,6 +190,16 @@ def _in_vacuum(fits: FitsFile, header: Header, wavelength: np.ndarray) -> np.nda
     if header.get("HELIO") is False:
         fits.refuse("frame_topocentric", "HELIO: expected heliocentric wavelengths, found F")
     return air_to_vacuum(wavelength) if header.get("VACUUM") is False else wavelength
+
+
+def _statements(header: Header) -> dict[str, str]:
+    found = {"flux_unit": "relative: data model"}
+    for key, yes, no in (("VACUUM", "vacuum", "air"), ("HELIO", "heliocentric", "")):
+        name = "medium" if key == "VACUUM" else "frame"
+        stated = isinstance(header.get(key), bool)
+        word = no if header.get(key) is False else yes
+        found[name] = f"{word}: {key if stated else 'data model'}"
+    return found
 
 
 def _fibre_fault(header: Header) -> tuple[str, str] | None:

@@ -28,7 +28,7 @@ from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.fits_bytes import FitsFile, Table
 from skyray.readers.layout import columns_of, fits_names, image_shape, is_table, refuse_layout, stem
 from skyray.readers.units import column_card, flux_factor, to_angstrom
-from skyray.records import InvalidRecord, Spectrum
+from skyray.records import InvalidRecord, Spectrum, as_float32
 from skyray.transforms.spectra import air_to_vacuum, median_snr
 
 # Bits of SPPIXMASK (sdssMaskbits.par) in the AND mask, i.e. set in every exposure, for which the
@@ -131,6 +131,7 @@ def read_spectrum(fits: FitsFile, name: str) -> Spectrum:
         source=fits.source,
         extra={**ids, **_extra(row)},
         observation_id="" if object_id else name_by_content(stem(name), flux),
+        statements=_statements(fits, coadd),
     )
 
 
@@ -159,12 +160,29 @@ def _in_flux_units(
     fits: FitsFile, coadd: Table, wavelength: np.ndarray, flux: np.ndarray, ivar: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return flux and ivar in our unit, by TUNIT or BUNIT; without them it is the data model's."""
-    unit = column_card(coadd.hdu, "TUNIT", "flux") or next(fits.hdus()).header.get("BUNIT", "")
-    factor = flux_factor(fits.source, "flux", str(unit), wavelength) if str(unit).strip() else 1.0
+    unit, _ = _flux_unit(fits, coadd)
+    factor = flux_factor(fits.source, "flux", unit, wavelength) if unit else 1.0
     if np.ndim(factor) or factor != 1.0:
         flux = flux.astype(np.float64) * factor
         ivar = ivar.astype(np.float64) / np.square(factor)
-    return flux.astype(np.float32, copy=False), ivar.astype(np.float32, copy=False)
+    return as_float32("flux", flux), as_float32("ivar", ivar)
+
+
+def _flux_unit(fits: FitsFile, coadd: Table) -> tuple[str, str]:
+    """Return the unit that the file states, '' for none, and where."""
+    if unit := column_card(coadd.hdu, "TUNIT", "flux"):
+        return unit, "TUNIT of flux"
+    return str(next(fits.hdus()).header.get("BUNIT") or "").strip(), "BUNIT"
+
+
+def _statements(fits: FitsFile, coadd: Table) -> dict[str, str]:
+    unit, by = _flux_unit(fits, coadd)
+    air = next(fits.hdus()).header.get("VACUUM") is False
+    return {
+        "flux_unit": f"{unit}: {by}" if unit else "1e-17 erg/s/cm²/Å: data model",
+        "medium": "air: VACUUM" if air else "vacuum: data model",
+        "frame": "heliocentric: data model",
+    }
 
 
 def _wavelengths(fits: FitsFile, coadd: Table) -> np.ndarray:

@@ -119,7 +119,7 @@ def decide(
     ------
     InvalidRecord
         ``unit_unknown``, ``unit_conflict``, ``medium_unknown``, ``medium_conflict``,
-        ``frame_topocentric``, ``frame_unknown``.
+        ``frame_topocentric``, ``velocity_frame_unknown``.
     """
     card_medium = None if medium == "from_file" else medium
     unit, wave_told = _wavelength_unit(source, wavelength, facts["wavelength"])

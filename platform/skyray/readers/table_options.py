@@ -14,6 +14,17 @@ from skyray.records import InvalidRecord
 RELATIVE = ("relative", "unknown")
 
 
+def known_flux_unit(unit: float | str | None) -> float | str | None:
+    """Return a card's `flux_unit`; raises ValueError for what is none."""
+    if isinstance(unit, str) and unit.strip().lower() in RELATIVE:
+        return "relative"
+    if isinstance(unit, str) and not is_flux(unit):
+        raise ValueError(f"expected the unit of a flux density or `relative`, found {unit!r}")
+    if isinstance(unit, float) and not 0 < unit < float("inf"):
+        raise ValueError(f"expected a factor > 0, found {unit}")
+    return unit
+
+
 class WavelengthOptions(Config):
     """Where the wavelengths of a row are: a column, a shared array, or a regular grid."""
 
@@ -115,13 +126,7 @@ class TableOptions(Config):
     @field_validator("flux_unit")
     @classmethod
     def _known_unit(cls, unit: float | str | None):
-        if isinstance(unit, str) and unit.strip().lower() in RELATIVE:
-            return "relative"
-        if isinstance(unit, str) and not is_flux(unit):
-            raise ValueError(f"expected the unit of a flux density or `relative`, found {unit!r}")
-        if isinstance(unit, float) and not 0 < unit < float("inf"):
-            raise ValueError(f"expected a factor > 0, found {unit}")
-        return unit
+        return known_flux_unit(unit)
 
     @property
     def described(self) -> bool:

@@ -69,6 +69,11 @@ _LOGARITHM = re.compile(
     r"\s*(?:(log10|log|dex|ln)\s*(?:\(\s*(.*?)\s*\)|\[\s*(.*?)\s*\]|\s(.*))|(.*?)\s*\(?\s*(dex|log10)\)?)\s*",
     re.IGNORECASE,
 )
+# 1/(flux)^2 and (flux)**-2, whose power of ten is squared as well
+_INVERSE_SQUARE = re.compile(
+    r"\s*(?:1\s*/\s*\((.{1,100})\)\s*(?:\*\*|\^)?\s*\(?2\)?"
+    r"|\((.{1,100})\)\s*(?:\*\*|\^)?\s*\(?-2\)?)\s*"
+)
 _MEDIUM = re.compile(r"[\s,;(]*\b(?:in\s+)?(?:air|vac|vacuum)\b\)?\s*$", re.IGNORECASE)
 
 
@@ -114,8 +119,9 @@ def flux_factor(source: str, name: str, text: str, wavelength: np.ndarray) -> fl
 
 def ivar_factor(source: str, name: str, text: str, wavelength: np.ndarray) -> float | np.ndarray:
     """Return what brings an inverse variance to (1e-17 erg/s/cm²/Å)⁻², as `flux_factor` a flux."""
+    match = _INVERSE_SQUARE.fullmatch(text.translate(_SIGNS))
     unit = parse_unit(text)
-    root = "" if unit is None else (unit**-0.5).to_string()
+    root = (match[1] or match[2]) if match else "" if unit is None else (unit**-0.5).to_string()
     if not is_flux(root):
         raise _unknown(source, name, text, "the inverse square of a flux density")
     return flux_factor(source, name, root, wavelength) ** -2.0
@@ -215,6 +221,22 @@ def to_degrees(source: str, name: str, text: str, value: Any, hours: bool = Fals
         raise InvalidRecord("field_invalid", detail, source) from None
 
 
+def agreed_angle(source: str, name: str, card: str | None, stated: str) -> str:
+    """Return the unit of an angle by file and card, '' where neither says.
+
+    Raises
+    ------
+    InvalidRecord
+        ``unit_conflict`` where they contradict, ``unit_unknown`` for what is no unit of angles.
+    """
+    if card and stated:
+        ours, theirs = (to_degrees(source, name, unit, 1.0) for unit in (card, stated))
+        if abs(ours / theirs - 1) > 1e-9:
+            detail = f"{name}: expected {card!r}, as the card says, found {stated!r}"
+            raise InvalidRecord("unit_conflict", detail, source)
+    return stated or card or ""
+
+
 # any unit ----------------------------------------------------------------------------------------
 @lru_cache(maxsize=512)
 def parse_unit(text: str) -> units.UnitBase | None:
@@ -284,6 +306,6 @@ def _unknown(source: str, name: str, text: str, expected: str) -> InvalidRecord:
     unit, kind = parse_unit(text), ""
     if unit is not None:
         physical = str(unit.physical_type)
-        kind = f", which is {'a unit of ' + physical if physical != 'unknown' else unit}"
+        kind = "" if physical == "unknown" else f", which is a unit of {physical}"
     detail = f"{name}: expected the unit of {expected}, found {text[:_MAX_CHARACTERS]!r}{kind}"
     return InvalidRecord("unit_unknown", detail, source)

@@ -40,8 +40,8 @@ def frame_factor(source: str, header: Mapping[str, Any] | Any) -> tuple[float, s
     Raises
     ------
     InvalidRecord
-        ``frame_topocentric`` where the correction cannot be computed; ``frame_unknown`` for a frame
-        that is neither.
+        ``frame_topocentric`` where the correction cannot be computed; ``velocity_frame_unknown``
+        for a frame that is neither.
     """
     found = str(header.get("SPECSYS") or "").strip()
     frame = found.upper()
@@ -52,7 +52,7 @@ def frame_factor(source: str, header: Mapping[str, Any] | Any) -> tuple[float, s
         return factor, "topocentric → barycentric: SPECSYS, site, time and position"
     if frame:
         detail = f"SPECSYS: expected BARYCENT, HELIOCEN or TOPOCENT, found {found[:40]!r}"
-        raise InvalidRecord("frame_unknown", detail, source)
+        raise InvalidRecord("velocity_frame_unknown", detail, source)
     for key, meaning in (("HELIO", "heliocentric"), ("BARYCORR", "barycentric")):
         value = header.get(key)
         if value is True:

@@ -100,3 +100,12 @@ def has_run(run_id: str) -> bool:
 def finish_run(run_id: str, failed: bool) -> None:
     """Close a run."""
     client(tracking_uri()).set_terminated(run_id, "FAILED" if failed else "FINISHED")
+
+
+def delete_other_children(parent: str, kept: set[str]) -> None:
+    """Delete the runs below a run that nothing knows of: a kill came before their ids were kept."""
+    mlflow = client(tracking_uri())
+    experiment = mlflow.get_run(parent).info.experiment_id
+    for run in mlflow.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'"):
+        if run.info.run_id not in kept:
+            mlflow.delete_run(run.info.run_id)

@@ -117,6 +117,7 @@ def tune_recipe(
                 grace_epochs,
             ).fit()  # fmt: skip
         table = _table(found, out, objective, list(space))
+        tracking.delete_other_children(run_id, set(table["run_id"]))
         failed = False
     finally:
         _bars.pop(out, None)
