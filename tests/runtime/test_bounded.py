@@ -51,8 +51,8 @@ def test_several_in_a_row_and_at_both_ends():
 
 def test_what_waits_for_ever_is_ended_too():
     began = time.monotonic()
-    assert results(["wait", 1], Bounds(0.1, 256)) == ["decode_timeout", 1]
-    assert 0.9 < time.monotonic() - began < 10
+    assert results(["wait", 1], Bounds(0.3, 256)) == ["decode_timeout", 1]
+    assert time.monotonic() - began > 2.9
 
 
 def test_a_process_that_waits_takes_no_processor_time_from_the_next():
