@@ -14,7 +14,7 @@ from serve.uploads import Decoded
 
 from skyray.cards import Card
 from skyray.data.rows import admit
-from skyray.families.base import DataInfo
+from skyray.families.data_info import DataInfo
 from skyray.records import InvalidRecord
 from skyray.runtime import bounded
 

@@ -12,11 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from skyray.data.sources import FileSource
-from skyray.readers.base import SurveyFile
-from skyray.readers.sdss import SdssSpecReader
-from skyray.records import Record
-
 
 def double(number: int) -> int:
     return 2 * number
@@ -54,22 +49,6 @@ def children_of_mine(_: None) -> int:
 
 def not_everything(items: Iterator[int]) -> Iterator[int]:
     yield next(items)
-
-
-class Misbehaving(SdssSpecReader):
-    """SDSS spectra, apart from files that are named after what they do."""
-
-    def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Record]:
-        for kind in ("loop", "memory", "crash"):
-            if kind in file.path:
-                misbehave(kind)
-        return super().read(file, unit)
-
-
-class MisbehavingFiles(FileSource):
-    @property
-    def reader(self) -> Misbehaving:
-        return Misbehaving(self.reader_options)
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tests.bounded_work import MisbehavingFiles
 from tests.data.test_ingest import CARD, write_spec
+from tests.misbehaving_files import MisbehavingFiles
 
 from skyray.data.dataset import Dataset
 from skyray.data.ingest import ingest_source

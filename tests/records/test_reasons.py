@@ -111,6 +111,13 @@ def test_entries_say_what_they_mean_and_what_to_do():
         assert re.fullmatch("[a-z0-9_]+:?", reason.name)
 
 
+def test_no_entry_is_given_twice():
+    """YAML takes the last of two in silence."""
+    text = (ROOT / "platform" / "skyray" / "records" / "reasons.yaml").read_text(encoding="utf-8")
+    names = re.findall(r'^  "?([a-z0-9_]+:?)"?:$', text, re.MULTILINE)
+    assert sorted(names) == sorted(reasons())
+
+
 def test_a_cut_is_known_by_its_prefix():
     assert reason_of("cut:zwarning") is reasons()["cut:"]
     assert reason_of("no_such_reason") is None

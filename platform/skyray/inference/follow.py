@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import closing
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -26,14 +26,9 @@ from tqdm import tqdm
 
 from skyray.bundles.bundle import Predictor, read_bundle
 from skyray.cards import Card, load_card
-from skyray.data.rows import admit, content_digest
-from skyray.families.base import DataInfo
 from skyray.inference.follow_ledger import DIGEST, FollowResult, Ledger
 from skyray.inference.predict import IDENTITY
-from skyray.inference.streams import Message, Source, open_source, with_registry
-from skyray.readers.base import Reader, make_reader
-from skyray.readers.memory import memory_file
-from skyray.readers.read_records import read_records
+from skyray.inference.streams import Message, Source, decoded, open_source, with_registry
 from skyray.records import InvalidRecord, Record, each_or_all
 from skyray.runtime import bounded, places
 
@@ -50,7 +45,7 @@ class Scorer:
         torch.set_num_threads(threads)
         self._predictor = Predictor.from_bundle(bundle)
         self._card = Card.model_validate_json(card)
-        self._decode = partial(_decoded, card, self._predictor.info)
+        self._decode = partial(decoded, card, self._predictor.info)
         self._bounds, self._keeps = bounds, keeps
 
     def score(self, messages: list[Message]) -> tuple[pa.Table | None, list[dict[str, Any]]]:
@@ -102,25 +97,6 @@ class Scorer:
                 values = pa.array([row[column.name] for row in rows])
                 table = table.add_column(1, column.name, values)
         return [table.slice(row, 1) for row in range(len(records))]
-
-
-def _decoded(
-    card: str, info: DataInfo, message: Message
-) -> list[tuple[Record | InvalidRecord, str]]:
-    """Return what a message holds, and digests of the records that can be used."""
-    found = []
-    for item in read_records(_reader(card), memory_file(message.content, message.source)):
-        record = admit(item, info)
-        refused = isinstance(record, InvalidRecord)
-        found.append((record, "" if refused else content_digest(record, info)))
-    return found
-
-
-@lru_cache(maxsize=4)
-def _reader(card: str) -> Reader:
-    """Return the reader of a card, which keeps the schemas that it has asked for."""
-    about = Card.model_validate_json(card)
-    return make_reader(about.reader, about.reader_options)
 
 
 def _delivered(answer: pa.Table, told: dict[str, Any]) -> pa.Table:

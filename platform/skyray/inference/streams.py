@@ -6,7 +6,7 @@ import hashlib
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
@@ -14,7 +14,12 @@ from tqdm import tqdm
 
 from skyray.cards import Card
 from skyray.config import ConfigError
-from skyray.readers.base import make_reader
+from skyray.data.rows import admit, content_digest
+from skyray.families.data_info import DataInfo
+from skyray.readers.base import Reader, make_reader
+from skyray.readers.memory import memory_file
+from skyray.readers.read_records import read_records
+from skyray.records import InvalidRecord, Record
 from skyray.runtime import places
 
 REGISTRY = "schema.registry.url"
@@ -34,6 +39,25 @@ class Message:
     @cached_property
     def digest(self) -> str:
         return hashlib.sha256(self.content).hexdigest()[:32]
+
+
+def decoded(
+    card: str, info: DataInfo, message: Message
+) -> list[tuple[Record | InvalidRecord, str]]:
+    """Return what a message holds, and digests of the records that can be used."""
+    found = []
+    for item in read_records(_reader(card), memory_file(message.content, message.source)):
+        record = admit(item, info)
+        refused = isinstance(record, InvalidRecord)
+        found.append((record, "" if refused else content_digest(record, info)))
+    return found
+
+
+@lru_cache(maxsize=4)
+def _reader(card: str) -> Reader:
+    """Return the reader of a card, which keeps the schemas that it has asked for."""
+    about = Card.model_validate_json(card)
+    return make_reader(about.reader, about.reader_options)
 
 
 class Source(Protocol):

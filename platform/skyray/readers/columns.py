@@ -83,7 +83,8 @@ class Columns:
             values = None if cell is None else self._numbers(name, cell)
         else:
             one = shared and column.ndim == 1 and column.dtype != object  # else lists of the heap
-            values = column if row is None or one or column.ndim == 0 else column[row]
+            single = column.ndim == 0  # one value for all rows: no array, refused below
+            values = column if row is None or one or single else column[row]
         if isinstance(values, np.ma.MaskedArray):
             values = values.astype(np.float64).filled(np.nan)
         if values is None or np.ndim(values) != 1 or values.dtype.kind not in "fiub":

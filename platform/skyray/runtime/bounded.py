@@ -217,6 +217,15 @@ def _give_back(process: Process) -> None:
         _idle.append(process)
 
 
+def _forget() -> None:
+    """In a forked process: those that wait work for the one it was forked from."""
+    global _idle, _lock
+    _idle, _lock = [], threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
 @atexit.register
 def close() -> None:
     """End all processes that wait for work."""
