@@ -94,6 +94,7 @@ def test_killed_sweep_goes_on_and_counts_every_trial_once(
         os.killpg(process.pid, signal.SIGKILL)  # the driver, and Ray that it started
         process.wait()
     assert 3 <= done < trials
+    lost = _run_without_a_trial(places.read_json(out / "sweep.json")["run_id"])
     found = tune_recipe(recipe, mock_dataset, str(out), trials=trials)
     assert f"{trials}/{trials}" in capsys.readouterr().err
     assert len(found.trials) == trials
@@ -102,6 +103,7 @@ def test_killed_sweep_goes_on_and_counts_every_trial_once(
     assert found.trials["accuracy"].notna().all()
     assert found.value == found.trials["accuracy"].max()
     runs = _children(found.run_id)
+    assert lost not in runs
     assert sorted(runs) == sorted(found.trials["run_id"])
     assert set(runs.values()) == {"FINISHED"}
     assert (out / "figures" / "sweep.png").stat().st_size > 10_000
@@ -164,6 +166,13 @@ def test_a_sweep_in_an_object_store_leaves_all_there(mock_dataset, tiny_recipe, 
 def _finished(out: Path) -> int:
     """Return how many trials of a sweep have reported their last epoch."""
     return sum('"epoch": 2' in path.read_text() for path in out.glob("ray/*/result.json"))
+
+
+def _run_without_a_trial(parent: str) -> str:
+    """Leave what a kill leaves that comes between a run's beginning and the note of its id."""
+    client = tracking.client(tracking.tracking_uri())
+    experiment = client.get_run(parent).info.experiment_id
+    return client.create_run(experiment, tags={"mlflow.parentRunId": parent}).info.run_id
 
 
 def _children(parent: str) -> dict[str, str]:
