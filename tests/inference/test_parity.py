@@ -10,7 +10,7 @@ import pytest
 
 from skyray.bundles.bundle import Predictor
 from skyray.cards import load_card
-from skyray.data.dataset import Dataset
+from skyray.data.dataset import Dataset, table_to_columns
 from skyray.data.ingest import ingest
 from skyray.data.prepared import prepare
 from skyray.data.simulate import simulate
@@ -53,6 +53,10 @@ def test_batch_equals_the_training_transform(tiny_bundle, dataset, batch):
     predictor = Predictor.from_bundle(tiny_bundle)
     prepared = prepare(dataset, predictor.family, progress=False)
     columns = prepared.to_columns()
+    found = dataset.take(dataset.rows(), ["observation_id", *predictor.family.columns(False)])
+    records = table_to_columns(found)
+    assert records.pop("observation_id").tolist() == columns["observation_id"].tolist()
+    columns |= predictor.family.answer_inputs(records)
     output = predictor.family.predict(
         predictor.model, columns, predictor.calibration, predictor.tensors
     )
