@@ -141,8 +141,10 @@ def fuzz(name: str, mutations: int = MUTATIONS) -> Tally:
 
 def table(tallies: Mapping[str, Tally]) -> str:
     """Return the figures of decoders as lines: below each, how often it refused for what."""
-    head = (f"{'decoder':<20}{'mutations':>10}{'read':>8}{'refused':>9}{'unnamed':>9}{'escaped':>9}"
-            f"{'crashed':>9}{'hung':>6}{'large':>7}{'reasons':>9}{'CPU s':>8}{'MiB':>6}")  # fmt: skip
+    head = (
+        f"{'decoder':<20}{'mutations':>10}{'read':>8}{'refused':>9}{'unnamed':>9}{'escaped':>9}"
+        f"{'crashed':>9}{'hung':>6}{'large':>7}{'reasons':>9}{'CPU s':>8}{'MiB':>6}"
+    )
     return "\n".join([head, *(line for item in tallies.items() for line in _lines(*item))])
 
 
