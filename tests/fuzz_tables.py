@@ -12,7 +12,17 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from tests.fuzz_mutators import INTEGERS, WORDS, _clipped, change_tree, fits, leaf, scratch, several
+from tests.fuzz_mutators import (
+    INTEGERS,
+    WORDS,
+    Mutator,
+    _clipped,
+    change_tree,
+    fits,
+    leaf,
+    scratch,
+    several,
+)
 from tests.hostile_avro import number
 
 _KINDS = (pa.int8(), pa.int32(), pa.int64(), pa.uint64(), pa.float16(), pa.float32(), pa.float64(),
@@ -99,10 +109,20 @@ def _parquet(table: pa.Table, rng: random.Random) -> bytes:
     return stream.getvalue()
 
 
-_bytes_of_parquet = (parquet_footer, parquet_pages, scratch)
-parquet = several(parquet_rows, parquet_rows, parquet_columns, parquet_columns, *_bytes_of_parquet)
-alert_parquet = several(parquet_rows, parquet_rows, parquet_rows, parquet_stamps, parquet_stamps,
-                        parquet_columns, *_bytes_of_parquet)  # fmt: skip
+def _then_bytes(*rows: Mutator) -> Mutator:
+    """Change what a file holds, and then its bytes: what bytes were changed is not read again."""
+    change_rows, change_bytes = several(*rows), several(parquet_footer, parquet_pages, scratch)
+
+    def mutate(content: bytes, rng: random.Random) -> bytes:
+        kind = rng.randrange(4)
+        found = change_rows(content, rng) if kind else content
+        return change_bytes(found, rng) if kind <= 1 else found
+
+    return mutate
+
+
+parquet = _then_bytes(parquet_rows, parquet_columns)
+alert_parquet = _then_bytes(parquet_rows, parquet_columns, parquet_stamps, parquet_stamps)
 
 
 # CSV -------------------------------------------------------------------------------------------
