@@ -5,6 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 FILES  ?=
 BUNDLE ?= demo/bundle
+MUTATIONS ?= 50000
 
 .PHONY: setup demo test test-fast differential fuzz lint format docs bench serve clean help
 
@@ -39,8 +40,7 @@ differential: $(READY) ## 50,000 random files a format against other readers of 
 	SKYRAY_EXAMPLES=50000 $(BIN)/python -m pytest -s --timeout 14400 tests/readers/test_*_differential.py
 
 fuzz: $(READY)   ## 50,000 mutations of good files a decoder of foreign bytes
-	SKYRAY_MUTATIONS=50000 $(BIN)/python -m pytest -s --timeout 14400 \
-	  tests/readers/test_fuzz.py tests/serve/test_fuzz_bodies.py
+	$(BIN)/python benchmarks/fuzz.py --mutations $(MUTATIONS) --json results/fuzz.json
 
 lint: $(READY)   ## style and import rules
 	$(BIN)/ruff check .

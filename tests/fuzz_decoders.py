@@ -23,6 +23,7 @@ from serve.decoding import Decoding, Upload
 from serve.refusal import Refusal
 from tests import fuzz_mutators as mutate
 from tests import fuzz_pictures as pictures
+from tests import fuzz_tables as tables
 
 from skyray.cards import Card, load_card
 from skyray.data.outcomes import Job, outcomes_schema, outcomes_table, unit_outcomes
@@ -342,12 +343,12 @@ FILES = {
                           lambda: _survey_files("fourmost_mock", 2), mutate.fits),
     "LAMOST FITS": Decoder("lamost_dr10", "spec-1.fits", _lamost, mutate.fits),
     "table FITS": Decoder("sdss_table", "t.fits", _table_fits, mutate.fits),
-    "table Parquet": Decoder("sdss_table", "t.parquet", _parquet, mutate.parquet),
-    "table CSV": Decoder("sdss_table", "t.csv", _csv, mutate.csv_table, options=_PIXELS),
-    "table npz": Decoder("sdss_table", "t.npz", _npz, mutate.npz),
+    "table Parquet": Decoder("sdss_table", "t.parquet", _parquet, tables.parquet),
+    "table CSV": Decoder("sdss_table", "t.csv", _csv, tables.csv_table, options=_PIXELS),
+    "table npz": Decoder("sdss_table", "t.npz", _npz, tables.npz),
     "ZTF Avro": Decoder("ztf_bts", "7.avro", _ztf, mutate.avro),
     "LSST Avro": Decoder("lsst_alerts", "7.avro", _lsst, mutate.avro),
-    "alert Parquet": Decoder("ztf_bts", "7.parquet", _alert_parquet, mutate.parquet),
+    "alert Parquet": Decoder("ztf_bts", "7.parquet", _alert_parquet, tables.alert_parquet),
     "PNG": Decoder("galaxies_gz1", "1.png",
                    lambda: [_picture("PNG"), _picture("PNG", "P"), _picture("PNG", "RGBA")],
                    pictures.png, reader="image_files", options=_COLOURS),
@@ -358,7 +359,7 @@ FILES = {
                     lambda: [_picture("TIFF"), _picture("TIFF", compression="tiff_lzw")],
                     pictures.tiff, reader="image_files", options=_COLOURS),
     "image FITS": Decoder("legacy_survey_cutouts", "1.fits", _image_fits, mutate.fits),
-    "image npy": Decoder("lenses_folder", "1.npy", _npy, mutate.npy),
+    "image npy": Decoder("lenses_folder", "1.npy", _npy, tables.npy),
 }  # fmt: skip
 BODIES = {
     "HTTP Arrow": Decoder("sdss_coarse", "", _arrow, pictures.arrow,
@@ -369,7 +370,7 @@ BODIES = {
                                  "application/json"),
     "HTTP JSON alerts": Decoder("ztf_bts", "", _json_alerts, mutate.json_text,
                                 "application/json"),
-    "HTTP npz alerts": Decoder("ztf_bts", "", _npz_alert, mutate.npz, "application/x-npz"),
+    "HTTP npz alerts": Decoder("ztf_bts", "", _npz_alert, tables.npz, "application/x-npz"),
     "HTTP FITS": Decoder("sdss_coarse", "", lambda: _survey_files("sdss_coarse", 1),
                          mutate.fits_packed, "application/fits"),
     "HTTP image FITS": Decoder("legacy_survey_cutouts", "", _image_fits, mutate.fits_packed,

@@ -1,20 +1,20 @@
 """Runs mutations of good files through a decoder, in a process with limits, and counts the ends.
 
 ``SKYRAY_MUTATIONS`` sets how many a decoder gets (``make fuzz``: 50,000). Mutation n of a decoder
-is the same at every run; ``python -m tests.fuzzing DECODER N`` writes its bytes to standard output.
+is the same at every run; ``benchmarks/fuzz.py`` prints the figures and can write out the bytes.
 """
 
 from __future__ import annotations
 
 import os
 import random
-import sys
 import time
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache, partial
+from typing import Any
 
 from tests.bounded_work import forget_peak, peak_mib
 from tests.fuzz_decoders import BODIES, FILES, READ, outcomes
@@ -27,6 +27,9 @@ MUTATIONS = int(os.environ.get("SKYRAY_MUTATIONS", "200"))
 PEAK_MIB = 400  # that the process of a decoder may come to hold beyond what it holds idle
 SECONDS = 2.0
 _BOUNDS = bounded.Bounds(seconds=SECONDS, memory_mib=PEAK_MIB, seconds_per_mib=0)
+LEAST_ENDS = 4  # read, or refused for a reason: the mutations do get to different places
+DECODERS = {**FILES, **BODIES}
+_FAULTS = ("escaped", "crashed", "hung", "too large")
 _UNNAMED = ("unreadable", "reader_fault")  # refused, by the last boundary
 
 
@@ -40,25 +43,46 @@ class Tally:
     slowest_s: float = 0.0
     peak_mib: float = 0.0
 
-    def count(self, kind: str) -> int:
-        return sum(fault.startswith(kind) for fault in self.faults)
+    def figures(self) -> dict[str, Any]:
+        """Return the numbers; of records and refusals: in how many mutations each was met."""
+        reasons = {reason: count for reason, count in self.refused.most_common() if reason != READ}
+        unnamed = sum(reasons.get(reason, 0) for reason in _UNNAMED)
+        return {
+            "mutations": self.mutations,
+            "read": self.refused[READ],
+            "refused": sum(reasons.values()),
+            "unnamed": unnamed,
+            "faults": {k: sum(f.startswith(k) for f in self.faults) for k in _FAULTS},
+            "reasons": reasons,
+            "slowest_cpu_s": round(self.slowest_s, 3),
+            "peak_mib": round(self.peak_mib, 1),
+        }
+
+    def broken(self) -> list[str]:
+        """Return what is not as it should be."""
+        limits = [f"expected {what} < {most}, found {found:.3g}" for what, found, most in (
+            ("processor seconds", self.slowest_s, SECONDS), ("MiB", self.peak_mib, PEAK_MIB))
+            if found >= most]  # fmt: skip
+        if len(self.refused) < LEAST_ENDS:
+            limits.append(f"expected {LEAST_ENDS} kinds of ends, found {dict(self.refused)}")
+        return self.faults + limits
 
 
 def mutated(name: str, number: int) -> bytes:
     """Return mutation `number` of a decoder's good files."""
-    decoder = {**FILES, **BODIES}[name]
+    decoder = DECODERS[name]
     rng = random.Random(f"{name} {number}")
     return decoder.mutate(rng.choice(_seeds(name)), rng)
 
 
 @cache
 def _seeds(name: str) -> list[bytes]:
-    return {**FILES, **BODIES}[name].seeds()
+    return DECODERS[name].seeds()
 
 
 def _attempt(name: str, number: int) -> tuple[list[str], str, float, float]:
     """Return outcomes, what escaped, seconds of processor time and the peak so far, MiB."""
-    decoder = {**FILES, **BODIES}[name]
+    decoder = DECODERS[name]
     content = mutated(name, number)
     began, escaped, found = time.process_time(), "", []
     try:
@@ -74,7 +98,7 @@ def _attempt(name: str, number: int) -> tuple[list[str], str, float, float]:
 
 def _idle(name: str, _: int) -> tuple[list[str], str, float, float]:
     """Read the good files, so that what is imported on the way is no part of a mutation's."""
-    decoder = {**FILES, **BODIES}[name]
+    decoder = DECODERS[name]
     found = [outcome for content in _seeds(name) for outcome in outcomes(decoder, content)]
     forget_peak()
     return found, "", 0.0, peak_mib()
@@ -116,30 +140,22 @@ def fuzz(name: str, mutations: int = MUTATIONS) -> Tally:
 
 
 def table(tallies: Mapping[str, Tally]) -> str:
-    """Return the figures of decoders as lines."""
-    head = (f"{'decoder':<20}{'mutations':>10}{'read':>8}{'by name':>9}{'unnamed':>9}{'escaped':>9}"
-            f"{'crashed':>9}{'hung':>6}{'large':>7}{'slowest':>9}{'peak MB':>9}")  # fmt: skip
-    lines = [head]
-    for name, tally in tallies.items():
-        read = tally.refused[READ]
-        unnamed = sum(tally.refused[reason] for reason in _UNNAMED)
-        named = sum(tally.refused.values()) - read - unnamed
-        kinds = [tally.count(kind) for kind in ("escaped", "crashed", "hung", "too large")]
-        lines.append(
-            f"{name:<20}{tally.mutations:>10,}{read:>8,}{named:>9,}{unnamed:>9,}"
-            f"{kinds[0]:>9}{kinds[1]:>9}{kinds[2]:>6}{kinds[3]:>7}"
-            f"{tally.slowest_s:>8.2f}s{tally.peak_mib:>9.0f}"
-        )
-        most = ", ".join(f"{reason} {count}" for reason, count in tally.refused.most_common(9)
-                         if reason != READ)  # fmt: skip
-        lines.append(f"  {most}")
-    return "\n".join(lines)
+    """Return the figures of decoders as lines: below each, how often it refused for what."""
+    head = (
+        f"{'decoder':<20}{'mutations':>10}{'read':>8}{'refused':>9}{'unnamed':>9}{'escaped':>9}"
+        f"{'crashed':>9}{'hung':>6}{'large':>7}{'reasons':>9}{'CPU s':>8}{'MiB':>6}"
+    )
+    return "\n".join([head, *(line for item in tallies.items() for line in _lines(*item))])
 
 
-def main(words: Iterable[str]) -> None:
-    name, number = words
-    sys.stdout.buffer.write(mutated(name, int(number)))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def _lines(name: str, tally: Tally) -> list[str]:
+    figures = tally.figures()
+    faults = "".join(f"{count:>{width}}" for count, width in
+                     zip(figures["faults"].values(), (9, 9, 6, 7), strict=True))  # fmt: skip
+    return [
+        f"{name:<20}{tally.mutations:>10,}{figures['read']:>8,}{figures['refused']:>9,}"
+        f"{figures['unnamed']:>9,}{faults}{len(figures['reasons']):>9}"
+        f"{tally.slowest_s:>8.2f}{tally.peak_mib:>6.0f}",
+        "    " + ", ".join(f"{reason} {count}" for reason, count in figures["reasons"].items()),
+        *(f"    {fault}" for fault in tally.faults[:9]),
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.fuzzing import FILES, MUTATIONS, PEAK_MIB, SECONDS, fuzz, mutated, table
+from tests.fuzzing import FILES, MUTATIONS, fuzz, mutated, table
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -11,10 +11,7 @@ def test_mutated_files_are_read_or_refused(name):
     tally = fuzz(name)
     print("\n" + table({name: tally}))
     assert tally.mutations == MUTATIONS
-    assert not tally.faults
-    assert tally.slowest_s < SECONDS
-    assert tally.peak_mib < PEAK_MIB
-    assert len(tally.refused) > 3  # the mutations do get to different places
+    assert not tally.broken()
 
 
 def test_a_mutation_is_the_same_every_time():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tests.fuzzing import BODIES, MUTATIONS, PEAK_MIB, SECONDS, fuzz, table
+from tests.fuzzing import BODIES, MUTATIONS, fuzz, table
 
 
 @pytest.mark.parametrize("name", BODIES)
@@ -11,7 +11,4 @@ def test_mutated_bodies_are_read_or_refused(name):
     tally = fuzz(name)
     print("\n" + table({name: tally}))
     assert tally.mutations == MUTATIONS
-    assert not tally.faults
-    assert tally.slowest_s < SECONDS
-    assert tally.peak_mib < PEAK_MIB
-    assert len(tally.refused) > 3
+    assert not tally.broken()

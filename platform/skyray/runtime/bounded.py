@@ -42,7 +42,8 @@ class Bounds:
     Attributes
     ----------
     seconds : float
-        Processor time for small content; ten times as much may pass on the clock.
+        Processor time for small content; ten times as much may pass on the clock while it waits,
+        except for a CPU.
     memory_mib : float
         Private memory beyond that of an idle process, MiB; 8 times the size of the content is
         added.

@@ -29,10 +29,10 @@ from typing import Any
 import pyarrow as pa
 
 _MIB = 1 << 20
-_WALL = 10  # times the processor time: a process that waits for its disk or network, or for a CPU
+_WALL = 10  # times the processor time: a process that waits for its disk or network
 _STARTED = b"+"
 _GRACE_S = 5
-_START_S = 120  # until a process has imported what its work needs
+_START_S = 120  # on the clock, until a process has imported what its work needs
 _LOOK_S = 0.2  # between looks at a process that is at work
 _PIPE_BYTES, _F_SETPIPE_SZ = _MIB, 1031  # Linux: results that may lie there until they are taken
 _IN_PLACE = 4096  # bytes of an array from which on it is not copied
@@ -130,11 +130,18 @@ class Process:
         content = pickle.dumps((work, list(items), list(limits)), protocol=5)
         with contextlib.suppress(OSError):  # a broken pipe
             self._work.send_bytes(content)
-            if self._ready.poll(1000 * _START_S) and os.read(self._results, 1) == _STARTED:
+            if self._starts() and os.read(self._results, 1) == _STARTED:
                 return
         self.end()
         code = self._process.returncode
         raise RuntimeError(f"a process that decodes did not start its work: exit status {code}")
+
+    def _starts(self) -> bool:
+        """Return whether the process has said something, or ended, within `_START_S`."""
+        until = self._clock() + _START_S
+        while not (said := self._ready.poll(1000 * _LOOK_S)) and self._clock() < until:
+            pass
+        return bool(said)
 
     def result(self) -> tuple[int, Any]:
         """Return how many items are done, and the result of those that were not.
@@ -163,17 +170,29 @@ class Process:
 
     def _wait(self) -> None:
         """Return when a result is there, or the process has ended; end it at the deadline."""
-        began = self._place.get(), time.monotonic()
+        began = self._place.get(), self._clock()
         while not self._ready.poll(1000 * min(_LOOK_S, self._limits[self._at()][0] / 4)):
             place = self._place.get()
             if place != began[0]:
-                began = place, time.monotonic()
+                began = place, self._clock()
                 continue
             seconds = self._limits[self._at()][0]
             if self._processor_s() - place[1] > seconds:
                 raise self._ended("decode_timeout", f"{seconds:.3g} s of processor time")
-            if time.monotonic() - began[1] > _WALL * seconds:
+            if self._clock() - began[1] > _WALL * seconds:
                 raise self._ended("decode_timeout", f"{_WALL * seconds:.3g} s")
+
+    def _clock(self) -> float:
+        """Return the time on the clock, s, less what the process has waited for a CPU (Linux).
+
+        So what a busy machine does not let run is not taken for what hangs.
+        """
+        now = time.monotonic()
+        try:
+            with open(f"/proc/{self._process.pid}/schedstat", encoding="ascii") as stream:
+                return now - int(stream.read().split()[1]) / 1e9
+        except (OSError, LookupError):
+            return now
 
     def _processor_s(self) -> float:
         try:  # the clock that clock_getcpuclockid(3) names
