@@ -66,7 +66,7 @@ HDU = st.one_of(
     st.tuples(st.just("tiles"), st.tuples(TILES)),
     st.tuples(st.just("strange"), st.sampled_from(["foreign", "ztable"])),
 )  # fmt: skip
-WRAP = st.sampled_from(["", "", "", "gzip", "members", "bzip2", "xz"])
+WRAP = st.sampled_from(["", "", "", "gzip", "members", "bzip2", "xz", "zstandard"])
 TAIL = st.sampled_from(["", "", "zeros", "block", "blanks", "junk", "cut padding"])
 
 

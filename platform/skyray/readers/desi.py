@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from skyray.readers.fits_bytes import FitsFile, Hdu, Table
 from skyray.readers.layout import fits_names, refuse_companion, refuse_layout
 from skyray.readers.medium import decide_medium, medium_said
 from skyray.readers.units import flux_factor, to_angstrom
-from skyray.records import Grid, InvalidRecord, Spectrum, ivar_fault
+from skyray.records import Grid, InvalidRecord, Spectrum, attempt, ivar_fault
 from skyray.transforms.spectra import coadd_arms, median_snr
 
 DESI_GRID = Grid("linear", 3600.0, 0.8, 7781)
@@ -111,7 +112,8 @@ def _read_rows(
             yield InvalidRecord(*fault, where, str(target))
             continue
         known = fitted.get(target, {})
-        yield _record(where, about, fibermap, row, (wavelength, *arrays), known)
+        spectrum = (wavelength, *arrays)
+        yield attempt(partial(_record, where, about, fibermap, row, spectrum, known), where)
 
 
 def _fibermap(fits: FitsFile) -> Table:

@@ -16,6 +16,7 @@ from skyray.readers.fits_header import Header
 from skyray.readers.fits_image import image_hdu, is_fits_name
 from skyray.readers.fits_tiles import image_header
 from skyray.readers.image_hdus import (
+    BAND_LISTS,
     band_order,
     check_band,
     choose_image,
@@ -162,7 +163,7 @@ class ImageFitsReader(FileReader):
             cube = cube[0]
         count = 1 if cube.ndim == 2 else len(cube)
         bands_last = count != len(options.bands) == cube.shape[-1] and cube.ndim == 3
-        if not bands_last or headers[0].states("BANDS"):
+        if not bands_last or any(map(headers[0].states, BAND_LISTS)):
             order, statements["bands"] = band_order(headers[0], count, options.bands)
             cube = cube if order is None else cube[order]
         return as_planes(cube, len(options.bands)), statements
