@@ -31,6 +31,7 @@ from skyray.readers.fits_bytes import FitsFile, Hdu, Table
 from skyray.readers.layout import fits_names, refuse_companion, refuse_layout
 from skyray.readers.medium import decide_medium, medium_said
 from skyray.readers.units import flux_factor, to_angstrom
+from skyray.readers.velocity_frame import model_frame
 from skyray.records import Grid, InvalidRecord, Spectrum, attempt, ivar_fault
 from skyray.transforms.spectra import coadd_arms, median_snr
 
@@ -222,11 +223,12 @@ class _Arm:
             hdu.check_whole()
         unit = str(self.images[0].header.get("BUNIT") or "").strip()
         # The data model: vacuum and barycentric; a file that says air is refused.
-        _, medium = decide_medium(fits.source, "vacuum", medium_said(wavelength.header))
+        header = wavelength.header.over(next(fits.hdus()).header)
+        _, medium = decide_medium(fits.source, "vacuum", medium_said(header))
         self.statements = {
             "flux_unit": f"{unit}: BUNIT" if unit else "1e-17 erg/s/cm²/Å: data model",
             "medium": medium.replace(": card", ": data model"),
-            "frame": "barycentric: data model",
+            "frame": model_frame(fits.source, header, "barycentric"),
         }
         self.factor = (
             flux_factor(fits.source, f"{name}_FLUX", unit, self.wavelength) if unit else 1.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -73,6 +74,12 @@ def stated_pixels(
     return as_float32(pixels), told
 
 
+def _unit_of(header: Header, keyword: str) -> str:
+    """Return the unit of a coordinate that the WCS states: CUNIT1 of CRVAL1."""
+    axis = keyword.upper().removeprefix("CRVAL")
+    return str(header.get(f"CUNIT{axis}") or "").strip() if axis != keyword.upper() else ""
+
+
 @register
 class ImageFitsReader(FileReader):
     """One object's FITS image, plain or compressed.
@@ -131,8 +138,9 @@ class ImageFitsReader(FileReader):
         image, statements = self._image(hdus, headers)
         rows = [*headers, first.header]
         made = options.cutout(
-            image, self._value(file, rows), source, name, folders(file), {"hdu": told, **statements}
-        )
+            image, self._value(file, rows), source, name, folders(file),
+            {"hdu": told, **statements}, partial(_unit_of, headers[0]),
+        )  # fmt: skip
         return self._placed(file, made, headers[0], own[0])
 
     def _value(self, file: SurveyFile, headers: list[Header]) -> Callable[[str], Any]:

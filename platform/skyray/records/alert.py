@@ -102,10 +102,11 @@ class Alert:
 def check_alert(alert: Alert, size: int) -> None:
     """Raise `InvalidRecord` unless the alert can be used.
 
-    In this order: a finite ``jd`` (``jd_not_finite``); a position (``position_invalid``); stamps of two axes, of at most `size` pixels
-    a side (``stamp_shape``), and of one shape unless it is known where the source lies in each
-    (``stamps_differ``); the source within them (``stamp_off_source``); no infinite pixel
-    (``stamp_infinite``); something measured and not 0 in each (``stamp_empty``).
+    In this order: a finite ``jd`` (``jd_not_finite``); a position (``position_invalid``); stamps of
+    two axes, of at most `size` pixels a side (``stamp_shape``), and of one shape unless it is known
+    where the source lies in each (``stamps_differ``); the source within them
+    (``stamp_off_source``); no infinite pixel (``stamp_infinite``); something measured and not 0 in
+    each (``stamp_empty``).
     """
     fault = None
     if not np.isfinite(alert.jd):

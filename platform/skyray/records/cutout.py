@@ -70,10 +70,10 @@ class Cutout:
 def check_cutout(cutout: Cutout, bands: Sequence[str]) -> None:
     """Raise `InvalidRecord` unless the image can be used.
 
-    In this order: a position (``position_invalid``), three axes (``image_shape``), the card's bands (``bands_wrong``), at least 8
-    pixels a side (``image_too_small``), no infinite pixel (``image_infinite``), in every band at
-    least half of the pixels measured (``image_unmeasured``) and not all the same value
-    (``image_constant``).
+    In this order: a position (``position_invalid``), three axes (``image_shape``), the card's bands
+    (``bands_wrong``), at least 8 pixels a side (``image_too_small``), no infinite pixel
+    (``image_infinite``), in every band at least half of the pixels measured (``image_unmeasured``)
+    and not all the same value (``image_constant``).
     """
     fault = position_fault(cutout.ra, cutout.dec)
     fault = fault or _image_fault(np.asarray(cutout.image), cutout.bands, tuple(bands))
