@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from astropy.io import fits
 
 BLOCK = 2880
@@ -349,7 +350,8 @@ def strange(which: str) -> Part:
     else:
         more = [("TFIELDS", 1), ("TFORM1", "1J"), ("TTYPE1", "a"), ("ZTABLE", True)]
         content = header([("XTENSION", "BINTABLE"), *start, *more]) + filled(b"12345678")
-    return Part(content, refused="hdu_wrong_type")
+    refused = {"ztable": "table_compressed"}.get(which, "hdu_wrong_type")
+    return Part(content, refused=refused)
 
 
 # files -----------------------------------------------------------------------------------------
@@ -372,5 +374,6 @@ def wrapped(content: bytes, how: str) -> bytes:
     if how == "members":
         return gzip.compress(content[:5000], 1) + gzip.compress(content[5000:], 1) + b"\0" * 7
     packers = {"gzip": lambda c: gzip.compress(c, 1), "bzip2": lambda c: bz2.compress(c, 1),
-               "xz": lambda c: lzma.compress(c, preset=0)}  # fmt: skip
+               "xz": lambda c: lzma.compress(c, preset=0),
+               "zstandard": lambda c: pa.compress(c, "zstd", asbytes=True)}  # fmt: skip
     return packers.get(how, bytes)(content)

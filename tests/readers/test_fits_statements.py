@@ -10,6 +10,7 @@ import tracemalloc
 import zlib
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from astropy.io import fits
 from tests.random_fits import BLOCK, filled, header, with_cards
@@ -21,6 +22,7 @@ from skyray.readers.fits_image import astropy_file, fits_image, is_fits_name
 from skyray.readers.memory import memory_file
 from skyray.readers.unpacked import FREE_BYTES, most_bytes
 from skyray.records import InvalidRecord
+from skyray.records.reasons import reason_of
 
 PRIMARY = header([("SIMPLE", True), ("BITPIX", 8), ("NAXIS", 0)])
 
@@ -202,7 +204,7 @@ def test_random_groups_and_foreign_files_are_refused_by_name():
         assert "random groups" in refusal(groups.image).detail
     foreign = content.replace(b"SIMPLE  =                    T", b"SIMPLE  =                    F")
     assert refusal(lambda: FitsFile(memory_file(foreign, "a.fits"))).reason == "not_fits"
-    for head in (b"\x1f\x9d\x90", b"\x28\xb5\x2f\xfd"):
+    for head in (b"\x1f\x9d\x90", b"Rar!", b"\x04\x22\x4d\x18"):
         error = refusal(lambda head=head: FitsFile(memory_file(head + content, "a.fits.Z")))
         assert error.reason == "compression_unknown"
 
@@ -223,6 +225,31 @@ def test_a_gzip_member_must_be_whole_and_followed_by_nothing_else():
     for spoilt in (content[:-9], content + b"junk", content + gzip.compress(PRIMARY)[:-4]):
         error = refusal(lambda spoilt=spoilt: FitsFile(memory_file(spoilt, "a.fits.gz")))
         assert error.reason == "gzip_truncated"
+
+
+def test_zstandard_is_unpacked_within_limits():
+    def packed(content: bytes) -> bytes:
+        return pa.compress(content, "zstd", asbytes=True)
+
+    content = written(fits.ImageHDU(np.ones((2, 3)), name="A"))
+    whole = packed(content)
+    for sound in (whole, packed(content[:99]) + packed(content[99:])):
+        with FitsFile(memory_file(sound, "a.fits.zst")) as file:
+            assert file.find("A").image().shape == (2, 3)
+    bomb = packed(bytes(FREE_BYTES + 1))
+    cut = "zstandard_truncated"
+    for spoilt, reason in ((whole[:-9], cut), (whole + b"x", cut),
+                           (bomb, "unpacked_too_large")):  # fmt: skip
+        error = refusal(lambda spoilt=spoilt: FitsFile(memory_file(spoilt, "a.fits")))
+        assert error.reason == reason
+
+
+def test_compressed_tables_are_refused_with_what_to_do():
+    table = written(fits.BinTableHDU.from_columns([fits.Column("A", "K", array=[1, 2])]))
+    content = PRIMARY + with_cards(table[BLOCK:], [("ZTABLE", True)])
+    error = refusal(lambda: table_of(content))
+    assert error.reason == "table_compressed"
+    assert "funpack" in reason_of(error.reason).do
 
 
 def test_fpacked_primary_is_found_as_number_0():

@@ -105,7 +105,9 @@ def cube(path: Path, planes: int = 3, **header) -> Path:
     ("header", "order"),
     [
         ({"BANDS": "grz"}, [0, 1, 2]), ({"BANDS": "zrg"}, [2, 1, 0]),
-        ({"BANDS": "z, g, r"}, [1, 2, 0]),
+        ({"BANDS": "z, g, r"}, [1, 2, 0]), ({"FILTERS": "z,r,g"}, [2, 1, 0]),
+        ({"FILTER": "zrg"}, [2, 1, 0]), ({"BAND": "z r g"}, [2, 1, 0]),
+        ({"PLANE1": "z", "PLANE2": "r", "PLANE3": "g"}, [2, 1, 0]),
         ({"BAND0": "r", "BAND1": "z", "BAND2": "g"}, [2, 0, 1]),
         ({"FILTER1": "z DECam SDSS", "FILTER2": "r DECam", "FILTER3": "g DECam"}, [2, 1, 0]),
         ({"BANDS": "HSC-Z HSC-R HSC-G"}, [2, 1, 0]), ({}, [0, 1, 2]),
@@ -121,8 +123,9 @@ def test_planes_are_put_into_the_cards_order(tmp_path, header, order):
 @pytest.mark.parametrize(
     "header",
     [
-        {"BANDS": "giz"}, {"BANDS": "gr"}, {"BANDS": "grg"}, {"BANDS": "grz", "BAND0": "z",
-         "BAND1": "r", "BAND2": "g"}, {"CTYPE3": "FREQ"}, {"CTYPE3": "WAVE-LOG"},
+        {"BANDS": "giz"}, {"FILTER": "g,r,i"}, {"BANDS": "gr"}, {"BANDS": "grg"},
+        {"BANDS": "grz", "BAND0": "z", "BAND1": "r", "BAND2": "g"}, {"CTYPE3": "FREQ"},
+        {"CTYPE3": "WAVE-LOG"},
     ],
 )  # fmt: skip
 def test_other_bands_are_refused(tmp_path, header):

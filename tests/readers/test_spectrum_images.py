@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
+from skyray.config import ConfigError
 from skyray.readers.base import SurveyFile, make_reader
 from skyray.readers.memory import memory_file
 from skyray.records import InvalidRecord, Spectrum, check_spectrum
@@ -115,9 +116,37 @@ def test_a_stack_needs_a_row(tmp_path):
     np.testing.assert_allclose(spectrum.flux, 2 * FLUX, rtol=1e-6)
     assert (spectrum.object_id, spectrum.ra) == ("HD 1", pytest.approx(15.0))
     assert spectrum.observation_id.startswith("HD 1-")
-    for options in ({"error": 0}, {"flux": "0:3", "error": "0:2"}):
+    for options in ({"error": "0:0"}, {"flux": "0:3", "error": "0:2"}):
         with pytest.raises(InvalidRecord, match="shape_mismatch"):
             read(tmp_path / "x.fits", **options)
+    with pytest.raises(ConfigError, match="noise"):
+        read(tmp_path / "x.fits", error=0)
+
+
+def test_a_stack_with_its_wavelengths_in_an_hdu_is_a_spectrum_a_row(tmp_path):
+    """As MaNGA's data analysis and others write: WAVE of a row, FLUX, IVAR and MASK of many."""
+    flux, ivar = np.outer([1.0, 2.0, 3.0], FLUX), np.full((3, SIZE), 4.0)
+    mask = np.zeros((3, SIZE), "i4")
+    mask[2, 7] = 1
+    parts = {"WAVE": 4000.0 + PIXEL, "FLUX": flux, "IVAR": ivar, "MASK": mask}
+    hdus = [fits.ImageHDU(values, name=name) for name, values in parts.items()]
+    hdus[1].header.update({**UNIT, "OBJECT": "all"})
+    path = tmp_path / "x.fits"
+    fits.HDUList([fits.PrimaryHDU(), *hdus]).writeto(path)
+    options = {"flux": "FLUX", "ivar": "IVAR", "mask": "MASK", "wavelength": "WAVE"}
+    reader = make_reader("spectrum_image", {**options, "medium": "vacuum"})
+    folder = SurveyFile(fs.LocalFileSystem(), str(path), "plate/x.fits")
+    found = list(reader.read(folder))
+    assert [spectrum.object_id for spectrum in found] == [f"plate/x-{row}" for row in range(3)]
+    np.testing.assert_allclose(found[2].flux, 3 * FLUX, rtol=1e-6)
+    np.testing.assert_array_equal(found[0].wavelength, 4000.0 + PIXEL)
+    assert np.flatnonzero(found[2].mask).tolist() == [7]
+    with pytest.raises(InvalidRecord, match="medium_unknown"):
+        list(make_reader("spectrum_image", options).read(folder))
+    with pytest.raises(InvalidRecord, match=r"mask: expected \(3, 600\)"):
+        list(
+            make_reader("spectrum_image", {**options, "mask": "WAVE", "medium": "air"}).read(folder)
+        )
 
 
 _VALUES = st.one_of(

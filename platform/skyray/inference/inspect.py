@@ -14,7 +14,7 @@ from skyray.data.dataset import RECORDS, Dataset, NotADataset, refuse_former
 from skyray.inference.catalogue import Catalogue
 from skyray.readers import foreign_arrow as pq
 from skyray.readers.base import SurveyFile
-from skyray.readers.fits_bytes import check_headers
+from skyray.readers.fits_image import astropy_file, is_fits_name
 from skyray.records.reasons import reason_of
 from skyray.runtime import places
 
@@ -45,9 +45,9 @@ def inspect(uri: str | os.PathLike, version: int | None = None) -> dict[str, Any
         return _inspect_bundle(uri)
     if Catalogue.exists(uri):
         return _inspect_catalogue(Catalogue.open(uri))
-    if uri.endswith((".parquet", ".pq")):
+    if uri.lower().endswith((".parquet", ".pq")):
         return _inspect_parquet(uri)
-    if uri.endswith((".fits", ".fits.gz")):
+    if is_fits_name(uri):
         return _inspect_fits(uri)
     raise ValueError(
         f"{uri}: expected a dataset (with {RECORDS}), a bundle (with {_BUNDLE_FILE}) or a "
@@ -210,17 +210,16 @@ def _inspect_parquet(uri: str) -> dict[str, Any]:
 
 
 def _inspect_fits(uri: str) -> dict[str, Any]:
-    import io
-
     from astropy.io import fits
 
-    check_headers(SurveyFile(*places.resolve(uri)))  # astropy follows whatever they say
-    content = places.read_bytes(uri)
-    with fits.open(io.BytesIO(content)) as hdus:
+    file = SurveyFile(*places.resolve(uri))
+    with astropy_file(file) as hdus:
         tables = [hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU)]
         if not tables:
             raise ValueError(f"{uri}: expected a FITS table, found none")
         table = tables[0]
+        if table.header.get("ZTABLE"):
+            raise ValueError(f"{uri}: expected a plain table, found a compressed one; funpack it")
         columns = {}
         for number, column in enumerate(table.columns, start=1):
             values = table.data[column.name]
@@ -229,7 +228,8 @@ def _inspect_fits(uri: str) -> dict[str, Any]:
                 column.format, column.unit or "", table.header.get(f"TCOMM{number}", ""), numbers
             )
         rows = len(table.data)
-    return {"kind": "catalogue", "rows": rows, "columns": columns, "size": _size(len(content))}
+    size = _size(file.filesystem.get_file_info(file.path).size or 0)
+    return {"kind": "catalogue", "rows": rows, "columns": columns, "size": size}
 
 
 def _column(kind: str, unit: str, description: str, values: np.ndarray | None) -> str:

@@ -19,7 +19,10 @@ from skyray.readers.fits_bytes import FitsFile, Hdu
 from skyray.readers.fits_header import Header, decode_text
 from skyray.readers.fits_image import is_fits_name
 from skyray.readers.foreign_arrow import ParquetFile
+from skyray.readers.unpacked import SUFFIXES, plain_name, unpacked_bytes
 from skyray.records import InvalidRecord
+
+CSV_NAMES = ("*.csv", *(f"*.csv{suffix}" for suffix in SUFFIXES))
 
 _FITS_BYTES_AT_ONCE = 64 << 20  # of rows; the pixels of one spectrum, a row each, are far less
 _ROWS_AT_ONCE = 256  # of a Parquet row group: 256 spectra of 5,000 px in three arrays are 15 MB
@@ -239,12 +242,13 @@ def open_columns(
     """
     if file.filesystem.get_file_info(file.path).size == 0:
         raise InvalidRecord("file_empty", "expected a table, found 0 bytes", file.path)
-    if file.name.endswith(".parquet"):
+    name = file.name.lower()
+    if name.endswith(".parquet"):
         yield from _open_parquet(file, unit, names)
-    elif file.name.endswith(".npz"):
+    elif name.endswith(".npz"):
         yield Columns(file.path, _open_npz(file, names))
-    elif file.name.endswith(".csv"):
-        yield Columns(file.path, csv_columns(file.read_bytes(), file.path, text))
+    elif plain_name(name).endswith(".csv"):
+        yield Columns(file.path, csv_columns(unpacked_bytes(file), file.path, text))
     elif is_fits_name(file.name):
         yield from _open_fits(file, names, hdu)
     else:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,8 @@ from skyray.readers.fits_bytes import FitsFile, Hdu, Table
 from skyray.readers.layout import fits_names, refuse_companion, refuse_layout
 from skyray.readers.medium import decide_medium, medium_said
 from skyray.readers.units import flux_factor, to_angstrom
-from skyray.records import Grid, InvalidRecord, Spectrum, ivar_fault
+from skyray.readers.velocity_frame import model_frame
+from skyray.records import Grid, InvalidRecord, Spectrum, attempt, ivar_fault
 from skyray.transforms.spectra import coadd_arms, median_snr
 
 DESI_GRID = Grid("linear", 3600.0, 0.8, 7781)
@@ -111,7 +113,8 @@ def _read_rows(
             yield InvalidRecord(*fault, where, str(target))
             continue
         known = fitted.get(target, {})
-        yield _record(where, about, fibermap, row, (wavelength, *arrays), known)
+        spectrum = (wavelength, *arrays)
+        yield attempt(partial(_record, where, about, fibermap, row, spectrum, known), where)
 
 
 def _fibermap(fits: FitsFile) -> Table:
@@ -220,11 +223,12 @@ class _Arm:
             hdu.check_whole()
         unit = str(self.images[0].header.get("BUNIT") or "").strip()
         # The data model: vacuum and barycentric; a file that says air is refused.
-        _, medium = decide_medium(fits.source, "vacuum", medium_said(wavelength.header))
+        header = wavelength.header.over(next(fits.hdus()).header)
+        _, medium = decide_medium(fits.source, "vacuum", medium_said(header))
         self.statements = {
             "flux_unit": f"{unit}: BUNIT" if unit else "1e-17 erg/s/cm²/Å: data model",
             "medium": medium.replace(": card", ": data model"),
-            "frame": "barycentric: data model",
+            "frame": model_frame(fits.source, header, "barycentric"),
         }
         self.factor = (
             flux_factor(fits.source, f"{name}_FLUX", unit, self.wavelength) if unit else 1.0

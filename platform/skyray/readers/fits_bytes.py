@@ -41,16 +41,16 @@ _ONES = (1 << 32) - 1
 
 
 class FitsFile:
-    """A survey file read as FITS; plain, or compressed with gzip, bzip2 or xz.
+    """A survey file read as FITS; plain, or compressed with gzip, bzip2, xz or zstandard.
 
     Raises
     ------
     InvalidRecord
         From the constructor or any reading: ``file_empty``, ``file_is_zip``, ``file_is_html``,
         ``not_fits``, ``compression_unknown``, ``gzip_truncated``, ``bzip2_truncated``,
-        ``xz_truncated``, ``unpacked_too_large``, ``header_truncated``, ``header_too_long``,
-        ``header_invalid``, ``too_many_hdus``, ``data_truncated``, ``checksum_wrong``,
-        ``hdu_missing``, ``hdu_wrong_type``, ``tiles_invalid``, and what `Table` refuses.
+        ``xz_truncated``, ``zstandard_truncated``, ``unpacked_too_large``, ``header_truncated``,
+        ``header_too_long``, ``header_invalid``, ``too_many_hdus``, ``data_truncated``,
+        ``checksum_wrong``, ``hdu_missing``, ``hdu_wrong_type``, ``tiles_invalid``, and `Table`'s.
     """
 
     def __init__(self, file: SurveyFile):
@@ -303,8 +303,10 @@ class Hdu:
         Raises
         ------
         InvalidRecord
-            ``hdu_wrong_type``, ``header_invalid`` or ``data_truncated``.
+            ``table_compressed``, ``hdu_wrong_type``, ``header_invalid`` or ``data_truncated``.
         """
+        if self.kind == "compressed table":
+            self.refuse("table_compressed", f"expected plain rows, found {self._what()}")
         if self.kind != "table":
             self.refuse("hdu_wrong_type", f"expected a table, found {self._what()}")
         return self.rows_table(start, stop)

@@ -14,6 +14,7 @@ from skyray.readers.base import SurveyFile
 from skyray.readers.fits_bytes import FitsFile, Hdu
 from skyray.readers.fits_header import Header
 from skyray.readers.fits_tiles import image_header
+from skyray.readers.unpacked import plain_name
 
 FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fz")
 
@@ -91,7 +92,4 @@ def astropy_file(file: SurveyFile) -> Iterator[astropy.io.fits.HDUList]:
 
 def is_fits_name(name: str) -> bool:
     """Return whether a file's name says that it is FITS, compressed or not, in any case."""
-    name = name.lower()
-    for suffix in (".gz", ".bz2", ".xz"):
-        name = name.removesuffix(suffix)
-    return name.endswith(FITS_SUFFIXES)
+    return plain_name(name).lower().endswith(FITS_SUFFIXES)

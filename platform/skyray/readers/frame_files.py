@@ -16,12 +16,13 @@ from skyray.readers.fits_bytes import FitsFile, Hdu
 from skyray.readers.fits_tiles import image_header
 from skyray.readers.image_hdus import check_band, choose_image, flux_factor
 from skyray.readers.image_wcs import Sampling, sampling, sky_wcs
+from skyray.readers.layout import COMPRESSED
 from skyray.readers.pixels import as_float32
 from skyray.records import InvalidRecord
 
 KEPT_BYTES = 512 << 20  # of unpacked frames; of others only rows are read
 KEPT_FRAMES = 16
-_PACKED = (".fz", ".gz", ".bz2", ".xz")  # how archives hand out what a template calls plain
+_PACKED = COMPRESSED[1:]  # how archives hand out what a template calls plain
 MAX_TURN = 1.0  # degrees between frames of one object
 
 

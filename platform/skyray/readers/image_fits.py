@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,6 +17,7 @@ from skyray.readers.fits_header import Header
 from skyray.readers.fits_image import image_hdu, is_fits_name
 from skyray.readers.fits_tiles import image_header
 from skyray.readers.image_hdus import (
+    BAND_LISTS,
     band_order,
     check_band,
     choose_image,
@@ -70,6 +72,12 @@ def stated_pixels(
     if factor != 1:
         pixels = pixels.astype(np.float64) * factor
     return as_float32(pixels), told
+
+
+def _unit_of(header: Header, keyword: str) -> str:
+    """Return the unit of a coordinate that the WCS states: CUNIT1 of CRVAL1."""
+    axis = keyword.upper().removeprefix("CRVAL")
+    return str(header.get(f"CUNIT{axis}") or "").strip() if axis != keyword.upper() else ""
 
 
 @register
@@ -130,8 +138,9 @@ class ImageFitsReader(FileReader):
         image, statements = self._image(hdus, headers)
         rows = [*headers, first.header]
         made = options.cutout(
-            image, self._value(file, rows), source, name, folders(file), {"hdu": told, **statements}
-        )
+            image, self._value(file, rows), source, name, folders(file),
+            {"hdu": told, **statements}, partial(_unit_of, headers[0]),
+        )  # fmt: skip
         return self._placed(file, made, headers[0], own[0])
 
     def _value(self, file: SurveyFile, headers: list[Header]) -> Callable[[str], Any]:
@@ -162,7 +171,7 @@ class ImageFitsReader(FileReader):
             cube = cube[0]
         count = 1 if cube.ndim == 2 else len(cube)
         bands_last = count != len(options.bands) == cube.shape[-1] and cube.ndim == 3
-        if not bands_last or headers[0].states("BANDS"):
+        if not bands_last or any(map(headers[0].states, BAND_LISTS)):
             order, statements["bands"] = band_order(headers[0], count, options.bands)
             cube = cube if order is None else cube[order]
         return as_planes(cube, len(options.bands)), statements

@@ -126,6 +126,11 @@ def _check_file_name(file: SurveyFile) -> None:
 
 
 # which band ------------------------------------------------------------------------------------
+BAND_LISTS = ("BANDS", "FILTERS", "BANDLIST", "FILTLIST")
+_BAND = ("FILTER", "BAND", "FILTNAM", "FILTER1", "FILTER2", "FILTNAM1", "FILTNAM2", "FILTERID",
+         "ESO INS FILT1 NAME", "ESO INS FILT2 NAME")  # fmt: skip
+
+
 def band_order(header: Header, planes: int, bands: Sequence[str]) -> tuple[list[int] | None, str]:
     """Return which planes of a cube are the card's bands, and by what keyword.
 
@@ -139,7 +144,7 @@ def band_order(header: Header, planes: int, bands: Sequence[str]) -> tuple[list[
     """
     if planes == 1:
         return None, check_band(header, bands[0]) if len(bands) == 1 else "card"
-    found = {key: value for key, value in _stated_bands(header, planes).items() if value}
+    found = {key: value for key, value in _stated_bands(header, planes, bands).items() if value}
     if not found:
         axis = str(header.get("CTYPE3", "")).upper()
         if axis.startswith(_SPECTRAL):
@@ -159,8 +164,7 @@ def band_order(header: Header, planes: int, bands: Sequence[str]) -> tuple[list[
 
 def check_band(header: Header, band: str) -> str:
     """Return what the file says of a single plane's band; refuse another one (``bands_wrong``)."""
-    keys = [key for key in ("FILTER", "BAND", "FILTNAM", "FILTER1", "FILTER2")
-            if isinstance(header.get(key), str) and header.get(key)]  # fmt: skip
+    keys = [key for key in _BAND if isinstance(header.get(key), str) and header.get(key).strip()]
     if not keys:
         return f"{band} (card)"
     stated = " ".join(header.get(key) for key in keys)
@@ -170,13 +174,18 @@ def check_band(header: Header, band: str) -> str:
     return f"{stated} ({keys[0]})"
 
 
-def _stated_bands(header: Header, planes: int) -> dict[str, list[str]]:
-    text = header.get("BANDS")
+def _stated_bands(header: Header, planes: int, bands: Sequence[str]) -> dict[str, list[str]]:
     found = {}
-    if isinstance(text, str) and text:
-        parts = re.findall(r"[^\s,;:/|+]+", text)
-        found["BANDS"] = list(parts[0]) if len(parts) == 1 and planes > 1 else parts
-    for key in ("BAND", "FILTER"):
+    for key in (*BAND_LISTS, "BAND", "FILTER"):
+        text = header.get(key)
+        parts = re.findall(r"[^\s,;:/|+]+", text) if isinstance(text, str) else []
+        letters = len(parts) == 1 and planes > 1
+        parts = list(parts[0]) if letters else parts
+        known = not letters or all(_place(band, parts) is not None for band in bands)
+        told = known and len(parts) == planes > 1
+        if parts and (key in BAND_LISTS or told):  # BAND may also be one word for all: VIS
+            found[key] = parts
+    for key in ("BAND", "FILTER", "PLANE", "CHAN"):
         first = 0 if header.states(f"{key}0") else 1
         names = [header.get(f"{key}{first + n}") for n in range(planes)]
         if planes > 1 and all(isinstance(name, str) and name for name in names):

@@ -39,7 +39,8 @@ from skyray.readers.image_bytes import decode_image
 from skyray.readers.numpy_bytes import load_npy, load_npz
 from skyray.readers.pixels import MAX_PIXELS, as_planes
 from skyray.readers.units import to_degrees
-from skyray.records import Cutout, InvalidRecord
+from skyray.readers.unpacked import plain_name
+from skyray.records import Cutout, InvalidRecord, refusal_of
 
 _FIELDS = ("object_id", "ra", "dec", "redshift", "pixel_scale_arcsec", "survey")
 
@@ -140,6 +141,8 @@ def attempt(make: Callable[[], Cutout], source: str, object_id: str = "") -> Cut
         return InvalidRecord(error.reason, error.detail, source, error.object_id or object_id)
     except (ArithmeticError, LookupError, TypeError, ValueError) as error:
         return InvalidRecord("field_invalid", f"{error}"[:300], source, object_id)
+    except Exception as error:  # the boundary, as in `skyray.records.attempt`
+        return refusal_of(error, source, object_id)
 
 
 # tables ----------------------------------------------------------------------------------------
@@ -279,13 +282,14 @@ class FileReader(Reader):
         return rows
 
 
-_SUFFIXES = (".gz", ".bz2", ".xz", ".fz"), (
+_SUFFIXES = (".fz",), (
     ".fits", ".fit", ".fts", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz", ".parquet",
 )  # fmt: skip
 
 
 def without_suffix(name: str) -> str:
     """Return a name or path without what says its format; dots within it stay."""
+    name = plain_name(name)
     for suffixes in _SUFFIXES:
         found = next((s for s in suffixes if name.lower().endswith(s)), "")
         name = name[: len(name) - len(found)]

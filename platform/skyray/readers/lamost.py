@@ -27,9 +27,11 @@ import numpy as np
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.fits_bytes import FitsFile, Hdu, Header
 from skyray.readers.layout import columns_of, fits_names, image_shape, refuse_layout
+from skyray.readers.medium import model_medium, to_vacuum
 from skyray.readers.units import column_card, to_angstrom
+from skyray.readers.velocity_frame import model_frame
 from skyray.records import InvalidRecord, Spectrum
-from skyray.transforms.spectra import air_to_vacuum, median_snr
+from skyray.transforms.spectra import median_snr
 
 # Bits of the and-mask, set in every exposure, for which a pixel is bad. BRIGHTSKY (3) is left out:
 # it marks sky lines, whose effect the inverse variance carries (as in skyray.readers.sdss).
@@ -90,7 +92,7 @@ def _read_spectrum(fits: FitsFile) -> Spectrum:
         survey="lamost",
         source=fits.source,
         extra={**extra, "flux_unit": "relative"},
-        statements=_statements(header),
+        statements=_statements(fits.source, header),
         observation_id=observation_id,
     )
 
@@ -187,19 +189,15 @@ def _bits(fits: FitsFile, values: np.ndarray) -> np.ndarray:
 
 
 def _in_vacuum(fits: FitsFile, header: Header, wavelength: np.ndarray) -> np.ndarray:
-    if header.get("HELIO") is False:
-        fits.refuse("frame_topocentric", "HELIO: expected heliocentric wavelengths, found F")
-    return air_to_vacuum(wavelength) if header.get("VACUUM") is False else wavelength
+    return to_vacuum(model_medium(fits.source, header)[0], wavelength)
 
 
-def _statements(header: Header) -> dict[str, str]:
-    found = {"flux_unit": "relative: data model"}
-    for key, yes, no in (("VACUUM", "vacuum", "air"), ("HELIO", "heliocentric", "")):
-        name = "medium" if key == "VACUUM" else "frame"
-        stated = isinstance(header.get(key), bool)
-        word = no if header.get(key) is False else yes
-        found[name] = f"{word}: {key if stated else 'data model'}"
-    return found
+def _statements(source: str, header: Header) -> dict[str, str]:
+    return {
+        "flux_unit": "relative: data model",
+        "medium": model_medium(source, header)[1],
+        "frame": model_frame(source, header, "heliocentric"),
+    }
 
 
 def _fibre_fault(header: Header) -> tuple[str, str] | None:

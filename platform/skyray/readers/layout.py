@@ -11,11 +11,12 @@ from typing import NoReturn
 
 from skyray.readers.fits_bytes import FitsFile, Hdu, table_layout
 from skyray.readers.fits_header import BadHeader
+from skyray.readers.unpacked import SUFFIXES
 
 FITS_ENDINGS = (".fits", ".fit", ".fts")
-COMPRESSED = ("", ".gz", ".bz2", ".fz", ".xz")
+COMPRESSED = ("", ".fz", *SUFFIXES)
 
-_ENDING = re.compile(r"\.(fits|fit|fts)(\.gz|\.bz2|\.fz|\.xz)?$", re.IGNORECASE)
+_ENDING = re.compile(rf"\.(fits|fit|fts)({'|'.join(map(re.escape, COMPRESSED))})$", re.IGNORECASE)
 _SHOWN = 12
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Literal
 
 import erfa
@@ -35,7 +36,7 @@ from skyray.readers.alert_files import SideLabels, packet_units, packets
 from skyray.readers.alert_packet import alert_of
 from skyray.readers.avro_registry import schemas_at
 from skyray.readers.base import Reader, SurveyFile, register
-from skyray.records import InvalidRecord
+from skyray.records import Alert, InvalidRecord, attempt
 
 _AB_ZERO_NJY = 31.4
 _MJD_ZERO = 2400000.5
@@ -140,11 +141,12 @@ class LsstReader(Reader):
             if isinstance(packet, InvalidRecord):
                 yield packet
                 continue
-            try:
-                yield alert_of(ztf_packet(packet, self.lsst, schema), source, labels)
-            except InvalidRecord as error:
-                found = error.source or source
-                yield InvalidRecord(error.reason, error.detail, found, error.object_id)
+            yield attempt(partial(self._alert, packet, source, schema, labels), source)
+
+    def _alert(
+        self, packet: Mapping[str, Any], source: str, schema: str, labels: Mapping[str, Any]
+    ) -> Alert:
+        return alert_of(ztf_packet(packet, self.lsst, schema), source, labels)
 
 
 def ztf_packet(packet: Mapping[str, Any], options: LsstOptions, schema: str = "") -> dict[str, Any]:

@@ -138,6 +138,18 @@ def decide_medium(source: str, card: Medium | None, said: list[Said]) -> tuple[M
     return medium, f"{medium}: {by}"
 
 
+def model_medium(source: str, header: Mapping[str, Any] | Any) -> tuple[Medium, str]:
+    """Return the medium a file states, else vacuum, as a survey's data model has it; and by what.
+
+    Raises
+    ------
+    InvalidRecord
+        ``medium_conflict`` where two statements of the file contradict.
+    """
+    said = medium_said(header)
+    return decide_medium(source, None, said) if said else ("vacuum", "vacuum: data model")
+
+
 def to_vacuum(medium: Medium, wavelength_angstrom: np.ndarray) -> np.ndarray:
     """Return vacuum wavelengths, Å; below 2000 Å they are vacuum by convention and unchanged."""
     return air_to_vacuum(wavelength_angstrom) if medium == "air" else wavelength_angstrom

@@ -27,9 +27,11 @@ import numpy as np
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.fits_bytes import FitsFile, Table
 from skyray.readers.layout import columns_of, fits_names, image_shape, is_table, refuse_layout, stem
+from skyray.readers.medium import model_medium, to_vacuum
 from skyray.readers.units import column_card, flux_factor, to_angstrom
+from skyray.readers.velocity_frame import model_frame
 from skyray.records import InvalidRecord, Spectrum, as_float32
-from skyray.transforms.spectra import air_to_vacuum, median_snr
+from skyray.transforms.spectra import median_snr
 
 # Bits of SPPIXMASK (sdssMaskbits.par) in the AND mask, i.e. set in every exposure, for which the
 # pixel is called bad: there are no data, or the sky or flux scale is known to be wrong there.
@@ -177,12 +179,18 @@ def _flux_unit(fits: FitsFile, coadd: Table) -> tuple[str, str]:
 
 def _statements(fits: FitsFile, coadd: Table) -> dict[str, str]:
     unit, by = _flux_unit(fits, coadd)
-    air = next(fits.hdus()).header.get("VACUUM") is False
+    told = _told(fits)
     return {
         "flux_unit": f"{unit}: {by}" if unit else "1e-17 erg/s/cm²/Å: data model",
-        "medium": "air: VACUUM" if air else "vacuum: data model",
-        "frame": "heliocentric: data model",
+        "medium": model_medium(fits.source, told)[1],
+        "frame": model_frame(fits.source, told, "heliocentric"),
     }
+
+
+def _told(fits: FitsFile) -> dict[str, Any]:
+    """Return what the survey's files may say of their wavelengths: looking for more costs time."""
+    header = next(fits.hdus()).header
+    return {key: header.get(key) for key in ("VACUUM", "AIRORVAC", "SPECSYS")}
 
 
 def _wavelengths(fits: FitsFile, coadd: Table) -> np.ndarray:
@@ -200,8 +208,7 @@ def _wavelengths(fits: FitsFile, coadd: Table) -> np.ndarray:
     else:
         unit = column_card(coadd.hdu, "TUNIT", "wavelength") or "Angstrom"
         found = to_angstrom(fits.source, "wavelength", unit, _pixels(fits, coadd, "wavelength"))
-    air = next(fits.hdus()).header.get("VACUUM") is False
-    return air_to_vacuum(found) if air else found
+    return to_vacuum(model_medium(fits.source, _told(fits))[0], found)
 
 
 def _wavelength(fits: FitsFile, loglam: np.ndarray) -> np.ndarray:

@@ -8,19 +8,25 @@ A card names the HDUs (and, of a stack, the rows) that hold flux and noise::
       error: ERRS                  # or ivar
       medium: air                  # where the file does not say it
 
-Wavelengths follow from the header: CTYPE of FITS WCS paper III (WAVE, AWAV, FREQ, ENER, WAVN and
-their algorithms such as WAVE-LOG, by wcslib through astropy), else a linear axis with IRAF's
-DC-FLAG (1: log10; LTV and LTM are of another file) and CUNIT or WAT1's ``units``. A velocity axis
-is refused: it has no wavelengths without a line at rest.
+Images of more than one row are stacks with an object a row, as of MaNGA's and others' HDUs FLUX,
+IVAR, MASK; all must be of one shape, but for what is one row for all.
+
+Wavelengths are an HDU's (``wavelength: WAVE``), or follow from the header: CTYPE of FITS WCS paper
+III (WAVE, AWAV, FREQ, ENER, WAVN and their algorithms such as WAVE-LOG, by wcslib through astropy),
+else a linear axis with IRAF's DC-FLAG (1: log10; LTV and LTM are of another file) and CUNIT or
+WAT1's ``units``. A velocity axis is refused: it has no wavelengths without a line at rest.
 
 Source: Greisen et al. 2006, A&A 446, 747 (paper III); Valdes 1993, ASP Conf. 52, 467 (DC-FLAG).
 """
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -35,7 +41,7 @@ from skyray.readers.layout import fits_names, stem
 from skyray.readers.spectrum_values import Meaning, decide
 from skyray.readers.table_options import WavelengthOptions, known_flux_unit
 from skyray.readers.units import to_degrees
-from skyray.records import InvalidRecord, Spectrum
+from skyray.records import InvalidRecord, Spectrum, attempt
 from skyray.transforms.spectra import median_snr
 
 _WCS_TYPES = {"WAVE": "m", "AWAV": "m", "FREQ": "Hz", "ENER": "J", "WAVN": "1/m"}  # SI, by wcslib
@@ -49,6 +55,9 @@ class ImageOptions(Config):
     """What the HDUs of a file hold; each a name or number, with ``:ROW`` for a row of a stack."""
 
     flux: str | int = 0
+    wavelength: str | int | None = Field(
+        None, description="HDU of the wavelengths: of every pixel, or one row for all of a stack"
+    )
     ivar: str | int | None = None
     error: str | int | None = Field(None, description="1 σ, instead of ivar; 0 = not measured")
     mask: str | int | None = Field(None, description="values other than 0 are bad")
@@ -65,6 +74,8 @@ class ImageOptions(Config):
     def _consistent(self):
         if (self.ivar is None) == (self.error is None):
             raise ValueError("expected exactly one of ivar and error")
+        if self.flux in (self.ivar, self.error):
+            raise ValueError("flux: expected another place than that of the noise")
         known = {"object_id", "ra", "dec", "spectype", "subtype", "redshift"}
         if unknown := set(self.fields) - known:
             raise ValueError(f"fields: unknown {sorted(unknown)}; known: {sorted(known)}")
@@ -76,9 +87,21 @@ class ImageOptions(Config):
         return known_flux_unit(unit)
 
 
+@dataclass(frozen=True)
+class _Stack:
+    """The arrays of a file, [spectra, pixels] (`axis`: or one row), and what their numbers mean."""
+
+    flux: np.ndarray
+    noise: np.ndarray
+    mask: np.ndarray
+    axis: np.ndarray
+    meaning: Meaning
+    fields: dict[str, Any]
+
+
 @register
 class SpectrumImageReader(Reader):
-    """One spectrum a file."""
+    """One spectrum a file, or one a row of a stack."""
 
     name = "spectrum_image"
     patterns = fits_names("*")
@@ -89,9 +112,18 @@ class SpectrumImageReader(Reader):
 
     def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Spectrum | InvalidRecord]:
         with FitsFile(file) as fits:
-            yield self._spectrum(fits, file.name)
+            stack = self._stack(fits)
+            rows, name = len(stack.flux), stem(file.below)
+            for row in range(rows):
+                source = fits.source if rows == 1 else f"{fits.source}#{row}"
+                yield attempt(
+                    partial(
+                        self._spectrum, stack, row, source, name if rows == 1 else f"{name}-{row}"
+                    ),
+                    source,
+                )
 
-    def _spectrum(self, fits: FitsFile, name: str) -> Spectrum:
+    def _stack(self, fits: FitsFile) -> _Stack:
         options = self.image
         hdu, flux = _pixels(fits, options.flux)
         first = next(fits.hdus()).header
@@ -100,18 +132,29 @@ class SpectrumImageReader(Reader):
         mask = np.zeros(flux.shape, dtype=bool)
         if options.mask is not None:
             mask = _pixels(fits, options.mask)[1] != 0
-        if not flux.shape == noise.shape == mask.shape:
-            detail = f"expected one length, found {flux.shape}, {noise.shape}, {mask.shape}"
-            fits.refuse("shape_mismatch", detail)
-        axis, meaning = self._meaning(fits, header, noise_hdu.header, len(flux))
-        wavelength = meaning.wavelength(axis)
+        axis, meaning = self._meaning(fits, header, noise_hdu.header, flux.shape[1])
+        stacks = {"flux": flux, "noise": noise, "mask": mask, "wavelength": axis}
+        for name, values in stacks.items():
+            rows = (1, len(flux)) if name == "wavelength" else (len(flux),)
+            if values.shape[1] != flux.shape[1] or len(values) not in rows:
+                detail = f"{name}: expected {flux.shape}, as flux has, found {values.shape}"
+                fits.refuse("shape_mismatch", detail)
+        alone = {} if len(flux) == 1 else {"object_id": ""}  # keywords are of all rows, not of one
+        fields = {**self._fields(fits.source, header), **alone}
+        if len(flux) > 1:
+            fields |= {name: math.nan for name in ("ra", "dec") if name in fields}
+        return _Stack(flux, noise, mask, axis, meaning, fields)
+
+    def _spectrum(self, stack: _Stack, row: int, source: str, name: str) -> Spectrum:
+        flux, noise, mask = stack.flux[row], stack.noise[row], stack.mask[row]
+        meaning, fields = stack.meaning, dict(stack.fields)
+        wavelength = meaning.wavelength(stack.axis[row if len(stack.axis) > 1 else 0])
         arrays = (wavelength, *meaning.flux(wavelength, flux, noise, mask), mask)
         if len(wavelength) > 1 and (np.diff(wavelength) < 0).all():
             arrays = tuple(array[::-1] for array in arrays)
-        fields = self._fields(fits.source, header)
-        object_id = fields.pop("object_id", "") or stem(name)
+        object_id = fields.pop("object_id", "") or name
         return Spectrum(
-            object_id, *arrays, source=fits.source, survey=options.survey,
+            object_id, *arrays, source=source, survey=self.image.survey,
             snr=median_snr(*arrays[1:]), statements=meaning.statements,
             observation_id=name_by_content(object_id, arrays[1]), **fields,
         )  # fmt: skip
@@ -119,8 +162,18 @@ class SpectrumImageReader(Reader):
     def _meaning(
         self, fits: FitsFile, header: Header, noise: Header, size: int
     ) -> tuple[np.ndarray, Meaning]:
+        """Return the axis, [1 or rows, pixels], and what is known of all values."""
         options = self.image
-        axis, facts = spectral_axis(fits.source, header, size)
+        if options.wavelength is None:
+            axis, facts = spectral_axis(fits.source, header, size)
+            axis = axis[None, :]
+        else:
+            hdu, axis = _pixels(fits, options.wavelength)
+            told = hdu.header
+            facts = ColumnFacts(
+                hdu.name, str(told.get("BUNIT") or "").strip(), str(told.get("UCD") or ""),
+                comment=str(told.get("COMMENT") or ""), origin=f"BUNIT of {hdu.name or hdu.index}",
+            )  # fmt: skip
         unit = str(header.get("BUNIT") or "").strip()
         noise_unit = str(noise.get("BUNIT") or "").strip() if noise is not header else ""
         facts_of = {
@@ -148,20 +201,22 @@ class SpectrumImageReader(Reader):
 
 
 def _pixels(fits: FitsFile, place: str | int) -> tuple[Hdu, np.ndarray]:
-    """Return the HDU and the pixels of one spectrum, 1-D."""
+    """Return the HDU and its pixels [spectra, pixels], of all rows or of the one that is named."""
     name, row = _PLACE.fullmatch(str(place)).groups()
     hdu = fits.hdu(int(name) if name.isdigit() else name)
+    shape = hdu.shape
     pixels = hdu.image()
     stacked = pixels.reshape(-1, pixels.shape[-1])
-    if row is None and len(stacked) > 1:
+    if row is None and len([size for size in shape if size > 1]) > 2:
         detail = (
-            f"HDU {name}: expected one spectrum, found a stack of {len(stacked)}: let the card say "
-            f"which row, as '{name}:0'"
+            f"HDU {name}: expected a spectrum a row, found a cube {shape}: name one as '{name}:0'"
         )
         fits.refuse("shape_mismatch", detail)
-    if int(row or 0) >= len(stacked):
+    if row is None:
+        return hdu, stacked
+    if int(row) >= len(stacked):
         fits.refuse("shape_mismatch", f"HDU {name}: expected row {row}, found {len(stacked)}")
-    return hdu, stacked[int(row or 0)]
+    return hdu, stacked[int(row)][None, :]
 
 
 def spectral_axis(source: str, header: Header, size: int) -> tuple[np.ndarray, ColumnFacts]:

@@ -14,7 +14,6 @@ A card says in ``reader_options`` which column is what (see `TableOptions`)::
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -23,16 +22,16 @@ import numpy as np
 
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.column_facts import ColumnFacts
-from skyray.readers.columns import Columns, open_columns, parquet_units
+from skyray.readers.columns import CSV_NAMES, Columns, open_columns, parquet_units
 from skyray.readers.fits_image import is_fits_name
+from skyray.readers.layout import fits_names, stem
 from skyray.readers.spectrum_roles import described_by_file
 from skyray.readers.spectrum_values import Meaning, decide
 from skyray.readers.table_options import TableOptions, WavelengthOptions
 from skyray.readers.units import to_degrees
+from skyray.readers.unpacked import plain_name
 from skyray.records import Grid, InvalidRecord, Spectrum, attempt, ivar_fault
 from skyray.transforms.spectra import coadd_arms, median_snr
-
-_ENDING = re.compile(r"\.(parquet|npz|csv|(fits|fit|fts)(\.(gz|bz2|fz|xz))?)$", re.IGNORECASE)
 
 
 @register
@@ -40,14 +39,14 @@ class SpectrumTableReader(Reader):
     """Spectra of a table. A Parquet file is read row group by row group in bounded memory."""
 
     name = "spectrum_table"
-    patterns = ("*.parquet", "*.npz", "*.csv", "*.fits", "*.fits.gz", "*.fit")
+    patterns = ("*.parquet", "*.npz", *CSV_NAMES, *fits_names("*"))
 
     def __init__(self, options=None):
         super().__init__(options)
         self.table = TableOptions.load(self.options)
 
     def units(self, file: SurveyFile) -> list[int]:
-        return parquet_units(file) if file.name.endswith(".parquet") else [0]
+        return parquet_units(file) if file.name.lower().endswith(".parquet") else [0]
 
     def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Spectrum | InvalidRecord]:
         options = self._options(file)
@@ -58,11 +57,11 @@ class SpectrumTableReader(Reader):
             meanings = {arm: _meaning(options, columns, arm) for arm in options.arms or [""]}
             table = _Table(options, columns, meanings, self._named)
             if options.layout == "pixels":
-                yield table.record(None, file.path, _stem(file.name))
+                yield table.record(None, file.path, _name(file))
                 continue
             for row in range(columns.rows(first)):
                 number = columns.first_row + row
-                name = f"{_stem(file.name)}-{number}"
+                name = f"{_name(file)}-{number}"
                 yield table.record(row, f"{file.path}#{number}", name)
 
     def _options(self, file: SurveyFile) -> TableOptions:
@@ -135,9 +134,11 @@ class _Table:
         )
 
 
-def _stem(name: str) -> str:
-    """Return a file's name without its ending: ``J1234.5+12.csv`` → ``J1234.5+12``."""
-    return _ENDING.sub("", name)
+def _name(file: SurveyFile) -> str:
+    """Return the path below the folder that was given, without its ending: ``run1/J1234.5+12``."""
+    name = plain_name(file.below)
+    ending = next((e for e in (".parquet", ".npz", ".csv") if name.lower().endswith(e)), "")
+    return name[: -len(ending)] if ending else stem(file.below)
 
 
 def _meaning(options: TableOptions, columns: Columns, arm: str) -> Meaning:
@@ -244,10 +245,18 @@ def _fields(
         elif field in ("ra", "dec"):
             found[field] = _degrees(source, field, columns.facts.of(name), value)
         elif field == "zwarning":
-            found[field] = -1 if value is None else int(value)
+            found[field] = -1 if value is None else _number(name, value, int)
         else:
-            found[field] = float("nan") if value is None else float(value)
+            found[field] = float("nan") if value is None else _number(name, value, float)
     return found
+
+
+def _number(name: str, value: Any, kind: type) -> int | float:
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        shown = f"{type(value).__name__} {str(value)[:80]!r}"
+        raise ValueError(f"{name}: expected a number, found {shown}") from None
 
 
 def _degrees(source: str, field: str, facts: ColumnFacts, value: Any) -> float:

@@ -1,4 +1,4 @@
-"""Compressed files, unpacked within limits: gzip, bzip2 and xz.
+"""Compressed files, unpacked within limits: gzip, bzip2, xz and zstandard.
 
 A few kilobytes can unpack to gigabytes, so that bytes are counted while they are unpacked, never
 after. What may be unpacked follows from what came in: images and tables of measured light shrink to
@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import pyarrow as pa
 
+from skyray.readers.base import SurveyFile
 from skyray.records import InvalidRecord
 
 FREE_BYTES = 64 << 20  # unpacked, however small the file: an empty frame of 4096² floats
@@ -21,14 +22,18 @@ MAX_RATIO = 100
 MAX_UNPACKED_BYTES = 1 << 30
 _CHUNK = 1 << 20
 
-SUFFIXES = (".gz", ".bz2", ".xz")
-_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz"}
-_TRUNCATED = {"gzip": "gzip_truncated", "bzip2": "bzip2_truncated", "xz": "xz_truncated"}
-_REFUSED = {
-    b"\x1f\x9d": "compress (.Z)", b"\x28\xb5\x2f\xfd": "zstandard", b"7z\xbc\xaf\x27\x1c": "7z",
-    b"Rar!": "rar", b"\x04\x22\x4d\x18": "lz4",
+SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz",
+          b"\x28\xb5\x2f\xfd": "zstandard"}  # fmt: skip
+_TRUNCATED = {
+    "gzip": "gzip_truncated", "bzip2": "bzip2_truncated", "xz": "xz_truncated",
+    "zstandard": "zstandard_truncated",
 }  # fmt: skip
-_FAULTS = (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError)
+_REFUSED = {
+    b"\x1f\x9d": "compress (.Z)", b"7z\xbc\xaf\x27\x1c": "7z", b"Rar!": "rar",
+    b"\x04\x22\x4d\x18": "lz4",
+}  # fmt: skip
+_FAULTS = (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 
 def most_bytes(size: int) -> int:
@@ -36,8 +41,14 @@ def most_bytes(size: int) -> int:
     return min(MAX_UNPACKED_BYTES, max(FREE_BYTES, MAX_RATIO * size))
 
 
+def plain_name(name: str) -> str:
+    """Return a name without what says that it is compressed: ``a.csv.gz`` → ``a.csv``."""
+    packed = next((suffix for suffix in SUFFIXES if name.lower().endswith(suffix)), "")
+    return name[: len(name) - len(packed)]
+
+
 def packing(head: bytes, source: str) -> str:
-    """Return ``gzip``, ``bzip2``, ``xz``, or ``""`` for a file that is not compressed.
+    """Return ``gzip``, ``bzip2``, ``xz``, ``zstandard``; ``""`` for a plain file.
 
     Raises
     ------
@@ -46,7 +57,8 @@ def packing(head: bytes, source: str) -> str:
     """
     for magic, name in _REFUSED.items():
         if head.startswith(magic):
-            detail = f"expected a plain file, gzip, bzip2 or xz, found {name}; unpack it first"
+            known = "a plain file, gzip, bzip2, xz or zstandard"
+            detail = f"expected {known}, found {name}; unpack it first"
             raise InvalidRecord("compression_unknown", detail, source)
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
 
@@ -58,35 +70,62 @@ def unpack(handle: pa.NativeFile, kind: str, source: str) -> bytes:
     ------
     InvalidRecord
         ``unpacked_too_large`` (more than `most_bytes` of the file's size), ``gzip_truncated``,
-        ``bzip2_truncated`` or ``xz_truncated``: the stream is cut, damaged or followed by others.
+        ``bzip2_truncated`` …: the stream is cut, damaged or followed by others.
     """
     size = handle.size()
-    limit, found, position = most_bytes(size), bytearray(), 0
-    decoder, packed = None, b""
+    limit = most_bytes(size)
     try:
-        while True:
-            if not packed and position < size:
-                packed = handle.read_at(_CHUNK, position)
-                position += len(packed)
-            if decoder is None:
-                packed = packed.lstrip(b"\x00") if found else packed
-                if not packed and position >= size:
-                    return bytes(found)
-                decoder = _DECODERS[kind]()
-            piece, packed = decoder.feed(packed, limit + 1 - len(found))
-            found += piece
-            if len(found) > limit:
-                detail = f"expected at most {limit:,} bytes from {size:,} of {kind}, found more"
-                raise InvalidRecord("unpacked_too_large", detail, source)
-            if decoder.eof:
-                decoder = None
-            elif not piece and not packed and position >= size:
-                raise EOFError("the stream ends before its end")
+        found = (_zstandard if kind == "zstandard" else _members)(handle, kind, size, limit)
     except _FAULTS as error:
-        if isinstance(error, InvalidRecord):
-            raise
         detail = f"expected a whole {kind} stream, found: {error}"
         raise InvalidRecord(_TRUNCATED[kind], detail, source) from None
+    if len(found) > limit:
+        detail = f"expected at most {limit:,} bytes from {size:,} of {kind}, found more"
+        raise InvalidRecord("unpacked_too_large", detail, source)
+    return bytes(found)
+
+
+def unpacked_bytes(file: SurveyFile) -> bytes:
+    """Return the content of a file, unpacked where it is compressed.
+
+    Raises
+    ------
+    InvalidRecord
+        What `packing` and `unpack` refuse.
+    """
+    with file.filesystem.open_input_file(file.path) as handle:
+        kind = packing(handle.read_at(8, 0), file.path)
+        return unpack(handle, kind, file.path) if kind else handle.read_at(handle.size(), 0)
+
+
+def _zstandard(handle: pa.NativeFile, kind: str, size: int, limit: int) -> bytearray:
+    content, found = handle.read_at(size, 0), bytearray()
+    with pa.CompressedInputStream(pa.BufferReader(content), "zstd") as stream:
+        while piece := stream.read(min(_CHUNK, limit + 1 - len(found))):
+            found += piece
+    return found
+
+
+def _members(handle: pa.NativeFile, kind: str, size: int, limit: int) -> bytearray:
+    found, position = bytearray(), 0
+    decoder, packed = None, b""
+    while True:
+        if not packed and position < size:
+            packed = handle.read_at(_CHUNK, position)
+            position += len(packed)
+        if decoder is None:
+            packed = packed.lstrip(b"\x00") if found else packed
+            if not packed and position >= size:
+                return found
+            decoder = _DECODERS[kind]()
+        piece, packed = decoder.feed(packed, limit + 1 - len(found))
+        found += piece
+        if len(found) > limit:
+            return found
+        if decoder.eof:
+            decoder = None
+        elif not piece and not packed and position >= size:
+            raise EOFError("the stream ends before its end")
 
 
 class _Gzip:

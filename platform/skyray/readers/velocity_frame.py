@@ -63,6 +63,22 @@ def frame_factor(source: str, header: Mapping[str, Any] | Any) -> tuple[float, s
     return 1.0, "unknown: no SPECSYS"
 
 
+def model_frame(source: str, header: Mapping[str, Any] | Any, model: str) -> str:
+    """Return the statement on the frame of a survey whose data model knows it (`model`).
+
+    Raises
+    ------
+    InvalidRecord
+        ``frame_topocentric`` or ``velocity_frame_unknown`` where the file says another.
+    """
+    found = str(header.get("SPECSYS") or "").strip()
+    if found.upper() in _TOPOCENTRIC:
+        detail = f"SPECSYS: expected {model} wavelengths, as the data model says, found {found}"
+        raise InvalidRecord("frame_topocentric", detail, source)
+    told = frame_factor(source, header)[1]
+    return f"{model}: data model" if told.startswith("unknown") else told
+
+
 def barycentric_velocity(source: str, header: Mapping[str, Any] | Any) -> float:
     """Return the telescope's velocity towards the source, as seen from the barycentre, km/s.
 

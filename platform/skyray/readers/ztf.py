@@ -12,6 +12,7 @@ Source: https://zwickytransientfacility.github.io/ztf-avro-alert/schema.html
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from pydantic import Field
@@ -21,7 +22,7 @@ from skyray.readers.alert_files import SideLabels, packet_units, packets
 from skyray.readers.alert_packet import alert_of
 from skyray.readers.avro_registry import schemas_at
 from skyray.readers.base import Reader, SurveyFile, register
-from skyray.records import STAMPS, Alert, InvalidRecord
+from skyray.records import STAMPS, Alert, InvalidRecord, attempt
 
 _PACKET = ("objectId", "candid", "schemavsn", "publisher", "candidate", "prv_candidates",
            "fp_hists", *(f"cutout{name.title()}" for name in STAMPS))  # fmt: skip
@@ -76,11 +77,11 @@ class ZtfReader(Reader):
             if isinstance(packet, InvalidRecord):
                 yield packet
                 continue
-            try:
-                packet = {"pixel_scale_arcsec": self.ztf.pixel_scale_arcsec, **ztf_packet(packet)}
-                yield alert_of(packet, source, labels, self.ztf.isdiffpos == "corrected")
-            except InvalidRecord as error:
-                yield error
+            yield attempt(partial(self._alert, packet, source, labels), source)
+
+    def _alert(self, packet: Mapping[str, Any], source: str, labels: Mapping[str, Any]) -> Alert:
+        packet = {"pixel_scale_arcsec": self.ztf.pixel_scale_arcsec, **ztf_packet(packet)}
+        return alert_of(packet, source, labels, self.ztf.isdiffpos == "corrected")
 
 
 def ztf_packet(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from skyray.config import Config
 from skyray.readers.alert_files import csv_rows, plain_values
 from skyray.readers.alert_packet import finite_field, integer_field
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
-from skyray.records import STAMPS, Alert, InvalidRecord
+from skyray.records import STAMPS, Alert, InvalidRecord, attempt
 
 _ROWS = 1_000  # of a unit
 _MAX_SIDE = 512
@@ -73,11 +74,9 @@ class ZtfTripletsReader(Reader):
         start = unit * _ROWS
         for number, triplet in enumerate(array.part(start, start + _ROWS), start):
             source = f"{file.path}#{number}"
-            try:
-                yield self._alert(triplet, table[number], source)
-            except InvalidRecord as error:
-                name = str(table[number].get("objectId") or "")
-                yield InvalidRecord(error.reason, error.detail, source, name)
+            row = table[number]
+            name = str(row.get("objectId") or "")
+            yield attempt(partial(self._alert, triplet, row, source), source, name)
 
     def _table(self, file: SurveyFile) -> list[dict[str, Any]]:
         beside = self._beside(file)

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from skyray.records.columns import OBJECT_FIELDS, InvalidRecord, schema_metadata, tensor_type
+from skyray.records.columns import (
+    OBJECT_FIELDS,
+    InvalidRecord,
+    position_fault,
+    schema_metadata,
+    tensor_type,
+)
 
 STAMPS = ("science", "template", "difference")
 
@@ -96,15 +102,17 @@ class Alert:
 def check_alert(alert: Alert, size: int) -> None:
     """Raise `InvalidRecord` unless the alert can be used.
 
-    In this order: a finite ``jd`` (``jd_not_finite``); stamps of two axes, of at most `size` pixels
-    a side (``stamp_shape``), and of one shape unless it is known where the source lies in each
-    (``stamps_differ``); the source within them (``stamp_off_source``); no infinite pixel
-    (``stamp_infinite``); something measured and not 0 in each (``stamp_empty``).
+    In this order: a finite ``jd`` (``jd_not_finite``); a position (``position_invalid``); stamps of
+    two axes, of at most `size` pixels a side (``stamp_shape``), and of one shape unless it is known
+    where the source lies in each (``stamps_differ``); the source within them
+    (``stamp_off_source``); no infinite pixel (``stamp_infinite``); something measured and not 0 in
+    each (``stamp_empty``).
     """
     fault = None
     if not np.isfinite(alert.jd):
         fault = "jd_not_finite", f"expected a Julian date, found {alert.jd}"
     stamps = dict(zip(STAMPS, alert.stamps(), strict=True))
+    fault = fault or position_fault(alert.ra, alert.dec)
     fault = fault or _shape_fault(alert, stamps, size) or _pixels_fault(stamps)
     if fault:
         raise InvalidRecord(*fault, alert.source, alert.object_id)

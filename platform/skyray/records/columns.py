@@ -37,6 +37,14 @@ class InvalidRecord(ValueError):
         return type(self), (self.reason, self.detail, self.source, self.object_id)
 
 
+def position_fault(ra: float, dec: float) -> tuple[str, str] | None:
+    """Return why degrees are no position (``position_invalid``); unknown ones, NaN, are none."""
+    if abs(ra) > 360 or abs(dec) > 90:  # False for NaN
+        found = f"ra {ra:g}, dec {dec:g}"
+        return "position_invalid", f"expected degrees on the sphere, or NaN, found {found}"
+    return None
+
+
 def tensor_type(dtype: pa.DataType, shape: Sequence[int]) -> pa.DataType:
     """Return Arrow's fixed-shape tensor type without a permutation (Ray's sort needs that)."""
     return pa.fixed_shape_tensor(dtype, list(shape))

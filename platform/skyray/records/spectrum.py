@@ -13,7 +13,13 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from skyray.records.columns import OBJECT_FIELDS, InvalidRecord, schema_metadata, tensor_type
+from skyray.records.columns import (
+    OBJECT_FIELDS,
+    InvalidRecord,
+    position_fault,
+    schema_metadata,
+    tensor_type,
+)
 
 _SMALLEST = 1e-37  # below about this, 32-bit floats lose digits
 
@@ -111,12 +117,13 @@ class Spectrum:
 def check_spectrum(spectrum: Spectrum, min_good_pixels: int = 100) -> None:
     """Raise `InvalidRecord` unless the spectrum can be used.
 
-    Checked in this order: shapes agree (``shape_mismatch``, ``too_short``); wavelengths finite and
-    positive (``wavelength_not_finite``), strictly increasing (``wavelength_decreasing`` where they
-    run backwards, ``wavelength_not_increasing`` where some are out of order); ivar finite
-    (``ivar_not_finite``), ≥ 0 (``ivar_negative``) and somewhere > 0 (``ivar_empty``); flux finite
-    where ivar > 0 and no mask is set (``flux_all_nan``, ``flux_infinite``, ``flux_not_finite``); at
-    least `min_good_pixels` such pixels (``too_few_good_pixels``); a signal (``flux_all_zero``).
+    Checked in this order: shapes agree (``shape_mismatch``, ``too_short``); a position
+    (``position_invalid``); wavelengths finite and positive (``wavelength_not_finite``), strictly
+    increasing (``wavelength_decreasing`` where they run backwards, ``wavelength_not_increasing``
+    where some are out of order); ivar finite (``ivar_not_finite``), ≥ 0 (``ivar_negative``) and
+    somewhere > 0 (``ivar_empty``); flux finite where ivar > 0 and no mask is set
+    (``flux_all_nan``, ``flux_infinite``, ``flux_not_finite``); at least `min_good_pixels` such
+    pixels (``too_few_good_pixels``); a signal (``flux_all_zero``).
     """
     wavelength, flux, ivar, mask = (
         np.asarray(a) for a in (spectrum.wavelength, spectrum.flux, spectrum.ivar, spectrum.mask)
@@ -129,7 +136,8 @@ def check_spectrum(spectrum: Spectrum, min_good_pixels: int = 100) -> None:
     else:
         used = (ivar > 0) & ~mask.astype(bool)
         fault = (
-            _wavelength_fault(wavelength)
+            position_fault(spectrum.ra, spectrum.dec)
+            or _wavelength_fault(wavelength)
             or ivar_fault(ivar)
             or _flux_fault(flux[used], min_good_pixels)
         )
