@@ -73,7 +73,7 @@ def test_stars_and_far_redshifts_are_other_answers():
 
 @pytest.mark.parametrize("lines", [(4600.0,), (3900.0, 4100.0, 4600.0)])
 def test_a_single_line_does_not_decide(lines):
-    """Two classes of one line each fit it at redshifts of their own; what is left of three lines decides."""
+    """Two classes fit one line, each at its redshift; what is left of three lines decides."""
     rng = np.random.default_rng(4)
     true = basis([line(at, 3.0) for at in lines])
     other = basis([line(4650.0, 3.0)], "GALAXY")

@@ -7,12 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
+from skyray.families.base import OutputColumn
 from skyray.families.redshift.recipes import FitConfig
 from skyray.models.redshift_minima import Minimum
 from skyray.models.redshift_scan import Curve
 from skyray.models.template_bases import LIGHT_KMS
 
 PDF_STEP, PDF_SIZE = 1e-3, 2080  # in ln (1 + z), from 0 on: up to z = 7
+
+COLUMN = OutputColumn(
+    "redshift_pdf", "float32", "",
+    f"probability, templates times networks, in {PDF_SIZE} bins: bin i is ln(1+z) from "
+    f"{PDF_STEP:g} i to {PDF_STEP:g} (i+1)",
+)  # fmt: skip
 
 
 def bin_redshifts() -> np.ndarray:
