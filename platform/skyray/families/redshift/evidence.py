@@ -110,12 +110,11 @@ class Evidence:
         weight[hidden] = forest[hidden] = 0.0
         kept = Evidence(self.scan, self.bases, self.flux, weight, forest)
 
-        def change(one: Minimum) -> float:
-            hidden_cost = kept.cost(one, kept.model(one)).sum()
-            return float(hidden_cost - self.cost(one, self.model(one)).sum())
+        def change(one: Minimum, seen: np.ndarray) -> float:
+            return float(kept.cost(one, kept.model(one)).sum() - self.cost(one, seen).sum())
 
-        own = change(best)
-        return min(more + change(one) - own for more, one in near)
+        own = change(best, model)
+        return min(more + change(one, self.model(one)) - own for more, one in near)
 
 
 def another_redshift(best: Minimum, other: Minimum) -> bool:
