@@ -106,7 +106,7 @@ def sdss(folder: Path) -> Sample | None:
 def lamost(folder: Path) -> Sample | None:
     paths = sorted((folder / "spectra_lamost").glob("spec-*.fits"))
     try:
-        card = load_card("lamost")
+        card = load_card("lamost_dr10")
     except ConfigError:
         return None
     return of_records("LAMOST", card, read(card, paths), 70.0) if paths else None

@@ -18,7 +18,8 @@ def minimum(spectype="GALAXY", z=0.3, chi2=1000.0, **about) -> Minimum:
 
 
 def fit(best: Minimum | None = None, **about) -> Fit:
-    values = {"delta_chi2": 500.0, "delta_chi2_class": 400.0, "chi2_reduced": 1.0, "sigma": 2e-4,
+    values = {"delta_chi2": 500.0, "delta_chi2_class": 400.0,
+              "delta_chi2_hidden": 300.0, "chi2_reduced": 1.0, "sigma": 2e-4,
               "covered": 1.0, "features": 5}  # fmt: skip
     best = best or minimum()
     return Fit(best, minimum("QSO", 1.2), **{**values, **about})
@@ -77,7 +78,8 @@ def test_where_templates_leave_it_open_a_sound_network_answers():
 
 @pytest.mark.parametrize(
     ("about", "word"),
-    [({"delta_chi2": 3.0}, "small_delta_chi2"), ({"delta_chi2_class": 3.0}, "class_unsure"),
+    [({"delta_chi2": 3.0}, "small_delta_chi2"), ({"delta_chi2_hidden": 3.0}, "one_feature"),
+     ({"untried": True}, "class_unsure"), ({"delta_chi2_class": 3.0}, "class_unsure"),
      ({"chi2_reduced": 30.0}, "poor_fit"), ({"covered": 0.5}, "outside_templates"),
      ({"features": 1}, "lines_not_covered"), ({"negative": True}, "negative_model"),
      ({"best": minimum(at_edge=True)}, "outside_templates")],
@@ -122,10 +124,10 @@ def test_the_surveys_trusted_answer_is_compared_and_never_used(told, disagree):
 def test_a_prior_cannot_weigh_more_than_its_uniform_share_allows():
     prior = network_prior(network(p=(0.0, 0.0, 1.0)), np.array(CLASSES))
     most = -2 * np.log(0.05)
-    assert prior.penalty(0, minimum("GALAXY", 0.3), 0.05) == pytest.approx(2 * most)
-    assert prior.penalty(0, minimum("QSO", 0.8), 0.05) == pytest.approx(0.0, abs=1e-6)
+    assert prior.penalty(0, "GALAXY", 0.3, 0.05) == pytest.approx(2 * most)
+    assert prior.penalty(0, "QSO", 0.8, 0.05) == pytest.approx(0.0, abs=1e-6)
     distrusted = network_prior(network(in_domain=False), np.array(CLASSES))
-    assert distrusted.penalty(0, minimum("GALAXY", 0.3), 0.05) == 0
+    assert distrusted.penalty(0, "GALAXY", 0.3, 0.05) == 0
 
 
 def test_bits_are_distinct_powers_of_two_with_sentences():

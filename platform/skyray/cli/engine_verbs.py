@@ -280,6 +280,9 @@ def predict(
     hats: Annotated[
         bool, typer.Option("--hats", help="Also write HATS partitions by sky, for LSDB.")
     ] = False,
+    arrays: Annotated[
+        bool, typer.Option("--arrays", help="Also a table of arrays: redshift PDFs.")
+    ] = False,
     progress: Progress = True,
     address: Address = None,
     json: Json = None,
@@ -298,17 +301,9 @@ def predict(
         from skyray.inference.predict import predict as run
 
         done = run(
-            bundle,
-            sources,
-            out,
-            card=card,
-            workers=workers,
-            use_gpu=gpu,
-            fits=fits,
-            votable=votable,
-            hats=hats,
-            progress=progress,
-        )
+            bundle, sources, out, card=card, workers=workers, use_gpu=gpu, fits=fits,
+            votable=votable, hats=hats, arrays=arrays, progress=progress,
+        )  # fmt: skip
     return asdict(done)
 
 

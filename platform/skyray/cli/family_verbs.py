@@ -19,6 +19,7 @@ from skyray.cli.verb import (
 
 # paper → module with a function `reproduce(out, scale, …)`
 PAPERS = {
+    "gasnet-ii": "skyray.workflows.gasnet",
     "desi-outliers": "skyray.workflows.desi_outliers",
     "des-galaxies": "skyray.workflows.des_galaxies",
     "lens-adaptation": "skyray.workflows.lens_adaptation",
@@ -117,9 +118,14 @@ def outliers(
 
 @verb
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="desi-outliers, des-galaxies or lens-adaptation.")],
+    paper: Annotated[
+        str, typer.Argument(help="gasnet-ii, desi-outliers, des-galaxies, lens-adaptation.")
+    ],
     out: Annotated[str, typer.Option(help="Folder; finished steps in it are not repeated.")],
     scale: Annotated[str, typer.Option(help="laptop, or paper for a cluster.")] = "laptop",
+    data: Annotated[
+        str | None, typer.Option(help="gasnet-ii: a dataset in place of the mock survey.")
+    ] = None,
     set_: Changes = None,
     seed: Annotated[int, typer.Option(help="Of the mock surveys and the trainings.")] = 11,
     workers: Workers = 1,
@@ -133,17 +139,21 @@ def reproduce(
     Example: skyray reproduce desi-outliers --out strange
     """
     import importlib
+    import inspect
 
     from skyray.config import ConfigError
     from skyray.runtime.session import ray_session
 
     if paper not in PAPERS:
         raise ConfigError(f"paper {paper!r}: expected one of {sorted(PAPERS)}")
+    experiment = importlib.import_module(PAPERS[paper]).reproduce
+    given = {} if data is None else {"data": data}
+    if given and "data" not in inspect.signature(experiment).parameters:
+        raise ConfigError(f"--data: {paper} takes no dataset")
     with ray_session(address):
-        experiment = importlib.import_module(PAPERS[paper])
-        return experiment.reproduce(
+        return experiment(
             out, scale, seed=seed, workers=workers, use_gpu=gpu, changes=tuple(set_ or ()),
-            progress=progress,
+            progress=progress, **given,
         )  # fmt: skip
 
 

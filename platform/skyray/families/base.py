@@ -307,6 +307,10 @@ class Family(ABC):
         """Return the outputs of `predict` that no catalogue holds: arrays [B, ...] on request."""
         return []
 
+    def array_columns(self) -> list[OutputColumn]:
+        """Describe those of `detail_columns` that a table beside the catalogue can hold."""
+        return []
+
     def truth_columns(self) -> list[str]:
         """Return the dataset columns that `evaluate` compares with."""
         return []

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from skyray.bundles.bundle import Predictor, bundle_digest, read_bundle
+from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.families.base import OutputColumn
 from skyray.inference import pipeline
@@ -180,6 +181,7 @@ def predict(
     fits: bool | None = None,
     votable: bool = False,
     hats: bool = False,
+    arrays: bool = False,
     progress: bool = True,
 ) -> PredictResult:
     """Write a catalogue of predictions for a dataset, or for survey files; Ray must be running.
@@ -200,27 +202,41 @@ def predict(
         Write ``OUT/catalogue.fits`` too; default: up to 5 million rows and 2 GB.
     votable, hats : bool
         Write ``OUT/catalogue.vot``, and ``OUT/hats``, partitioned by sky.
+    arrays : bool
+        Write the family's arrays, one row an object in the catalogue's order, to ``OUT/arrays``
+        (and ``OUT/arrays.fits`` as `fits` says).
 
     Raises
     ------
+    ConfigError
+        If `arrays` are wanted of a family that has none.
     OtherResults
         If `out` holds the catalogue of another bundle or dataset version.
     """
+    family = Predictor.without_network(bundle).family
+    if arrays and not family.array_columns():
+        raise ConfigError(f"arrays: a bundle of {family.name} has none, or its recipe makes none")
     dataset = as_dataset(bundle, sources, out, card, progress)
     identity = IDENTITY[dataset.manifest.record]
-    family = Predictor.without_network(bundle).family
     folder = places.join(out, "catalogue")
     results = predict_dataset(
         bundle, dataset, folder, keep=[column.name for column in (*identity, SOURCE)],
-        workers=workers, use_gpu=use_gpu, progress="predict" if progress else None,
+        detail=arrays, workers=workers, use_gpu=use_gpu, progress="predict" if progress else None,
     )  # fmt: skip
+    more = []
+    if arrays:
+        described = [*identity, *family.array_columns(), VERSION]
+        beside = write_catalogue(results, described, out=places.join(out, "arrays"))
+        more, _ = write_beside(beside, fits=fits)
     catalogue = write_catalogue(results, [*identity, *family.output_columns(), VERSION, SOURCE])
     if catalogue.rows != dataset.count():
         raise RuntimeError(f"{out}: expected {dataset.count()} rows, found {catalogue.rows}")
     files, note = write_beside(catalogue, fits=fits, votable=votable)
     if hats:
         files.append(write_hats(catalogue.uri, places.join(out, "hats")).uri)
-    return PredictResult(folder, catalogue.rows, dataset.manifest.rows_quarantined, files, note)
+    return PredictResult(
+        folder, catalogue.rows, dataset.manifest.rows_quarantined, files + more, note
+    )
 
 
 def write_beside(

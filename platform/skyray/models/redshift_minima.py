@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,13 +45,25 @@ def apart(a: float, b: float, kms: float = APART_KMS) -> bool:
     return abs(np.log1p(a) - np.log1p(b)) * LIGHT_KMS > kms
 
 
-def best_minima(curves: Sequence[Curve], row: int, most: int = 3) -> list[Minimum]:
-    """Return the best distinct minima of each class for one spectrum, best first."""
-    found: dict[str, list[Minimum]] = {}
+def best_minima(
+    curves: Sequence[Curve],
+    row: int,
+    most: int = 3,
+    revise: Callable[[list[Minimum]], list[Minimum]] = list,
+) -> list[Minimum]:
+    """Return the best distinct minima of each class for one spectrum, best first.
+
+    `revise` sees the minima of all bases, `most` of each (more of those with troughs, many of which
+    it may refuse), before the best of each class are chosen.
+    """
+    minima: list[Minimum] = []
     for number, curve in enumerate(curves):
-        minima = _minima(number, curve, curve.chi2_BS[row] + curve.basis.rarity, most)
-        found.setdefault(curve.basis.spectype, []).extend(minima)
-    kept = [one for minima in found.values() for one in _distinct(minima, most)]
+        count = 2 * most if curve.basis.troughs else most
+        minima += _minima(number, curve, curve.chi2_BS[row] + curve.basis.rarity, count)
+    found: dict[str, list[Minimum]] = {}
+    for one in revise(minima):
+        found.setdefault(one.spectype, []).append(one)
+    kept = [one for some in found.values() for one in _distinct(some, most)]
     return sorted(kept, key=lambda one: one.chi2)
 
 

@@ -19,14 +19,16 @@ import numpy as np
 
 from skyray.families.base import Columns, OutputColumn
 from skyray.families.redshift import quality
+from skyray.families.redshift.density import PDF_SIZE
 from skyray.families.redshift.recipes import FitConfig
-from skyray.families.redshift.template_fit import PDF_SIZE, SPECTYPES, Fit, Prior
+from skyray.families.redshift.template_fit import SPECTYPES, Fit, Prior
 from skyray.models.template_bases import QSO
 
 AGREE = 0.02  # of ln (1 + z): a spread of members below it is agreement
 SURE = 0.9
 LIMIT = {"GALAXY": 0.0015, "QSO": 0.015, "STAR": 0.0015}  # a redshift is the same within it
-OPEN = ("small_delta_chi2", "poor_fit", "negative_model", "outside_templates", "no_fit")
+OPEN = ("small_delta_chi2", "one_feature", "poor_fit", "negative_model", "outside_templates",
+        "no_fit")  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -176,6 +178,7 @@ def _fit_columns(fits: Sequence[Fit]) -> Columns:
         "chi2_reduced": number(lambda one: one.chi2_reduced, np.float32),
         "delta_chi2": number(lambda one: one.delta_chi2, np.float32),
         "delta_chi2_class": number(lambda one: one.delta_chi2_class, np.float32),
+        "delta_chi2_hidden": number(lambda one: one.delta_chi2_hidden, np.float32),
         "class_second": text(lambda one: one.second.spectype if one.second else ""),
         "redshift_second": number(lambda one: one.second.redshift if one.second else np.nan),
     }
@@ -192,8 +195,13 @@ def _fit_flags(fit: Columns, fits, measured: np.ndarray, settings: FitConfig) ->
             "no_fit": missing,
             "few_good_pixels": np.asarray(measured) < 0.5,
             "small_delta_chi2": ~missing & ~(fit["delta_chi2"] / spread >= least),
+            "one_feature": ~missing
+            & ~(fit["delta_chi2_hidden"] / spread >= settings.min_delta_chi2),
             "class_unsure": ~missing
-            & ~(fit["delta_chi2_class"] / spread >= settings.min_delta_chi2),
+            & (
+                ~(fit["delta_chi2_class"] / spread >= settings.min_delta_chi2)
+                | np.array([one.untried for one in fits], bool)
+            ),
             "poor_fit": fit["chi2_reduced"] > settings.max_chi2,
             "outside_templates": np.array(
                 [bool(one.best and (one.best.at_edge or one.covered < 0.9)) for one in fits], bool
@@ -268,6 +276,7 @@ def described() -> list[OutputColumn]:
         ("chi2_reduced", "float32", "", "chi2 a pixel of the best model, model errors included"),
         ("delta_chi2", "float32", "", "chi2 of the best other redshift minus that of the best"),
         ("delta_chi2_class", "float32", "", "chi2 of the best other class minus that of the best"),
+        ("delta_chi2_hidden", "float32", "", "delta_chi2 without the strongest narrow feature"),
         ("class_second", "str", "", "class of the second-best candidate"),
         ("redshift_second", "float64", "", "redshift of the second-best candidate"),
         ("redshift_network", "float64", "", "the networks' own redshift"),

@@ -29,7 +29,7 @@ from skyray.families.base import (
     Stage,
     Tensors,
 )
-from skyray.families.redshift import choice, metrics
+from skyray.families.redshift import choice, density, metrics
 from skyray.families.redshift.choice import NetworkAnswer
 from skyray.families.redshift.networks import (
     ClassifierLoss,
@@ -149,15 +149,11 @@ class RedshiftFamily(Family):
             raise ConfigError(f"recipe {self.recipe.name}: templates alone; nothing to train")
         stages = [
             Stage(
-                name="classifier",
-                part=lambda model: model.classifier,
-                loss=ClassifierLoss(self.recipe),
-                train=self.recipe.train,
-                rows=lambda columns: columns["label_index"] >= 0,
-                monitor="accuracy",
-                better="max",
+                name="classifier", part=lambda model: model.classifier,
+                loss=ClassifierLoss(self.recipe), train=self.recipe.train,
+                rows=lambda columns: columns["label_index"] >= 0, monitor="accuracy", better="max",
             )
-        ]
+        ]  # fmt: skip
         for name in self.redshift_classes:
             if self.recipe.switch("ensemble") == "as_published":
                 stages.append(self._redshift_stage(name, None))
@@ -382,7 +378,10 @@ class RedshiftFamily(Family):
         return [OutputColumn(*entry) for entry in described] + more
 
     def detail_columns(self) -> list[str]:
-        return ["redshift_pdf"] if self.fits_templates else []
+        return [column.name for column in self.array_columns()]
+
+    def array_columns(self) -> list[OutputColumn]:
+        return [density.COLUMN] if self.fits_templates else []
 
     def truth_columns(self) -> list[str]:
         return ["label", "spectype", "redshift", "redshift_err", "snr", "zwarning"]

@@ -19,7 +19,8 @@ class Bit:
 
 BITS = (
     Bit(1, "small_delta_chi2", "another redshift fits nearly as well"),
-    Bit(2, "class_unsure", "an object of another class fits nearly as well"),
+    Bit(2, "class_unsure", "an object of another class fits nearly as well, or was not tried at "
+        "this redshift"),
     Bit(4, "few_good_pixels", "less than half of the wavelength range was measured"),
     Bit(8, "outside_templates", "the best redshift lies at the end of the templates' range, or "
         "they cover less than nine tenths of the spectrum there"),
@@ -31,6 +32,7 @@ BITS = (
     Bit(512, "network_disagrees", "networks that are sure of their answer give another one"),
     Bit(1024, "survey_disagrees", "the survey trusts another redshift or class"),
     Bit(2048, "no_fit", "nothing could be fitted"),
+    Bit(4096, "one_feature", "without the strongest narrow feature another redshift fits as well"),
 )  # fmt: skip
 VALUE = {bit.word: bit.value for bit in BITS}
 SURVEY_DISAGREES = VALUE["survey_disagrees"]

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy.ndimage import uniform_filter1d
 
+from skyray.families.redshift.density import density
+from skyray.families.redshift.evidence import Evidence, another_redshift, competing
 from skyray.families.redshift.recipes import FitConfig
-from skyray.models.redshift_minima import Minimum, apart, best_minima, refined
-from skyray.models.redshift_scan import Curve, RedshiftScan
+from skyray.models.redshift_minima import Minimum, best_minima, refined
+from skyray.models.redshift_scan import RedshiftScan
 from skyray.models.template_bases import GALAXY, LIGHT_KMS, LOG_STEP, QSO, STAR, TemplateBasis
 
 SPECTYPES = (GALAXY, QSO, STAR)
-PDF_STEP, PDF_SIZE = 1e-3, 2080  # in ln (1 + z), from 0 on: up to z = 7
 _CHUNK, _CHUNK_CUDA = 4, 64
 _SMOOTH = 51  # pixels; of the running mean that finds the level of the light, taken twice
 # What an eye looks for: vacuum Å in the rest frame.
@@ -45,35 +46,41 @@ class Prior:
     sigma: np.ndarray
     trusted: np.ndarray
 
-    def penalty(self, row: int, one: Minimum, share: float) -> float:
-        """Return −2 ln of the prior at a candidate, 0 where it is most welcome.
+    def penalty(self, row: int, spectype: str, redshift, share: float):
+        """Return −2 ln of the prior of a class at redshifts, 0 where it is most welcome.
 
         `share` of the prior is uniform: networks never outweigh more than −2 ln `share` in class
         and in redshift, so that a doubtful network cannot overrule a good fit.
         """
         if not self.trusted[row]:
-            return 0.0
+            return np.zeros(np.shape(redshift))
         chance = self.probability[row] / max(self.probability[row].max(), 1e-9)
-        total = -2.0 * np.log((1 - share) * chance[SPECTYPES.index(one.spectype)] + share)
-        if one.spectype != STAR and np.isfinite(self.redshift[row]):
-            pull = (one.redshift - self.redshift[row]) / max(self.sigma[row], 1e-4)
-            total -= 2.0 * np.log((1 - share) * np.exp(-0.5 * pull**2) + share)
-        return float(total)
+        total = -2.0 * np.log((1 - share) * chance[SPECTYPES.index(spectype)] + share)
+        if spectype == STAR or not np.isfinite(self.redshift[row]):
+            return np.full(np.shape(redshift), total)
+        pull = (np.asarray(redshift) - self.redshift[row]) / max(self.sigma[row], 1e-4)
+        return total - 2.0 * np.log((1 - share) * np.exp(-0.5 * pull**2) + share)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The answer for one spectrum; `best` is None where nothing could be fitted."""
+    """The answer for one spectrum; `best` is None where nothing could be fitted.
+
+    `delta_chi2_hidden` is Δχ² to the best other redshift without the strongest narrow feature;
+    `untried` tells of a galaxy at a redshift that no quasar template was tried at.
+    """
 
     best: Minimum | None
     second: Minimum | None = None
     delta_chi2: float = np.nan
     delta_chi2_class: float = np.nan
     chi2_reduced: float = np.nan
+    delta_chi2_hidden: float = np.nan
     sigma: float = np.nan
     covered: float = np.nan
     features: int = 0
     negative: bool = False
+    untried: bool = False
     pdf: np.ndarray | None = None
 
 
@@ -157,31 +164,45 @@ class TemplateFit:
         return self.scan.fit(basis, np.array([redshift]), flux_L[None], weight, forest)[1][0]
 
     def _answer(self, curves, row: int, data, prior: Prior | None, place: int) -> Fit:
-        minima = best_minima(curves, row)
+        evidence = Evidence(self.scan, self.bases, *data)
+        excess: dict[Minimum, float] = {}
+
+        def revise(minima: list[Minimum]) -> list[Minimum]:
+            tried = {one: evidence.excess(one) for one in competing(minima, self.bases)}
+            revised = [replace(one, chi2=one.chi2 + tried.get(one, 0.0)) for one in minima]
+            excess.update(
+                {new: tried.get(one, 0.0) for one, new in zip(minima, revised, strict=True)}
+            )
+            return revised
+
+        minima = best_minima(curves, row, revise=revise)
         if not minima:
             return Fit(None)
-        share = self.settings.prior_share
-        extra = [prior.penalty(place, one, share) if prior else 0.0 for one in minima]
-        order = np.argsort([one.chi2 + more for one, more in zip(minima, extra, strict=True)])
-        minima = [minima[i] for i in order]
-        chi2 = [minima[n].chi2 + extra[i] for n, i in enumerate(order)]
-        best = minima[0]
-        others = list(zip(minima, chi2, strict=True))[1:]
-        distinct = [(c, one) for one, c in others if _another_redshift(best, one)]
-        classes = [c for one, c in others if one.spectype != best.spectype]
-        second = min(others, key=lambda pair: pair[1])[0] if others else None
-        return self._judged(curves, row, data, best, second, Fit(
-            best, second,
-            delta_chi2=min((c for c, _ in distinct), default=np.inf) - chi2[0],
-            delta_chi2_class=min(classes, default=np.inf) - chi2[0],
-        ))  # fmt: skip
 
-    def _judged(self, curves, row: int, data, best: Minimum, second, fit: Fit) -> Fit:
-        flux, weight, forest = data
-        near = self.scan.around(best.basis, best.redshift, flux, weight, forest)
-        best = refined(best, near)
-        at = np.array([best.redshift])
-        model = self.scan.fit(best.basis, at, flux[None], weight[None], forest[None])[1][0]
+        def extra(spectype: str, redshift):
+            share = self.settings.prior_share
+            return prior.penalty(place, spectype, redshift, share) if prior else 0.0 * redshift
+
+        pairs = [(one.chi2 + float(extra(one.spectype, one.redshift)), one) for one in minima]
+        (lowest, best), *rest = sorted(pairs, key=lambda pair: pair[0])
+        others = [(chi2 - lowest, one) for chi2, one in rest]
+        distinct = [(more, one) for more, one in others if another_redshift(best, one)]
+        fit = Fit(
+            best, others[0][1] if others else None,
+            delta_chi2=min((more for more, _ in distinct), default=np.inf),
+            delta_chi2_class=min(
+                (more for more, one in others if one.spectype != best.spectype), default=np.inf
+            ),
+        )  # fmt: skip
+        fit = self._judged(evidence, fit, distinct)
+        spread = max(fit.chi2_reduced, 1.0)
+        return replace(fit, pdf=density(curves, row, spread, extra, excess, self.settings))
+
+    def _judged(self, evidence: Evidence, fit: Fit, distinct) -> Fit:
+        flux, weight, forest = evidence.flux, evidence.weight, evidence.forest
+        near = self.scan.around(fit.best.basis, fit.best.redshift, flux, weight, forest)
+        best = refined(fit.best, near)
+        model = evidence.model(best)
         basis, used = self.bases[best.basis], weight > 0
         rest = self.pixels - np.log10(1.0 + best.redshift) / LOG_STEP
         weight = np.where(basis.absorbed(10.0 ** (LOG_STEP * rest)), forest, weight)
@@ -190,16 +211,22 @@ class TemplateFit:
         inside = rest < basis.first + basis.vectors.shape[1]
         if not basis.forest:  # where the forest ends nothing shines: no light is the template
             inside &= rest >= basis.first
-        spread = max(reduced, 1.0)
         systematic = (1.0 + best.redshift) * self.settings.systematic_kms(best.spectype) / LIGHT_KMS
-        return Fit(
-            best, second, fit.delta_chi2, fit.delta_chi2_class, float(reduced),
-            float(np.hypot(best.sigma * np.sqrt(spread), systematic)),
-            float(inside[used].mean()) if used.any() else 0.0,
-            self._features(best, used),
-            bool(np.sum(weight * model) < 0),
-            _density(curves, row, spread),
-        )  # fmt: skip
+        return replace(
+            fit,
+            best=best,
+            delta_chi2_hidden=evidence.without_strongest_feature(best, model, distinct),
+            chi2_reduced=float(reduced),
+            sigma=float(np.hypot(best.sigma * np.sqrt(max(reduced, 1.0)), systematic)),
+            covered=float(inside[used].mean()) if used.any() else 0.0,
+            features=self._features(best, used),
+            negative=bool(np.sum(weight * model) < 0),
+            untried=best.spectype == GALAXY and self._no_quasar_at(best.redshift),
+        )
+
+    def _no_quasar_at(self, redshift: float) -> bool:
+        ranges = [basis.redshift for basis in self.bases if basis.spectype == QSO]
+        return bool(ranges) and not any(low <= redshift <= high for low, high in ranges)
 
     def _features(self, best: Minimum, used: np.ndarray) -> int:
         """Return how many of the class's features lie on good pixels."""
@@ -213,23 +240,3 @@ class TemplateFit:
             bool(reach <= i < len(used) - reach and used[i - reach : i + reach + 1].mean() > 0.7)
             for i in at
         )
-
-
-def _another_redshift(best: Minimum, other: Minimum) -> bool:
-    if STAR in (best.spectype, other.spectype) and best.spectype != other.spectype:
-        return True
-    return apart(best.redshift, other.redshift)
-
-
-def _density(curves: Sequence[Curve], row: int, spread: float) -> np.ndarray:
-    """Return the probability of the redshift in bins of ln (1 + z), float32 [PDF_SIZE], sum 1.
-
-    χ² is divided by its value a pixel where that is above 1, as errors are widened.
-    """
-    lowest = min(float(curve.chi2_BS[row].min()) for curve in curves)
-    total = np.zeros(PDF_SIZE)
-    for curve in curves:
-        delta = np.clip((curve.chi2_BS[row] - lowest) / spread, 0.0, 80.0)
-        at = np.clip(np.log1p(curve.redshift) / PDF_STEP, 0, PDF_SIZE - 1).astype(int)
-        total += np.bincount(at, np.exp(-0.5 * delta) * curve.basis.stride, PDF_SIZE)
-    return (total / total.sum()).astype(np.float32)
