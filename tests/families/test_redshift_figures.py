@@ -13,8 +13,8 @@ COARSE = dict(zip(CLASSES, ("STAR", "GALAXY", "GALAXY", "QSO"), strict=True))
 WAVELENGTH = np.linspace(3600.0, 9800.0, 700)
 ALL = {
     "confusion.png", "confusion_coarse.png", "redshift_end_to_end.png", "redshift_true_class.png",
-    "redshift_networks_alone.png", "scores_by_snr.png", "redshift_errors.png", "reliability.png", "example_spectra.png",
-    "training_losses.png",
+    "redshift_networks_alone.png", "scores_by_snr.png", "redshift_errors.png", "reliability.png",
+    "example_spectra.png", "training_losses.png",
 }  # fmt: skip
 
 
