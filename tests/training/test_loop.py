@@ -31,6 +31,7 @@ from skyray.families.base import (
 from skyray.runtime import tracking
 from skyray.training import features, loop
 from skyray.training.features import frozen_state
+from skyray.training.graph import StageGraph
 from skyray.training.worker import LoneWorker
 
 TRAIN, VALIDATION = 101, 30
@@ -87,7 +88,7 @@ class LineFamily(Family):
             Stage("whole", lambda model: model, whole, config,
                   rows=lambda columns: columns["label"] == 1),
             Stage("head", lambda model: model, ahead, config, features=frozen, prepare=prepare,
-                  trains=lambda name: name.startswith("head."), keep="last"),
+                  after=("whole",), trains=lambda name: name.startswith("head."), keep="last"),
         ]  # fmt: skip
 
     def loss(self, part, found, batch):
@@ -134,9 +135,8 @@ class Rank(LoneWorker):
 
     saves: int = 1_000_000
 
-    def save(self, position, tensors):
-        if self.leads:
-            super().save(position, tensors)
+    def save(self, stage, position, tensors):
+        super().save(stage, position, tensors)
         self.largest(0)
         object.__setattr__(self, "saves", self.saves - 1)
         if self.saves == 0:
@@ -172,9 +172,12 @@ def one_rank(rank: int, world: int, folder: str, table, jobs: list[Job], tracked
             saves=job.saves,
         )  # fmt: skip
         with contextlib.suppress(Stopped):
-            position = loop.run_stages(worker, family, table)
+            files, stages = worker.files, family.stages()
+            done = [stage.name for stage in stages if files.finished(stage.name)]
+            loop.run_stages(worker, family, table, StageGraph(stages, done))
             if rank == 0:
-                Path(folder, f"{job.name}.history").write_text(json.dumps(position.history))
+                history, _ = files.history(stage.name for stage in stages)
+                Path(folder, f"{job.name}.history").write_text(json.dumps(history))
 
 
 def line_table(home: Path) -> PreparedTable:

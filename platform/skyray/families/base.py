@@ -62,7 +62,7 @@ class TrainConfig(Config):
         None, ge=1, description="epochs without gain before stopping"
     )
     checkpoint_seconds: float = Field(
-        30.0, ge=0, description="save at an epoch's end when the last save is this old"
+        30.0, ge=0, description="save when the last save is this old, also inside an epoch"
     )
     checkpoint_every_steps: int | None = Field(
         None, description="also save inside an epoch, every so many steps"
@@ -100,6 +100,10 @@ class Stage:
         model → the sub-module this stage trains and saves; the rest stays frozen.
     loss : callable
         (part, batch) → (scalar loss, dict of scalar metrics). Called under autocast.
+    after : tuple of str, optional
+        Stages that this one builds on: they are finished, and in the model, before it begins, and
+        no others are. Those that need nothing from one another run side by side. Default: all
+        before it.
     rows : callable, optional
         columns → boolean array: the rows of a split this stage uses. Default: all. Each column is
         read from the prepared table when it is asked for: ask for labels, not for pixels.
@@ -128,6 +132,7 @@ class Stage:
     part: Callable[[nn.Module], nn.Module]
     loss: Callable[[nn.Module, Tensors], tuple[torch.Tensor, dict[str, torch.Tensor]]]
     train: TrainConfig
+    after: tuple[str, ...] | None = None
     rows: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
     monitor: str = "loss"
     better: Literal["min", "max"] = "min"

@@ -156,6 +156,7 @@ class RedshiftFamily(Family):
                 rows=lambda columns: columns["label_index"] >= 0,
                 monitor="accuracy",
                 better="max",
+                after=(),
             )
         ]
         for name in self.redshift_classes:
@@ -184,6 +185,7 @@ class RedshiftFamily(Family):
             rows=rows,
             monitor="mae",
             better="min",
+            after=(),
         )
 
     def columns(self, training: bool) -> list[str]:
