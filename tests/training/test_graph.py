@@ -168,7 +168,14 @@ def fork_table(home) -> PreparedTable:
     columns = {"observation_id": names, "x": x, "y": np.sin(x).sum(1)}
     uri = str(home / "prepared" / "fork.lance")
     splits = {"train": [0, TRAIN], "validation": [TRAIN, rows]}
-    about = {"splits": splits, "card": "c", "data": "d", "fingerprint": "f", "version": 1, "recipe": "r"}
+    about = {
+        "splits": splits,
+        "card": "c",
+        "data": "d",
+        "fingerprint": "f",
+        "version": 1,
+        "recipe": "r",
+    }
     publish(uri, [write_batches(uri, lambda: iter([columns]), rows)], about)
     return PreparedTable(uri)
 
