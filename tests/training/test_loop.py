@@ -18,6 +18,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
+from skyray.config import ConfigError
 from skyray.data.prepared_space import prepared_tables
 from skyray.data.prepared_tables import PreparedTable, publish, write_batches
 from skyray.families.base import (
@@ -150,6 +151,7 @@ class Job:
     name: str
     recipe: LineRecipe
     saves: int = 1_000_000
+    planned: int = 1
 
     @property
     def run(self) -> str:
@@ -169,9 +171,9 @@ def one_rank(rank: int, world: int, folder: str, table, jobs: list[Job], tracked
         worker = Rank(
             rank=rank, world_size=world, device=torch.device("cpu"), seed=job.recipe.seed,
             run_uri=f"{folder}/{job.run}", tracking_uri=tracked[0], run_id=tracked[1],
-            saves=job.saves,
+            saves=job.saves, planned=job.planned,
         )  # fmt: skip
-        with contextlib.suppress(Stopped):
+        with contextlib.suppress(Stopped, ConfigError):
             files, stages = worker.files, family.stages()
             done = [stage.name for stage in stages if files.finished(stage.name)]
             loop.run_stages(worker, family, table, StageGraph(stages, done))
@@ -197,10 +199,14 @@ def line_table(home: Path) -> PreparedTable:
     return PreparedTable(uri)
 
 
-def recipe(batch: int = 16, memory_bytes: int = 0, every: int | None = None) -> LineRecipe:
+def recipe(
+    batch: int = 16, memory_bytes: int = 0, every: int | None = None, lr: float = 1e-2,
+    warmup: float = 0.0, **options,
+) -> LineRecipe:  # fmt: skip
     train = TrainConfig(
         batch_size=batch, epochs=3, checkpoint_seconds=1e9, memory_bytes=memory_bytes,
-        checkpoint_every_steps=every, optimizer=OptimizerConfig(lr=1e-2, schedule="cosine"),
+        checkpoint_every_steps=every, **options,
+        optimizer=OptimizerConfig(lr=lr, schedule="cosine", warmup_epochs=warmup),
     )  # fmt: skip
     return LineRecipe(train=train)
 
@@ -256,6 +262,9 @@ def trained(tmp_path_factory) -> Iterator[Trained]:
         start(
             2, Job("two", recipe()), Job("again", recipe()), Job("two-small", recipe(batch=2)),
             *(Job(f"stop{n}", often, n) for n in STOPS),
+            Job("each", recipe(batch_rule="per_worker", batch=8), planned=2),
+            Job("twice", recipe(lr=2e-2, warmup=2.0)),
+            Job("norms", recipe(sync_norms=True)),
         )  # fmt: skip
         for stop in STOPS:
             for world in (1, 3):
@@ -321,6 +330,29 @@ def test_training_goes_on_with_another_number_of_workers(stop, world, trained):
     done, later = trained.batches(begun), trained.batches(f"{begun}by{world}+")
     assert len(done) == STOPS[stop]
     assert done + later == trained.batches("one")
+
+
+def test_a_batch_for_each_worker_is_a_larger_one_at_a_larger_rate(trained):
+    """Eight rows for each of two are sixteen for both, at twice the rate, with a warm-up."""
+    assert trained.batches("each") == trained.batches("one")
+    same_history(trained.history("each"), trained.history("twice"))
+
+
+def test_norms_over_all_workers_are_refused_without_cuda(trained):
+    """At the first stage; nothing is trained."""
+    assert not (trained.folder / "norms.history").exists()
+    assert trained.batches("norms") == []
+
+
+def test_synchronous_norms_keep_names_and_weights():
+    part = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.BatchNorm1d(4), nn.ReLU()))
+    before = {name: value.clone() for name, value in part.state_dict().items()}
+    x = torch.randn(5, 3)
+    expected = part.eval()(x)
+    loop.with_synchronous_norms(part)
+    assert isinstance(part[1][0], nn.SyncBatchNorm)
+    assert part.state_dict().keys() == before.keys()
+    torch.testing.assert_close(part.eval()(x), expected)
 
 
 def test_features_are_made_by_all_workers_once(trained):

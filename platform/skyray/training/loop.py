@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from skyray.config import ConfigError
 from skyray.data.prepared_tables import PreparedTable
 from skyray.families.base import DataInfo, Family, Stage, Tensors, load_family
 from skyray.runtime import tracking
@@ -135,6 +136,15 @@ def _accumulate(sums: dict[str, Any], metrics: dict[str, torch.Tensor], rows: in
     sums["rows"] = sums.get("rows", 0.0) + rows
 
 
+def with_synchronous_norms(part: nn.Module) -> None:
+    """Replace all batch norms inside a part by ones over the rows of all workers, in place.
+
+    Names, weights and buffers stay; in evaluation they do what the others do.
+    """
+    for name, child in part.named_children():
+        setattr(part, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+
+
 class _StageRun:
     """One stage on one worker."""
 
@@ -148,7 +158,7 @@ class _StageRun:
         self.worker, self.stage = worker, stage
         self.position, self._saved = worker.restore(stage.name)
         self.train_rows, self.validation_rows = rows["train"], rows["validation"]
-        self.config = stage.train
+        self.config = stage.train.for_workers(worker.planned)
         self.steps = len(batch_bounds(len(self.train_rows), self.config.batch_size)) - 1
         self.part = stage.part(model)
         for name, parameter in self.part.named_parameters():
@@ -194,7 +204,18 @@ class _StageRun:
         self.scaler = torch.amp.GradScaler(
             self.worker.device.type, enabled=self.config.precision == "fp16"
         )
+        tf32 = self.config.precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        if self.config.sync_norms and self.worker.world_size > 1:
+            if self.worker.device.type != "cuda":
+                raise ConfigError(
+                    f"stage {self.stage.name}: sync_norms: expected CUDA workers (torch has no "
+                    "SyncBatchNorm for CPUs), found CPUs; set it to false"
+                )
+            with_synchronous_norms(self.part)
         self.module: nn.Module = StageLoss(self.part, self.stage)
+        if self.config.compile:
+            self.module = torch.compile(self.module)
         if self.worker.world_size > 1:
             ids = [self.worker.device] if self.worker.device.type == "cuda" else None
             self.module = nn.parallel.DistributedDataParallel(

@@ -66,7 +66,8 @@ def train(
     Parameters
     ----------
     workers : int
-        Data-parallel workers; the global batch size is the recipe's whatever their number.
+        Data-parallel workers; what they do to batch and learning rate is the recipe's
+        (`TrainConfig.batch_rule`), by the number that the run was begun with.
     use_gpu : bool
         GPUs (NCCL); else CPUs (gloo).
     max_failures : int
@@ -98,13 +99,14 @@ def train(
     run_id = resume or start_run(recipe, family, scale.workers)
     run_uri = places.join(places.home(), "runs", run_id)
     if not resume:
-        record_run(run_uri, run_id, family)
+        record_run(run_uri, run_id, family, workers)
+    planned = places.read_json(places.join(run_uri, RUN_FILE)).get("workers", workers)
     files, stages = StageFiles(run_uri), family.stages()
     graph = StageGraph(stages, [s.name for s in stages if files.finished(s.name)])
     failed = True
     try:
         with ProgressBars(disable=not progress) as bars:
-            config = _worker_config(family, table, run_id, run_uri, bars.board)
+            config = _worker_config(family, table, run_id, run_uri, planned, bars.board)
             run_lanes(config, graph, scale, max_failures)
         history, restarts = files.history(graph.names)
         _finish(family, table, run_uri, run_id, out, history, scale)
@@ -134,11 +136,12 @@ def data_of_run(data: str, run_uri: str | None) -> Dataset:
     return dataset
 
 
-def record_run(run_uri: str, run_id: str, family: Family) -> None:
+def record_run(run_uri: str, run_id: str, family: Family, workers: int = 1) -> None:
     """Keep what a run is of beside its checkpoints, for going on with it."""
     about = {"recipe": family.recipe.snapshot(), "fingerprint": family.data.fingerprint}
     places.write_json(
-        places.join(run_uri, RUN_FILE), {"run_id": run_id, "version": family.data.version, **about}
+        places.join(run_uri, RUN_FILE),
+        {"run_id": run_id, "version": family.data.version, "workers": workers, **about},
     )
 
 
@@ -159,7 +162,7 @@ def start_run(recipe: Recipe, family: Family, workers: int = 1, parent: str | No
 
 
 def _worker_config(
-    family: Family, table: PreparedTable, run_id: str, run_uri: str, board: Any
+    family: Family, table: PreparedTable, run_id: str, run_uri: str, planned: int, board: Any
 ) -> dict[str, Any]:
     return {
         "family": family.recipe.family,
@@ -170,6 +173,7 @@ def _worker_config(
         "run_uri": run_uri,
         "run_id": run_id,
         "tracking_uri": tracking.tracking_uri(),
+        "planned": planned,
         "board": board,
     }
 

@@ -119,6 +119,7 @@ class Worker(ABC):
     run_uri: str
     run_id: str
     tracking_uri: str
+    planned: int = 1  # workers that the run was begun for: decides batch and learning rate
     pace: SavingPace = field(default_factory=SavingPace)
 
     @abstractmethod
@@ -195,7 +196,8 @@ class GroupWorker(Worker):
         worker = cls(
             rank=context.get_world_rank(), world_size=context.get_world_size(),
             device=ray.train.torch.get_device(), seed=config["seed"], run_uri=config["run_uri"],
-            run_id=config["run_id"], tracking_uri=config["tracking_uri"], board=config["board"],
+            run_id=config["run_id"], tracking_uri=config["tracking_uri"],
+            planned=config["planned"], board=config["board"],
         )  # fmt: skip
         if worker.leads:
             tracking.client(worker.tracking_uri)  # seconds of import, better here than in an epoch

@@ -82,6 +82,11 @@ def _check_stage(case: Case, stage: Stage, model: nn.Module) -> set[str]:
     if stage.features:
         with case.checking(f"{about}: features"):
             batch = _features(case, stage, model, batch)
+    if stage.arrange:
+        with case.checking(f"{about}: arrange"):
+            more = stage.arrange(batch)
+            case.require(not set(more) & set(batch), "names of its own", sorted(more))
+            batch = {**batch, **more}
     with case.checking(f"{about}: part"):
         part = stage.part(model)
         inside = {id(module) for module in model.modules()}
