@@ -2,7 +2,8 @@
 
 A batch mixes both domains: ``domain`` 0 is the source, 1 the target, ``source_rows`` and
 ``target_rows`` say where (`domain_rows`); ``label_index`` is −1 for every target row. Each loss
-returns the scalar and its metrics. In validation these hold, as means over all rows of the batch so that they add up whatever the batches hold:
+returns the scalar and its metrics. In validation these hold, as means over all rows of the batch so
+that they add up whatever the batches hold:
 
 - ``selection``: what chooses the epoch without a label of the target: the mutual information
   between image and predicted class on the target, E[KL(p ‖ mean p)] in units of ln K. It is high
