@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -158,11 +159,13 @@ class Job:
         return "run-" + self.name.partition("+")[0]
 
 
-def one_rank(rank: int, world: int, folder: str, table, jobs: list[Job], tracked) -> None:
+def one_rank(
+    rank: int, world: int, folder: str, meeting: int, table, jobs: list[Job], tracked
+) -> None:
     torch.set_num_threads(1)
     features._BATCH_ROWS, features._BLOCK_BATCHES = 16, 2  # of these few rows a part for each
     if world > 1:
-        store = f"file://{folder}/meeting-{world}"
+        store = f"file://{folder}/meeting-{meeting}"
         dist.init_process_group("gloo", store, rank=rank, world_size=world)
     for job in jobs:
         os.environ["NOTES"] = f"{folder}/{job.name}.rank-{rank}"
@@ -253,11 +256,13 @@ def trained(tmp_path_factory) -> Iterator[Trained]:
         tracked = tracking.tracking_uri(), tracking.start_run("line", "line", {}, {})
         table = line_table(folder / "home")
 
+        meetings = itertools.count()
+
         def start(world: int, *jobs: Job) -> None:
+            arguments = (world, str(folder), next(meetings), table, list(jobs), tracked)
             torch.multiprocessing.start_processes(
-                one_rank, (world, str(folder), table, list(jobs), tracked), nprocs=world,
-                start_method="forkserver",
-            )  # fmt: skip
+                one_rank, arguments, nprocs=world, start_method="forkserver"
+            )
 
         start(
             2, Job("two", recipe()), Job("again", recipe()), Job("two-small", recipe(batch=2)),
@@ -267,8 +272,9 @@ def trained(tmp_path_factory) -> Iterator[Trained]:
             Job("norms", recipe(sync_norms=True)),
         )  # fmt: skip
         for stop in STOPS:
-            for world in (1, 3):
+            for world in (1, 2, 3):
                 shutil.copytree(folder / f"run-stop{stop}", folder / f"run-stop{stop}by{world}")
+        start(2, *(Job(f"stop{n}by2+", often) for n in STOPS))
         start(
             1, Job("one", recipe()), Job("one-small", recipe(batch=2)),
             Job("memory", recipe(memory_bytes=1 << 30)),
@@ -320,7 +326,7 @@ def test_memory_and_disk_train_alike(trained):
 
 
 @pytest.mark.parametrize("stop", STOPS)
-@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("world", [1, 2, 3])
 def test_training_goes_on_with_another_number_of_workers(stop, world, trained):
     """Two workers stop inside an epoch, of the first and of the second stage; others go on."""
     begun = f"stop{stop}"
