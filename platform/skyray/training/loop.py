@@ -178,6 +178,7 @@ class _StageRun:
         self._prepare()
         if saved:
             self._load(saved)
+            saved = None  # it holds a second copy of all
         ended = time.monotonic()
         while self.position.epoch < self.config.epochs and not self._should_stop():
             started = time.monotonic()

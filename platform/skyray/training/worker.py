@@ -221,10 +221,10 @@ def own_threads(local_workers: int, config: dict[str, Any]) -> int:
     cores = len(os.sched_getaffinity(0))
     if config["lanes"] == 1:
         return max(1, cores // local_workers)
-    room = cores
-    if config["gpus"]:
-        room = max(1, int(torch.cuda.device_count() / config["gpus"]))
-    return max(1, cores // min(room, config["lanes"] * local_workers))
+    here = ray.get_runtime_context().get_node_id()
+    found = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+    room = found.get("GPU", 1.0) / config["gpus"] if config["gpus"] else cores
+    return max(1, cores // max(1, min(int(room), config["lanes"] * local_workers)))
 
 
 @dataclass(frozen=True)
