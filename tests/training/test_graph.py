@@ -210,3 +210,14 @@ def test_order_and_company_of_stages_change_nothing(tmp_path, monkeypatch):
     }.items():
         other = trained(name, *orders)
         assert all(torch.equal(other[key], value) for key, value in one.items()), name
+
+
+def test_synchronous_norms_keep_names_and_weights():
+    part = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.BatchNorm1d(4), nn.ReLU()))
+    before = {name: value.clone() for name, value in part.state_dict().items()}
+    x = torch.randn(5, 3)
+    expected = part.eval()(x)
+    loop.with_synchronous_norms(part)
+    assert isinstance(part[1][0], nn.SyncBatchNorm)
+    assert part.state_dict().keys() == before.keys()
+    torch.testing.assert_close(part.eval()(x), expected)

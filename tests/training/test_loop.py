@@ -350,17 +350,6 @@ def test_norms_over_all_workers_are_refused_without_cuda(trained):
     assert trained.batches("norms") == []
 
 
-def test_synchronous_norms_keep_names_and_weights():
-    part = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.BatchNorm1d(4), nn.ReLU()))
-    before = {name: value.clone() for name, value in part.state_dict().items()}
-    x = torch.randn(5, 3)
-    expected = part.eval()(x)
-    loop.with_synchronous_norms(part)
-    assert isinstance(part[1][0], nn.SyncBatchNorm)
-    assert part.state_dict().keys() == before.keys()
-    torch.testing.assert_close(part.eval()(x), expected)
-
-
 def test_features_are_made_by_all_workers_once(trained):
     parts = [sum(rank) for rank in trained.noted("two", "features")]
     assert sum(parts) == TRAIN + VALIDATION
