@@ -14,7 +14,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
-from ray.exceptions import NodeDiedError, WorkerCrashedError
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError, NodeDiedError, WorkerCrashedError
 from ray.tune.experiment import Trial
 from tests.object_store import object_store
 
@@ -188,7 +189,8 @@ def _children(parent: str) -> dict[str, str]:
 def test_a_machine_that_goes_away_does_not_use_up_a_trial():
     watch = _Watch("out", "max")
     trial = Trial("__fake", stub=True)
-    lost = ray.exceptions.ActorDiedError("The actor died because its node has died. Node Id: 0a1b.")
+    message = "The actor died because its node has died. Node Id: 0a1b."
+    lost = ActorDiedError(ActorDiedErrorContext(error_message=message, actor_id=bytes(16)))
     for error, failures in ((lost, 0), (ValueError("no"), 1)):
         trial.run_metadata.num_failures = 1
         trial.get_error = lambda error=error: error

@@ -218,8 +218,14 @@ class CoralLoss(AdaptationLoss):
 def coral_distance(source_NF: torch.Tensor, target_MF: torch.Tensor) -> torch.Tensor:
     """Return ‖C_s − C_t‖² / (4 F²) of the covariances (Sun & Saenko 2016, eq. 1)."""
     width = source_NF.shape[1]
-    difference = torch.cov(source_NF.T) - torch.cov(target_MF.T)
+    difference = _covariance(source_NF) - _covariance(target_MF)
     return difference.square().sum() / (4 * width**2)
+
+
+def _covariance(features_NF: torch.Tensor) -> torch.Tensor:
+    """Return what ``torch.cov`` gives, [F, F]; that one asks the device for numbers first."""
+    centred = features_NF - features_NF.mean(0)
+    return centred.T @ centred / (len(features_NF) - 1)
 
 
 class SelfEnsemblingLoss(AdaptationLoss):
