@@ -1,5 +1,6 @@
 """Training on real Ray: bundle, tracking, registry, repeatability, and what survives a kill."""
 
+import contextlib
 import json
 import threading
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from skyray.bundles.bundle import Predictor, history_rows, read_bundle
 from skyray.config import ConfigError
@@ -16,6 +18,7 @@ from skyray.families.base import DataInfo
 from skyray.runtime import places, tracking
 from skyray.training.lone import train_alone
 from skyray.training.train import RUN_FILE, TrainingFailed, data_of_run, train
+from skyray.training.worker import StageFiles
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +37,7 @@ def classifier_only(recipe, epochs: int, *more: str):
 class Assassin(threading.Thread):
     """Kills the training worker of the next run once `after` checkpoints have been written.
 
-    Ray registers a checkpoint some time after it was written, and lets a worker be one ahead: when
-    the third is there, the first is registered.
+    A checkpoint is written over the one before it, whole.
     """
 
     def __init__(self, after: int):
@@ -50,13 +52,15 @@ class Assassin(threading.Thread):
 
     def run(self):
         root = Path(places.home()) / "runs"
-        seen: set[Path] = set()
-        for _ in range(6000):
+        seen: set[int] = set()
+        for _ in range(60000):
             for name in self._runs() - self.before:
-                seen |= set((root / name).glob("train/checkpoints/*/state.pt"))
+                for path in (root / name).glob("stages/*.state"):
+                    with contextlib.suppress(FileNotFoundError):
+                        seen.add(path.stat().st_mtime_ns)
             if len(seen) >= self.after:
                 break
-            time.sleep(0.02)
+            time.sleep(0.002)
         for process in psutil.Process().children(recursive=True):  # of this session's Ray only
             if any(part.startswith(WORKER) for part in process.cmdline()):
                 process.kill()  # idle workers of an earlier run may be among them
@@ -178,6 +182,21 @@ def test_group_reads_from_disk_what_it_would_hold_in_memory(mock_dataset, tiny_r
     assert losses(first) == losses(second)
     assert first[0]["train_rows"] == Dataset.open(mock_dataset).count("train")
     assert first[0]["validation_rows"] == Dataset.open(mock_dataset).count("validation")
+
+
+def test_stages_side_by_side_train_as_one_after_another(mock_dataset, tiny_recipe, tmp_path):
+    """The classifier and the networks of two classes, on the two lanes that the machine holds."""
+    found = {}
+    for lanes in (1, 2):
+        made = train(tiny_recipe, mock_dataset, str(tmp_path / f"{lanes}"), threads=1,
+                     side_by_side=lanes, progress=False)  # fmt: skip
+        files = StageFiles(places.join(places.home(), "runs", made.run_id))
+        stages = sorted({row["stage"] for row in made.history})
+        found[lanes] = losses(made.history), {name: files.part(name) for name in stages}
+    assert len(found[1][1]) == 5
+    assert found[1][0] == found[2][0]
+    for name, part in found[1][1].items():
+        assert all(torch.equal(found[2][1][name][key], value) for key, value in part.items())
 
 
 def test_published_mode_trains_members_together(mock_dataset, tiny_recipe, tmp_path):

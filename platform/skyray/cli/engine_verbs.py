@@ -193,6 +193,16 @@ def train(
     workers: Workers = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
     set_: Changes = None,
+    gpus_per_worker: Annotated[
+        float, typer.Option(help="With --gpu: 0.25 lets four stages share a GPU.")
+    ] = 1.0,
+    min_workers: Annotated[
+        int | None, typer.Option(min=1, help="Elastic: go on with so many when workers are lost.")
+    ] = None,
+    side_by_side: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stages at once, at most; default: what the cluster holds."),
+    ] = None,
     max_failures: Annotated[int, typer.Option(help="Restarts after a lost worker.")] = 2,
     resume: Annotated[
         str | None, typer.Option(help="MLflow run id of an interrupted training to go on with.")
@@ -220,6 +230,9 @@ def train(
             out,
             workers=workers,
             use_gpu=gpu,
+            gpus=gpus_per_worker,
+            min_workers=min_workers,
+            side_by_side=side_by_side,
             max_failures=max_failures,
             resume=resume,
             progress=progress,

@@ -86,7 +86,7 @@ def start_ray(address: str | None = None, num_cpus: int | None = None) -> bool:
             logging_level=logging.WARNING,
             runtime_env=environment,
         )
-    _quiet_data()
+    quiet_data()
     return True
 
 
@@ -101,7 +101,8 @@ def cores_for(threads: int) -> dict[str, float]:
     return {CORES: min(float(threads), cores)} if cores else {}
 
 
-def _quiet_data() -> None:
+def quiet_data() -> None:
+    """Set how Ray Data behaves in this process: quiet, and quick to see what there is to use."""
     from ray.data import DataContext
     from ray.data._internal.execution.resource_manager import ResourceManager
 

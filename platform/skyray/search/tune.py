@@ -32,6 +32,7 @@ SWEEP_FILE = "sweep.json"
 TRIALS_FILE = "trials.parquet"
 BEST_FILE = "best.json"
 _RUNS, _RAY = "runs", "ray"
+_NODE_DIED = "node has died"  # in Ray's words for the death of an actor
 # How often Ray Tune saves the state of search and trials, s: a killed sweep repeats no more.
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables; ours is a progress bar
@@ -214,6 +215,11 @@ class _Watch(tune.Callback):
 
     def __init__(self, out: str, better: str):
         self._out, self._better = out, better
+
+    def on_trial_recover(self, iteration, trials, trial, **info) -> None:
+        """Forgive a trial that its machine went away: that is no failure of the trial's."""
+        if _NODE_DIED in str(trial.get_error()):
+            trial.run_metadata.num_failures -= 1
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         values = [t.last_result.get("best", math.nan) for t in trials if t.last_result]

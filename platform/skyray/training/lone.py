@@ -20,6 +20,7 @@ from skyray.data.prepared import prepare
 from skyray.families.base import Family, Recipe, load_family
 from skyray.runtime import places, tracking
 from skyray.training import loop
+from skyray.training.graph import StageGraph
 from skyray.training.train import (
     RUN_FILE,
     assemble_bundle,
@@ -28,7 +29,7 @@ from skyray.training.train import (
     run_provenance,
     start_run,
 )
-from skyray.training.worker import LoneWorker
+from skyray.training.worker import LoneWorker, StageFiles
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def train_alone(
     ConfigError
         If `run_uri` holds another training.
     """
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     dataset = Dataset.open(data, version) if version else data_of_run(data, run_uri)
     family = load_family(recipe.family)(recipe, dataset.info())
     table = prepare(dataset, family, progress=False, on_ray=None if spread else False)
@@ -93,11 +94,15 @@ def train_alone(
     )  # fmt: skip
     failed = True
     try:
-        position = loop.run_stages(worker, family, table, last_stage)
+        files, stages = StageFiles(run_uri), family.stages()
+        done = [stage.name for stage in stages if files.finished(stage.name)]
+        graph = StageGraph(stages, done, last_stage)
+        loop.run_stages(worker, family, table, graph)
+        history, _ = files.history(graph.names)
         if out:
             assemble_bundle(
                 recipe.family, recipe.snapshot(), family.data.to_dict(), table, run_uri, out,
-                run_provenance(family, run_id), position.history,
+                run_provenance(family, run_id), history, use_gpu=use_gpu, threads=threads,
             )  # fmt: skip
             registry.register(out, run_id)
         failed = False
@@ -106,7 +111,7 @@ def train_alone(
         raise
     finally:
         tracking.finish_run(run_id, failed)
-    return LoneResult(run_id, position.history)
+    return LoneResult(run_id, history)
 
 
 def _run(run_uri: str, recipe: Recipe, family: Family, parent: str | None) -> str:

@@ -31,6 +31,7 @@ from skyray.families.lensing.adaptation import (
     TARGET,
     SourceLoss,
     begin,
+    domain_rows,
     learns,
 )
 from skyray.families.lensing.networks import LensClassifier, LensingModel, ServingModel
@@ -99,6 +100,7 @@ class LensingFamily(Family):
             ),
             monitor="oracle" if published else "selection",
             better="max",
+            arrange=domain_rows,
             features=_with_source_features if adda else None,
             prepare=begin(recipe),
             at_epoch=getattr(loss, "at_epoch", None),

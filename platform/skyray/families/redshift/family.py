@@ -152,6 +152,7 @@ class RedshiftFamily(Family):
                 name="classifier", part=lambda model: model.classifier,
                 loss=ClassifierLoss(self.recipe), train=self.recipe.train,
                 rows=lambda columns: columns["label_index"] >= 0, monitor="accuracy", better="max",
+                after=(),
             )
         ]  # fmt: skip
         for name in self.redshift_classes:
@@ -180,6 +181,7 @@ class RedshiftFamily(Family):
             rows=rows,
             monitor="mae",
             better="min",
+            after=(),
         )
 
     def columns(self, training: bool) -> list[str]:
