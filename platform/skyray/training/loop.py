@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from typing import Any
 
@@ -28,6 +29,7 @@ from skyray.training.optimizers import Schedule, learning_rate, make_optimizer
 from skyray.training.worker import GroupWorker, Position, Worker
 
 PREPARE_ROWS = 100_000  # at most so many does a stage see before its first epoch
+_BESIDE = re.compile(r"_(seconds|rows)$").search  # in the history, and no curve
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -273,7 +275,7 @@ class _StageRun:
         self._save_if_due()
 
     def _log(self, row: dict[str, Any]) -> None:
-        values = {k: v for k, v in row.items() if isinstance(v, float)}
+        values = {k: v for k, v in row.items() if isinstance(v, float) and not _BESIDE(k)}
         metrics = {f"{self.stage.name}/{k}": v for k, v in values.items()}
         tracking.log_metrics(self.worker.tracking_uri, self.worker.run_id, metrics, row["epoch"])
         monitor = f"validation_{self.stage.monitor}"
