@@ -42,7 +42,10 @@ class MlflowServer:
         with (self.folder / "log").open("a") as log:
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, start_new_session=True, cwd=self.folder,
-                env={k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"},
+                env={
+                    **{k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"},
+                    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # more processes, of no use here
+                },
             )  # fmt: skip
         deadline = time.monotonic() + 120
         while not outbox.answers(self.uri):
