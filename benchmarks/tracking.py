@@ -32,7 +32,7 @@ _STEPS, _CURVES, _MOST_S = 20, 40, 1.0
 
 
 def trained(uri: str, epochs: int) -> tuple[str, float, float]:
-    """Train against a server; return the run, the longest wait of an epoch's end and of a step, s."""
+    """Train against a server; return the run, its longest waits at epochs' ends and in steps, s."""
     os.environ["MLFLOW_TRACKING_URI"] = uri
     run_id = tracking.start_run("benchmark", "waits", {"epochs": epochs}, {})
     matrix = torch.randn(256, 256)
