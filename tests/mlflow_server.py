@@ -47,7 +47,7 @@ class MlflowServer:
                     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # more processes, of no use here
                 },
             )  # fmt: skip
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not outbox.answers(self.uri):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError((self.folder / "log").read_text()[-3000:])
