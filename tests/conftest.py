@@ -81,3 +81,13 @@ def tiny_bundle(mock_dataset, tiny_recipe, tmp_path_factory) -> str:
     out = str(tmp_path_factory.mktemp("bundle") / "bundle")
     train(tiny_recipe, mock_dataset, out, progress=False)
     return out
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory):
+    """A real MLflow server on loopback with SQLite: started, and up again after each test."""
+    from tests.mlflow_server import MlflowServer
+
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    yield server
+    server.kill()

@@ -88,6 +88,10 @@ def test_bundle_holds_what_made_it(tiny_bundle, mock_dataset, tiny_recipe):
     assert content["version"] in card
 
 
+def card_of(bundle: str) -> str:
+    return places.read_bytes(places.join(bundle, "MODEL_CARD.md")).decode()[:5000]
+
+
 def test_run_is_tracked_and_registered(tiny_bundle, mock_dataset):
     import mlflow
 
@@ -102,15 +106,25 @@ def test_run_is_tracked_and_registered(tiny_bundle, mock_dataset):
 
     mlflow.set_tracking_uri(tracking.tracking_uri())
     name = "skyray-redshift-sdss_coarse_laptop"
-    assert client.get_model_version_by_alias(name, "champion").version
-    # Other tests train this recipe too, and the champion is the newest.
+    assert client.get_model_version_by_alias(name, "candidate").version
+    # Other tests train this recipe too, and the candidate is the newest.
     (ours,) = client.search_model_versions(f"run_id='{content['run_id']}'")
+    assert ours.description == card_of(tiny_bundle)
+    names = {name for name in run.data.metrics if not name.startswith("sdss_coarse/")}
+    assert "classifier/validation_accuracy" in names
+    assert not [name for name in names if name.endswith(("_seconds", "_rows"))]
+    (given,) = run.inputs.dataset_inputs
+    assert content["data"]["fingerprint"].startswith(given.dataset.digest)
+    assert json.loads(given.dataset.profile)["version"] == content["data"]["version"]
     model = mlflow.pyfunc.load_model(f"models:/{name}/{ours.version}")
     table = Dataset.open(mock_dataset).to_table(["flux", "ivar", "mask"], "test")
     columns = {name: values[:4] for name, values in table_to_columns(table).items()}
     frame = {name: list(values) for name, values in columns.items()}
     import pandas as pd
 
+    signature = model.metadata.signature
+    assert signature.inputs.input_names() == content["input_columns"]
+    assert "redshift" in signature.outputs.input_names()
     registered = model.predict(pd.DataFrame(frame))
     direct = Predictor.from_bundle(tiny_bundle).predict(columns)
     np.testing.assert_allclose(registered["redshift"], direct["redshift"], atol=1e-6)

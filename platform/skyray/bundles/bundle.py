@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from skyray.bundles.named import located
 from skyray.data.rows import columns_of
 from skyray.families.base import Columns, DataInfo, Family, Tensors, load_family
 from skyray.records import Record
@@ -73,16 +74,17 @@ def write_bundle(
 
 
 def read_bundle(uri: str | os.PathLike) -> dict[str, Any]:
-    """Return the content of ``bundle.json``.
+    """Return the content of ``bundle.json`` at a place, or of a bundle named ``models:/…``.
 
     Raises
     ------
     NotABundle
         If there is none, or its version is not this version's.
     """
+    uri = located(uri)
     place = places.join(uri, BUNDLE_FILE)
     if not places.exists(place):
-        raise NotABundle(f"{os.fspath(uri)}: not a bundle: no {BUNDLE_FILE}")
+        raise NotABundle(f"{uri}: not a bundle: no {BUNDLE_FILE}")
     content = places.read_json(place)
     if content.get("bundle_version") != BUNDLE_VERSION:
         raise NotABundle(
@@ -162,13 +164,14 @@ class Predictor:
 
     @classmethod
     def from_bundle(cls, uri: str | os.PathLike, device: str | None = None) -> Predictor:
-        """Load a bundle by path or URI onto a device (default: CUDA where there is one).
+        """Load a bundle by place or name onto a device (default: CUDA where there is one).
 
         Raises
         ------
         NotABundle
             If nothing usable is there.
         """
+        uri = located(uri)
         made = cls.without_network(uri)
         model = made.family.build_model()
         model.load_state_dict(load_tensors(places.read_bytes(places.join(uri, WEIGHTS_FILE))))
@@ -179,6 +182,7 @@ class Predictor:
     @classmethod
     def without_network(cls, uri: str | os.PathLike) -> Predictor:
         """Load what workers beside the network need: transform, calibration, post-processing."""
+        uri = located(uri)
         content = read_bundle(uri)
         family_type = load_family(content["family"])
         recipe = family_type.recipe_type.load(content["recipe"])
@@ -249,5 +253,5 @@ def bundle_version(recipe_digest: str, fingerprint: str, run_id: str) -> str:
 
 def history_rows(uri: str) -> list[dict[str, Any]]:
     """Return a bundle's training history, one dict an epoch."""
-    text = places.read_bytes(places.join(uri, HISTORY_FILE)).decode()
+    text = places.read_bytes(places.join(located(uri), HISTORY_FILE)).decode()
     return [json.loads(line) for line in text.splitlines()]

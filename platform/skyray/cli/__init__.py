@@ -8,6 +8,7 @@ from skyray.cli import (  # noqa: F401  (they register themselves)
     engine_verbs,
     export_verbs,
     family_verbs,
+    model_verbs,
     search_verbs,
     vacuum_verb,
 )

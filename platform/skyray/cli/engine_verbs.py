@@ -250,6 +250,10 @@ def evaluate(
     split: Annotated[
         str, typer.Option(help="train, validation, test, or all for every row.")
     ] = "test",
+    promote_if: Annotated[
+        list[str] | None,
+        typer.Option(help="Then make it champion if 'SCORE>NUMBER' or 'SCORE>champion'. Repeat."),
+    ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a replica.")] = False,
     address: Address = None,
     json: Json = None,
@@ -261,15 +265,23 @@ def evaluate(
     from skyray.runtime import places
     from skyray.runtime.session import ray_session
 
+    chosen, promotion = None if split == "all" else split, {}
     with ray_session(address):
         from skyray.inference.evaluate import evaluate as run
+        from skyray.inference.promote import Condition, promote
 
-        scores = run(bundle, data, out, split=None if split == "all" else split, use_gpu=gpu)
+        for condition in promote_if or ():
+            Condition.parse(condition)  # refused now, not after hours
+        scores = run(bundle, data, out, split=chosen, use_gpu=gpu)
+        if promote_if:
+            done = promote(bundle, data, out, promote_if, split=chosen, scores=scores, use_gpu=gpu)
+            promotion = done.summary()
     short = {name: value for name, value in scores.items() if isinstance(value, int | float)}
     return {
         **short,
         "all scores": places.join(out, "metrics.json"),
         "page": places.join(out, "index.html"),
+        **promotion,
     }
 
 

@@ -32,7 +32,9 @@ Json = Annotated[
     Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")
 ]
 CardName = Annotated[str, typer.Argument(help="Dataset card: a name of datasets/ or a YAML file.")]
-BundleUri = Annotated[str, typer.Argument(help="Trained bundle: folder or URI.")]
+BundleUri = Annotated[
+    str, typer.Argument(help="Trained bundle: folder, URI or models:/NAME@ALIAS.")
+]
 Sources = Annotated[list[str], typer.Argument(help="Files, folders or URIs (s3://, gs://).")]
 RecipeName = Annotated[str, typer.Argument(help="FAMILY/NAME, e.g. redshift/sdss_dr16.")]
 TrainingData = Annotated[str, typer.Option(help="Dataset to train on.")]

@@ -25,6 +25,7 @@ import ray
 from tqdm import tqdm
 
 from skyray.bundles.bundle import Predictor, read_bundle
+from skyray.bundles.named import located
 from skyray.cards import Card, load_card
 from skyray.inference.follow_ledger import DIGEST, FollowResult, Ledger
 from skyray.inference.predict import IDENTITY
@@ -151,6 +152,7 @@ def follow(
     most : int, optional
         Stop after so many deliveries.
     """
+    bundle = located(bundle)
     chosen = with_registry(load_card(card or read_bundle(bundle)["data"]["card"]), source)
     ledger = Ledger(places.absolute(out))
     following = open_source(source, chosen, ledger.sources)

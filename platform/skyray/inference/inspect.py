@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from skyray.bundles.named import located
 from skyray.data.dataset import RECORDS, Dataset, NotADataset, refuse_former
 from skyray.inference.catalogue import Catalogue
 from skyray.readers import foreign_arrow as pq
@@ -33,7 +34,7 @@ def inspect(uri: str | os.PathLike, version: int | None = None) -> dict[str, Any
     FileNotFoundError
         If nothing is there.
     """
-    uri = os.fspath(uri)
+    uri = located(uri)
     if not places.exists(uri):
         raise FileNotFoundError(f"{uri}: no such file or folder")
     if Dataset.started(uri):

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from tqdm import tqdm
 
 from skyray.bundles.bundle import Predictor, bundle_digest, read_bundle
+from skyray.bundles.named import located
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.families.base import OutputColumn
@@ -95,6 +96,7 @@ def predict_dataset(
     OtherResults
         If `out` holds results of another bundle, dataset version or question.
     """
+    bundle = located(bundle)
     _check_layout(bundle, dataset)
     content = read_bundle(bundle)
     chosen = row_numbers(dataset, split) if rows is None else np.asarray(rows, np.int64)
@@ -213,6 +215,7 @@ def predict(
     OtherResults
         If `out` holds the catalogue of another bundle or dataset version.
     """
+    bundle = located(bundle)
     family = Predictor.without_network(bundle).family
     if arrays and not family.array_columns():
         raise ConfigError(f"arrays: a bundle of {family.name} has none, or its recipe makes none")

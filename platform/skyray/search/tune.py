@@ -23,7 +23,7 @@ from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.data.prepared import prepare
 from skyray.families.base import Choice, Family, Objective, Range, Recipe, load_family
-from skyray.runtime import places, tracking
+from skyray.runtime import outbox, places, tracking
 from skyray.runtime.session import cores_for
 from skyray.search.tune_figures import sweep_figures
 from skyray.training.lone import train_alone
@@ -309,6 +309,7 @@ def _conclude(
         sweep_figures(table, objective, list(keys), folder)
     uri = tracking.tracking_uri()
     tracking.log_metrics(uri, run_id, {f"best/{objective.metric}": value}, step=len(table))
+    outbox.send_or_say(run_id)
     return SweepResult(out, run_id, table, best, value, objective)
 
 

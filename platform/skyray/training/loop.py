@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from typing import Any, Protocol
 
@@ -32,6 +33,7 @@ _POLL_SECONDS = 0.2  # of a lane that waits for a stage of another
 # How often to look whether a save is due, in seconds and at most in steps; how long a step takes is
 # measured over the first of an epoch.
 _LOOK_SECONDS, _LOOK_STEPS, _TIMED_STEPS = 5.0, 1000, 8
+_BESIDE = re.compile(r"_(seconds|rows)$").search  # in the history, and no curve
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -350,7 +352,7 @@ class _StageRun:
             self._save()
 
     def _log(self, row: dict[str, Any]) -> None:
-        values = {k: v for k, v in row.items() if isinstance(v, float)}
+        values = {k: v for k, v in row.items() if isinstance(v, float) and not _BESIDE(k)}
         metrics = {f"{self.stage.name}/{k}": v for k, v in values.items()}
         tracking.log_metrics(self.worker.tracking_uri, self.worker.run_id, metrics, row["epoch"])
         monitor = f"validation_{self.stage.monitor}"

@@ -96,7 +96,7 @@ def train(
     dataset = data_of_run(data, places.join(places.home(), "runs", resume) if resume else None)
     family = load_family(recipe.family)(recipe, dataset.info())
     table = prepare(dataset, family, progress=progress)
-    run_id = resume or start_run(recipe, family, scale.workers)
+    run_id = resume or start_run(recipe, family, data, scale.workers)
     run_uri = places.join(places.home(), "runs", run_id)
     if not resume:
         record_run(run_uri, run_id, family, workers)
@@ -145,7 +145,9 @@ def record_run(run_uri: str, run_id: str, family: Family, workers: int = 1) -> N
     )
 
 
-def start_run(recipe: Recipe, family: Family, workers: int = 1, parent: str | None = None) -> str:
+def start_run(
+    recipe: Recipe, family: Family, data: str, workers: int = 1, parent: str | None = None
+) -> str:
     """Open the MLflow run of a training, nested in the run `parent` if one is given."""
     tags = {
         "skyray.fingerprint": family.data.fingerprint,
@@ -156,9 +158,19 @@ def start_run(recipe: Recipe, family: Family, workers: int = 1, parent: str | No
         **{f"version.{k}": v for k, v in provenance.versions().items()},
     }
     if parent:
-        tags["mlflow.parentRunId"] = parent
+        tags[tracking.PARENT] = parent
     name = f"{recipe.name}-{uuid.uuid4().hex[:6]}"
-    return tracking.start_run(recipe.family, name, recipe.snapshot(), tags)
+    return tracking.start_run(recipe.family, name, recipe.snapshot(), tags, _input(family, data))
+
+
+def _input(family: Family, data: str) -> dict[str, Any]:
+    """Return the dataset as MLflow lists it; its digests have at most 36 characters."""
+    about = family.data
+    told = {"version": about.version, "fingerprint": about.fingerprint, "objects": about.counts}
+    return {
+        "name": about.card, "digest": about.fingerprint[:36], "source": places.absolute(data),
+        "profile": told,
+    }  # fmt: skip
 
 
 def _worker_config(
