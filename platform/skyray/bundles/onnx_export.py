@@ -182,7 +182,8 @@ def _columns(made: Predictor, bundle: str, data: str | None, rows: int) -> tuple
         return table_to_columns(table), tried + dataset.manifest.fingerprint
     name = made.info.card
     try:
-        survey = make_simulator(load_card(name), seed=0)
+        card, size = load_card(name), made.info.image_size
+        survey = make_simulator(card.override([f"image_size={size}"]) if size else card, seed=0)
     except ConfigError as error:
         raise ConfigError(f"{error}; name a dataset to try the network on (--data)") from None
     classes = made.info.classes
@@ -195,6 +196,4 @@ def _require_onnx() -> None:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
     except ImportError as error:
-        raise ConfigError(
-            f"export onnx: needs {error.name}: pip install 'skyray[onnx]'"
-        ) from None
+        raise ConfigError(f"export onnx: needs {error.name}: pip install 'skyray[onnx]'") from None

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from skyray.families.alerts.recipes import AlertsRecipe
-from skyray.families.base import DataInfo, Export, Port, Tensors
+from skyray.families.base import WHITENED, DataInfo, Export, Port, Tensors
 from skyray.models.domain_distance import DomainDistance
 from skyray.models.vision import VisionNetwork
 
@@ -52,8 +52,14 @@ def exported(
         Port("score", "float32", (), "", f"network score of {positive}"),
         Port("probability", "float32", (), "", f"calibrated probability of {positive}"),
         Port("in_domain", "bool", (), "", "the alert resembles the training data"),
-        Port("domain_distance", "float32", (), "", "Mahalanobis distance to the nearest class",
-             tolerance=WHITENED),
+        Port(
+            "domain_distance",
+            "float32",
+            (),
+            "",
+            "Mahalanobis distance to the nearest class",
+            tolerance=WHITENED,
+        ),
         Port("features", "float32", width, "", "penultimate features", ("features",)),
     )
     graph = ExportedAlerts(network, calibration, tensors)

@@ -1,7 +1,7 @@
 """Autoencoder and flow as one graph: a normalised spectrum and its redshift in, scores out.
 
-What ranks an object among others (isolation forest, percentile, strangeness) and what whitens by the
-model's own error stays with skyray: it needs the population, not the network.
+What ranks an object among others (isolation forest, percentile, strangeness) and what whitens by
+the model's own error stays with skyray: it needs the population, not the network.
 """
 
 from __future__ import annotations
