@@ -1,7 +1,7 @@
 """A bundle's network as one ONNX file, for programs that know nothing of skyray.
 
-The file holds all that follows the network too (temperature, ensembles, routing, in-domain gate) and
-says in its metadata what goes in and what comes out. It is kept only if onnxruntime gives from it
+The file holds all that follows the network too (temperature, ensembles, routing, in-domain gate),
+and says in its metadata what goes in and what comes out. It is kept only if onnxruntime gives from it
 what the bundle answers.
 """
 
@@ -123,8 +123,8 @@ def make_graph(export: Export, inputs: Columns, metadata: Mapping[str, str]) -> 
     state = export.network.state_dict().values()
     if (size := sum(v.numel() * v.element_size() for v in state)) > MOST_BYTES:
         raise NotExportable(
-            f"weights: expected at most {MOST_BYTES:,} bytes, found {size:,}: more than one file of "
-            "ONNX holds"
+            f"weights: expected at most {MOST_BYTES:,} bytes, found {size:,}: more than one file "
+            "of ONNX holds"
         )
     names = [port.name for port in export.inputs], [port.name for port in export.outputs]
     written = io.BytesIO()

@@ -55,14 +55,16 @@ def exported(
     rms = ", divided by their rms" if recipe.switch("scaling") == "corrected" else ""
     bands = f"bands {', '.join(data.bands)}"
     inputs = (
-        Port("image", "float32", (len(data.bands), size, size), "", f"{bands}; NaN as 0{field}{rms}"),
-        Port("domain", "int64", (), "", f"0 {recipe.source}, 1 {recipe.target}, 2 any other survey"),
+        Port("image", "float32", (len(data.bands), size, size), "",
+             f"{bands}; NaN as 0{field}{rms}"),
+        Port("domain", "int64", (), "",
+             f"0 {recipe.source}, 1 {recipe.target}, 2 any other survey"),
     )  # fmt: skip
     outputs = (
         Port("class", "int64", (), "", "number of the most probable class", ("label",)),
         Port("probabilities", "float32", (len(classes),), "", "calibrated, of each class",
              tuple(f"p_{name}" for name in classes)),
-        Port("p_target_survey", "float32", (), "", "probability that the target's telescope took it"),
+        Port("p_target_survey", "float32", (), "", "probability of the target's telescope"),
         Port("in_domain", "bool", (), "", "the image resembles those the network learnt from"),
         Port("domain_distance", "float32", (), "", "Mahalanobis distance to the nearest class",
              tolerance=WHITENED),

@@ -45,7 +45,7 @@ def exported(
     about = "red, green, blue as the settings colour them, 0 to 255; row 0 is that of the file"
     outputs = (
         Port("class", "int64", (), "", "number of the most probable class", ("label",)),
-        Port("probabilities", "float32", (len(classes),), "", "calibrated probability of each class",
+        Port("probabilities", "float32", (len(classes),), "", "calibrated, of each class",
              tuple(f"p_{name}" for name in classes)),
         Port("in_domain", "bool", (), "", "the image resembles the training data"),
         Port("domain_distance", "float32", (), "", "Mahalanobis distance to the nearest class",

@@ -57,7 +57,7 @@ def exported(family: OutliersFamily, model: OutlierModel) -> Export:
     latents = family.recipe.network.latents
     inputs = (
         Port("y", "float32", (grid.size,), "", f"{flux} at rest {low:g}-{high:g}; 0 if impossible"),
-        Port("w", "float32", (grid.size,), "", "inverse variance of y; 0 where nothing is measured"),
+        Port("w", "float32", (grid.size,), "", "inverse variance of y; 0 where not measured"),
         Port("z", "float32", (), "", "redshift"),
     )  # fmt: skip
     outputs = (
