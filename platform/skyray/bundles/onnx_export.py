@@ -1,8 +1,8 @@
 """A bundle's network as one ONNX file, for programs that know nothing of skyray.
 
 The file holds all that follows the network too (temperature, ensembles, routing, in-domain gate),
-and says in its metadata what goes in and what comes out. It is kept only if onnxruntime gives from it
-what the bundle answers.
+and says in its metadata what goes in and what comes out. It is kept only if onnxruntime gives from
+it what the bundle answers.
 """
 
 from __future__ import annotations
