@@ -26,6 +26,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from skyray.bundles.named import located
+from skyray.data.dataset import Dataset
 from skyray.data.rows import columns_of
 from skyray.families.base import Columns, DataInfo, Family, Tensors, load_family
 from skyray.records import Record
@@ -144,6 +145,29 @@ def model_card(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def trained_model(uri: str | os.PathLike, family: Family) -> torch.nn.Module:
+    """Return a bundle's model as it was trained, in evaluation mode, on the processor."""
+    model = family.build_model()
+    model.load_state_dict(load_tensors(places.read_bytes(places.join(uri, WEIGHTS_FILE))))
+    return model.eval()
+
+
+def check_layout(uri: str | os.PathLike, dataset: Dataset) -> None:
+    """Refuse a dataset whose pixels or features are not those a bundle was trained on.
+
+    Raises
+    ------
+    ValueError
+    """
+    expected, found = read_bundle(uri)["data"], dataset.info().to_dict()
+    for name in ("record", "grid", "bands", "image_size", "features"):
+        if name in expected and expected[name] != found[name]:
+            raise ValueError(
+                f"{dataset.uri}: {name}: the bundle expects {expected[name]}, found "
+                f"{found[name]}; ingest the files with card {expected['card']!r}"
+            )
+
+
 class Predictor:
     """A bundle ready to answer.
 
@@ -173,10 +197,9 @@ class Predictor:
         """
         uri = located(uri)
         made = cls.without_network(uri)
-        model = made.family.build_model()
-        model.load_state_dict(load_tensors(places.read_bytes(places.join(uri, WEIGHTS_FILE))))
+        model = trained_model(uri, made.family)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        made.model = made.family.optimise_for_inference(model.eval().to(device)).to(device)
+        made.model = made.family.optimise_for_inference(model.to(device)).to(device)
         return made
 
     @classmethod

@@ -24,6 +24,9 @@ from torch import nn
 from skyray.cards import Card
 from skyray.config import Config, ConfigError
 from skyray.families.data_info import DataInfo
+from skyray.families.exports import WHITENED as WHITENED
+from skyray.families.exports import Export, NotExportable
+from skyray.families.exports import Port as Port
 from skyray.records import Record
 
 Mode = Literal["corrected", "as_published"]
@@ -369,6 +372,20 @@ class Family(ABC):
     def optimise_for_inference(self, model: nn.Module) -> nn.Module:
         """Return the model in evaluation form; families may fold or re-order layers here."""
         return model.eval()
+
+    def plain(self, model: nn.Module) -> nn.Module:
+        """Return what `predict` takes, in torch's own layers and float32; `export` is given it."""
+        return model.eval()
+
+    def export(self, model: nn.Module, calibration: dict[str, Any], tensors: Tensors) -> Export:
+        """Return the graph that answers as `predict` does for the rows of `transform` alone.
+
+        Raises
+        ------
+        NotExportable
+            With the reason, where there is none; so is the default.
+        """
+        raise NotExportable(f"family {self.name}: says of no network how it is exported")
 
 
 def load_family(name: str) -> type[Family]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.compute as pc
 from tqdm import tqdm
 
-from skyray.bundles.bundle import Predictor, bundle_digest, read_bundle
+from skyray.bundles.bundle import Predictor, bundle_digest, check_layout, read_bundle
 from skyray.bundles.named import located
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
@@ -97,7 +97,7 @@ def predict_dataset(
         If `out` holds results of another bundle, dataset version or question.
     """
     bundle = located(bundle)
-    _check_layout(bundle, dataset)
+    check_layout(bundle, dataset)
     content = read_bundle(bundle)
     chosen = row_numbers(dataset, split) if rows is None else np.asarray(rows, np.int64)
     keep = tuple(dict.fromkeys([KEY, *keep]))
@@ -144,17 +144,6 @@ def row_numbers(dataset: Dataset, split: str | None) -> np.ndarray:
     if len(numbers) != rows:
         raise RuntimeError(f"{dataset.uri}: {split}: expected {rows} rows, found {len(numbers)}")
     return numbers
-
-
-def _check_layout(bundle: str, dataset: Dataset) -> None:
-    """Refuse a dataset whose pixels or features are not those the bundle was trained on."""
-    expected, found = read_bundle(bundle)["data"], dataset.info().to_dict()
-    for name in ("record", "grid", "bands", "image_size", "features"):
-        if name in expected and expected[name] != found[name]:
-            raise ValueError(
-                f"{dataset.uri}: {name}: the bundle expects {expected[name]}, found "
-                f"{found[name]}; ingest the files with card {expected['card']!r}"
-            )
 
 
 def _digest(rows: np.ndarray) -> str:

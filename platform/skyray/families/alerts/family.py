@@ -20,12 +20,14 @@ from skyray.analysis.calibration import fit_temperature
 from skyray.analysis.domain import DomainGate
 from skyray.config import ConfigError
 from skyray.families.alerts import metrics
+from skyray.families.alerts.export import exported
 from skyray.families.alerts.recipes import AlertsRecipe, examples
 from skyray.families.base import (
     Choice,
     Columns,
     DataInfo,
     Example,
+    Export,
     Family,
     OutputColumn,
     Range,
@@ -264,6 +266,9 @@ class AlertsFamily(Family):
     # after training ------------------------------------------------------------------------
     def optimise_for_inference(self, model: nn.Module) -> nn.Module:
         return optimised(model.eval(), self.recipe.precision)
+
+    def export(self, model: nn.Module, calibration: dict[str, Any], tensors: Tensors) -> Export:
+        return exported(self, model, calibration, tensors)
 
     def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
         known = inputs["target"] >= 0

@@ -17,6 +17,7 @@ from skyray.families.base import (
     Columns,
     DataInfo,
     Example,
+    Export,
     Family,
     Objective,
     OutputColumn,
@@ -34,6 +35,7 @@ from skyray.families.lensing.adaptation import (
     domain_rows,
     learns,
 )
+from skyray.families.lensing.export import exported
 from skyray.families.lensing.networks import LensClassifier, LensingModel, ServingModel
 from skyray.families.lensing.recipes import LensingRecipe, examples
 from skyray.models.vision_weights import load_pretrained
@@ -177,6 +179,12 @@ class LensingFamily(Family):
     # after training ------------------------------------------------------------------------
     def optimise_for_inference(self, model: LensingModel) -> ServingModel:
         return model.eval().optimised(self.recipe.serving)
+
+    def plain(self, model: LensingModel) -> ServingModel:
+        return model.eval().plain()
+
+    def export(self, model: ServingModel, calibration: dict[str, Any], tensors: Tensors) -> Export:
+        return exported(self, model, calibration, tensors)
 
     def calibrate(self, model: ServingModel, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
         """Fit temperature, gates of both networks, the domain's classifier and two projections.

@@ -22,6 +22,7 @@ from skyray.families.base import (
     Columns,
     DataInfo,
     Example,
+    Export,
     Family,
     Objective,
     OutputColumn,
@@ -31,6 +32,7 @@ from skyray.families.base import (
 )
 from skyray.families.redshift import choice, density, metrics
 from skyray.families.redshift.choice import NetworkAnswer
+from skyray.families.redshift.export import MIN_COVERAGE, exported
 from skyray.families.redshift.networks import (
     ClassifierLoss,
     GasNetPipeline,
@@ -42,13 +44,11 @@ from skyray.families.redshift.networks import (
 )
 from skyray.families.redshift.recipes import RedshiftRecipe, examples
 from skyray.families.redshift.template_fit import TemplateFit
-from skyray.models.gasnet import fold_batch_norm
 from skyray.models.template_bases import LOG_STEP, from_arrays, to_arrays
 from skyray.simulate.template_bases import built_in_bases
 from skyray.transforms.log_rebin import LogRebin
 from skyray.transforms.spectra import LinearResampler, inpaint, unit_rms
 
-_MIN_COVERAGE = 0.5
 STAR = "STAR"
 TEMPLATES = "templates/"  # of the calibration's tensors: what `skyray fit` fits
 _SURVEY = {"class": "spectype"} | {n: n for n in ("redshift", "redshift_err", "zwarning")}
@@ -92,6 +92,11 @@ class RedshiftFamily(Family):
     def fits_templates(self) -> bool:
         """Whether templates are fitted beside the networks."""
         return self.recipe.switch("template_fit") == "corrected"
+
+    @property
+    def star_classes(self) -> list[int]:
+        """Numbers of the classes that are at rest."""
+        return [i for i, c in enumerate(self.data.classes) if self.data.coarse.get(c, c) == STAR]
 
     @cached_property
     def _rebin(self) -> LogRebin:
@@ -234,18 +239,10 @@ class RedshiftFamily(Family):
 
     # after training ------------------------------------------------------------------------
     def optimise_for_inference(self, model: nn.Module) -> nn.Module:
-        if not self.recipe.networks:
-            return model.eval()
-        folded = GasNetPipeline.__new__(GasNetPipeline)
-        nn.Module.__init__(folded)
-        folded.classifier = fold_batch_norm(model.classifier)
-        folded.redshift = nn.ModuleDict(
-            {
-                name: nn.ModuleList(fold_batch_norm(member) for member in members)
-                for name, members in model.redshift.items()
-            }
-        )
-        return folded.eval()
+        return model.folded() if self.recipe.networks else model.eval()
+
+    def export(self, model: nn.Module, calibration: dict[str, Any], tensors: Tensors) -> Export:
+        return exported(self, model, calibration, tensors)
 
     def template_tensors(self, bases=None) -> Tensors:
         """Return templates (default: the built-in ones) as a bundle keeps them."""
@@ -281,8 +278,7 @@ class RedshiftFamily(Family):
         return values, tensors | self.template_tensors()
 
     def _star_spread(self, inputs: Columns) -> float:
-        stars = [i for i, c in enumerate(self.data.classes) if self.data.coarse.get(c, c) == STAR]
-        z = inputs["redshift"][np.isin(inputs["label_index"], stars)]
+        z = inputs["redshift"][np.isin(inputs["label_index"], self.star_classes)]
         z = z[np.isfinite(z)]
         return float(np.sqrt(np.mean(z**2))) if len(z) else 0.001
 
@@ -338,7 +334,7 @@ class RedshiftFamily(Family):
             "probability": probability.max(axis=1).astype(np.float32),
             "redshift": redshift,
             "redshift_err": error,
-            "in_domain": (distance <= gate.threshold) & (inputs["coverage"] >= _MIN_COVERAGE),
+            "in_domain": (distance <= gate.threshold) & (inputs["coverage"] >= MIN_COVERAGE),
             "domain_distance": distance.astype(np.float32),
             "coverage": inputs["coverage"],
         }
@@ -354,7 +350,7 @@ class RedshiftFamily(Family):
             rows = classes == index
             if not rows.any():
                 continue
-            if self.data.coarse.get(name, name) == STAR:
+            if index in self.star_classes:
                 redshift[rows], error[rows] = 0.0, calibration["star_redshift_err"]
             elif name in model.redshift and name in calibration["sigma"]:
                 sigma = calibration["sigma"][name]

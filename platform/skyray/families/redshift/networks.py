@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from skyray.families.base import Tensors
 from skyray.families.redshift.recipes import RedshiftRecipe
-from skyray.models.gasnet import GasNet
+from skyray.models.gasnet import GasNet, fold_batch_norm
 
 # Rows per forward pass: the working set of a chunk stays in a CPU core's cache.
 _CHUNK = 32
@@ -49,6 +49,19 @@ class GasNetPipeline(nn.Module):
                 for name in redshift_classes
             }
         )
+
+    def folded(self) -> GasNetPipeline:
+        """Return an evaluation copy with all batch norms folded."""
+        made = GasNetPipeline.__new__(GasNetPipeline)
+        nn.Module.__init__(made)
+        made.classifier = fold_batch_norm(self.classifier)
+        made.redshift = nn.ModuleDict(
+            {
+                name: nn.ModuleList(fold_batch_norm(member) for member in members)
+                for name, members in self.redshift.items()
+            }
+        )
+        return made.eval()
 
 
 def encode_redshift(z: torch.Tensor, recipe: RedshiftRecipe) -> torch.Tensor:

@@ -22,8 +22,9 @@ class Answering:
         self.case, self.family = case, case.family()
         with case.checking("weights"):
             weights = save({k: v.detach().contiguous() for k, v in model.state_dict().items()})
-            self.model = _loaded(self.family, weights)
-            self.again = _loaded(case.family(), weights)
+            self.trained = _loaded(self.family, weights)
+            self.model = self.family.optimise_for_inference(_loaded(self.family, weights))
+            self.again = case.family().optimise_for_inference(_loaded(case.family(), weights))
         self.seen, self.new = np.arange(0, case.rows, 2), np.arange(1, case.rows, 2)
 
     def calibrate(self) -> None:
@@ -146,7 +147,7 @@ def _check_column(case: Case, column: OutputColumn, values: np.ndarray) -> None:
 def _loaded(family: Family, weights: bytes) -> nn.Module:
     model = family.build_model()
     model.load_state_dict(load(weights))
-    return family.optimise_for_inference(model.eval())
+    return model.eval()
 
 
 def _rows(columns: Columns, rows: list[int]) -> Columns:

@@ -1,0 +1,21 @@
+"""Images as the network takes them, and the views of one image that it answers with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+
+def unit(image_B3SS: torch.Tensor) -> torch.Tensor:
+    """Return 8-bit images as float32 in 0–1."""
+    return image_B3SS.float() / 255.0
+
+
+def views_of(image_B3SS: torch.Tensor, views: int) -> Iterator[torch.Tensor]:
+    """Yield the image, or with 8 `views` its flips and quarter turns."""
+    for turns in range(4 if views == 8 else 1):
+        turned = torch.rot90(image_B3SS, turns, (-2, -1))
+        yield turned
+        if views == 8:
+            yield turned.flip(-1)
