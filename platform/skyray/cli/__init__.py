@@ -9,6 +9,7 @@ from skyray.cli import (  # noqa: F401  (they register themselves)
     export_verbs,
     family_verbs,
     search_verbs,
+    service_verbs,
     vacuum_verb,
 )
 from skyray.cli.verb import app

@@ -14,6 +14,7 @@ from skyray.cli.verb import (
     Progress,
     Sources,
     Workers,
+    cluster,
     verb,
 )
 
@@ -62,9 +63,17 @@ def fit(
 
     Example: skyray fit spectra/ --out fitted
     """
-    from skyray.runtime.session import ray_session
 
-    with ray_session(address):
+    from skyray.cards import load_card
+    from skyray.cli.beforehand import check_there, check_writable
+    from skyray.runtime.session import require_devices
+
+    require_devices(address, int(gpu))
+    if card is not None:
+        load_card(card)
+    check_there(sources)
+    check_writable(out)
+    with cluster("fit", address, int(gpu)):
         from skyray.workflows.fit import fit as run
 
         return run(
@@ -104,9 +113,15 @@ def outliers(
 
     Example: skyray outliers galaxies survey/ --stars stars --out strange
     """
-    from skyray.runtime.session import ray_session
 
-    with ray_session(address):
+    from skyray.cli.beforehand import check_sources_of, check_writable
+    from skyray.runtime.session import require_devices
+
+    require_devices(address, int(gpu))
+    for one in filter(None, (bundle, stars)):
+        check_sources_of(one, sources, card)
+    check_writable(out)
+    with cluster("outliers", address, int(gpu)):
         from skyray.workflows.outliers import find_outliers
 
         return find_outliers(
@@ -134,12 +149,16 @@ def reproduce(
     """
     import importlib
 
+    from skyray.cli.beforehand import check_writable
     from skyray.config import ConfigError
-    from skyray.runtime.session import ray_session
+    from skyray.runtime.session import require_devices
 
     if paper not in PAPERS:
         raise ConfigError(f"paper {paper!r}: expected one of {sorted(PAPERS)}")
-    with ray_session(address):
+    gpus = workers if gpu else 0
+    require_devices(address, gpus, workers)
+    check_writable(out)
+    with cluster("reproduce", address, gpus):
         experiment = importlib.import_module(PAPERS[paper])
         return experiment.reproduce(
             out, scale, seed=seed, workers=workers, use_gpu=gpu, changes=tuple(set_ or ()),
@@ -187,16 +206,24 @@ def recurse(
     Example: skyray recurse morphology/sdss_xception --data sdss --unlabelled des
     --test des=des --out recursion
     """
+    from skyray.cli.beforehand import check_training, check_writable
     from skyray.config import ConfigError
+    from skyray.data.dataset import Dataset
     from skyray.families.base import load_recipe
     from skyray.runtime import places
-    from skyray.runtime.session import ray_session
+    from skyray.runtime.session import require_devices
 
     tests = dict(item.split("=", 1) for item in test if "=" in item)
     if len(tests) < len(test):
         raise ConfigError(f"--test: expected NAME=DATASET each, found {test}")
+    gpus = workers if gpu else 0
+    require_devices(address, gpus, workers)
     chosen = load_recipe(recipe).override(set_ or [])
-    with ray_session(address):
+    check_training(chosen, data)
+    for other in (unlabelled, *tests.values()):
+        Dataset.open(other)
+    check_writable(out)
+    with cluster("recurse", address, gpus):
         from skyray.workflows.recursion import (
             Resources,
             Settings,
@@ -234,10 +261,16 @@ def map_alerts(
 
     Example: skyray map-alerts bundle-a bundle-b --data alerts --out map
     """
-    from skyray.runtime.session import ray_session
 
-    with ray_session(address):
+    from skyray.cli.beforehand import check_bundle, check_writable
+    from skyray.runtime.session import require_devices
+
+    require_devices(address, int(gpu))
+    chosen = None if split == "all" else split
+    for bundle in bundles:
+        check_bundle(bundle, data, chosen)
+    check_writable(out)
+    with cluster("map-alerts", address, int(gpu)):
         from skyray.workflows.alerts import map_alerts as run
 
-        chosen = None if split == "all" else split
         return run(bundles, data, out, split=chosen, workers=workers, use_gpu=gpu)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from tqdm import tqdm
 
 from skyray.bundles.bundle import BUNDLE_FILE, read_bundle
 from skyray.config import ConfigError
@@ -92,8 +91,9 @@ def train_cells(
         for cell in waiting
     }  # fmt: skip
     failed: dict[str, str] = {}
-    with tqdm(total=len(cells), initial=len(cells) - len(waiting), desc="train", unit="model",
-              disable=not progress) as bar:  # fmt: skip
+    there = len(cells) - len(waiting)
+    with task("train", len(cells), "model", done=there, show=progress) as shown:
+        shown.wait("the first model")
         while running:
             (done,), _ = ray.wait(list(running), num_returns=1)
             cell = running.pop(done)
@@ -101,12 +101,13 @@ def train_cells(
                 ray.get(done)
             except ray.exceptions.RayError as error:
                 failed[cell.name] = str(getattr(error, "cause", None) or error)
-            bar.update()
-    metrics = {
-        cell.name: _score(cell, figures)
-        for cell in tqdm(cells, desc="evaluate", unit="model", disable=not progress)
-        if cell.name not in failed
-    }
+            shown.advance(note=f"{len(failed)} failed" if failed else "")
+    trained = [cell for cell in cells if cell.name not in failed]
+    metrics = {}
+    with task("evaluate", len(trained), "model", show=progress) as shown:
+        for cell in trained:
+            metrics[cell.name] = _score(cell, figures)
+            shown.advance()
     if failed:
         reasons = "; ".join(f"{name}: {cause}" for name, cause in failed.items())
         raise RuntimeError(f"{len(failed)} of {len(cells)} trainings failed: {reasons}")

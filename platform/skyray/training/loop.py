@@ -74,6 +74,9 @@ def run_stages(
             stage.part(model).load_state_dict(part)
             continue
         position.stage = number
+        if worker.leads:
+            epochs = stage.train.epochs
+            worker.wait(stage.name, "its rows to be read", position.epoch, epochs)
         model.eval().requires_grad_(False)
         here = stage_rows(rows, family, stage, model, worker)
         _StageRun(worker, stage, model, here, position).run(saved)
@@ -125,6 +128,9 @@ class _StageRun:
         self._prepare()
         if saved:
             self._load(saved)
+        if self.worker.leads:
+            at = self.position.epoch
+            self.worker.wait(self.stage.name, f"epoch {at + 1} to end", at, self.config.epochs)
         ended = time.monotonic()
         while self.position.epoch < self.config.epochs and not self._should_stop():
             started = time.monotonic()
@@ -291,6 +297,7 @@ class _StageRun:
         if self.worker.leads:
             tensors = {k: v.detach().cpu().contiguous() for k, v in part.items()}
             places.write_bytes(stage_file(self.worker.run_uri, self.stage), save_tensors(tensors))
+            self.worker.end(self.stage.name)
 
 
 def history_json(history: list[dict[str, Any]]) -> bytes:

@@ -22,8 +22,10 @@ from skyray.data.prepared import KEY, prepare
 from skyray.data.prepared_tables import PreparedTable
 from skyray.families.base import Columns, DataInfo, Family, Recipe, load_family
 from skyray.runtime import places, provenance, tracking
-from skyray.runtime.progress import ProgressBars
+from skyray.runtime.board import ProgressBars
+from skyray.runtime.progress import waiting
 from skyray.training import loop
+from skyray.training.group_start import TellStart
 from skyray.training.worker import final_position
 
 CALIBRATION_ROWS = 20_000
@@ -97,7 +99,8 @@ def train(
             config = _worker_config(family, table, run_id, run_uri, threads, bars.board)
             result = _fit(config, run_uri, workers, use_gpu, max_failures)
         history, restarts = _history(result)
-        _finish(family, table, run_uri, run_id, out, history)
+        with waiting("bundle", "calibration and writing", show=progress):
+            _finish(family, table, run_uri, run_id, out, history)
         registry.register(out, run_id)
         failed = False
     finally:
@@ -178,6 +181,7 @@ def _fit(config, run_uri, workers, use_gpu, max_failures):
             max_failures=max_failures, controller_failure_limit=3
         ),
         checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        callbacks=[TellStart(config["board"])],
     )
     trainer = TorchTrainer(
         loop.train_worker,

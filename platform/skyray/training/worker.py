@@ -75,6 +75,14 @@ class Worker(ABC):
         """Save a checkpoint from rank 0; a barrier for all ranks."""
 
     @abstractmethod
+    def wait(self, stage: str, what: str, done: int = 0, epochs: int | None = None) -> None:
+        """Tell whoever watches what a stage waits for (rank 0 only)."""
+
+    @abstractmethod
+    def end(self, stage: str) -> None:
+        """Tell whoever watches that a stage is over (rank 0 only)."""
+
+    @abstractmethod
     def show(self, row: dict[str, Any], epochs: int, note: str) -> None:
         """Tell whoever watches that an epoch of a stage is over (rank 0 only)."""
 
@@ -156,6 +164,12 @@ class GroupWorker(Worker):
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
         self.pace.saved()
 
+    def wait(self, stage: str, what: str, done: int = 0, epochs: int | None = None) -> None:
+        self.board.wait.remote(stage, what, done, epochs)
+
+    def end(self, stage: str) -> None:
+        self.board.end.remote(stage)
+
     def show(self, row: dict[str, Any], epochs: int, note: str) -> None:
         self.board.update.remote(row["stage"], row["epoch"] + 1, epochs, note)
 
@@ -176,6 +190,12 @@ class LoneWorker(Worker):
         torch.save({"position": vars(position), **(tensors or {})}, content)
         places.write_bytes(self._place, content.getvalue())
         self.pace.saved()
+
+    def wait(self, stage: str, what: str, done: int = 0, epochs: int | None = None) -> None:
+        """Nobody watches one process of many."""
+
+    def end(self, stage: str) -> None:
+        """Nobody watches one process of many."""
 
     def show(self, row: dict[str, Any], epochs: int, note: str) -> None:
         if self.on_epoch:
