@@ -18,6 +18,7 @@ from skyray.cli.verb import (
     TrainingData,
     Workers,
     cluster,
+    devices,
     verb,
 )
 
@@ -56,7 +57,9 @@ def download(
     """
     from skyray.cards import load_card
     from skyray.data.download import download as run
+    from skyray.runtime.progress import clear
 
+    clear()
     return run(
         load_card(card),
         listing,
@@ -210,14 +213,13 @@ def train(
 
     Example: skyray train redshift/sdss_dr16 --data mock --workers 2 --out bundle
     """
+    gpus = workers if gpu else 0
+    devices(address, gpus, workers)
     from dataclasses import asdict
 
     from skyray.cli.beforehand import check_training, check_writable
     from skyray.families.base import load_recipe
-    from skyray.runtime.session import require_devices
 
-    gpus = workers if gpu else 0
-    require_devices(address, gpus, workers)
     chosen = load_recipe(recipe).override(set_ or [])
     check_writable(out)
     check_training(chosen, data)
@@ -256,11 +258,10 @@ def evaluate(
 
     Example: skyray evaluate bundle --data mock --out scores
     """
+    devices(address, int(gpu))
     from skyray.cli.beforehand import check_bundle, check_writable
     from skyray.runtime import places
-    from skyray.runtime.session import require_devices
 
-    require_devices(address, int(gpu))
     chosen = None if split == "all" else split
     check_bundle(bundle, data, chosen)
     check_writable(out)
@@ -306,12 +307,11 @@ def predict(
 
     Example: skyray predict bundle spectra/ --out catalogue
     """
+    devices(address, int(gpu))
     from dataclasses import asdict
 
     from skyray.cli.beforehand import check_sources_of, check_writable
-    from skyray.runtime.session import require_devices
 
-    require_devices(address, int(gpu))
     check_sources_of(bundle, sources, card)
     check_writable(out)
     with cluster("predict", address, int(gpu)):

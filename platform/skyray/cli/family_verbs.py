@@ -15,6 +15,7 @@ from skyray.cli.verb import (
     Sources,
     Workers,
     cluster,
+    devices,
     verb,
 )
 
@@ -63,12 +64,11 @@ def fit(
 
     Example: skyray fit spectra/ --out fitted
     """
+    devices(address, int(gpu))
 
     from skyray.cards import load_card
     from skyray.cli.beforehand import check_there, check_writable
-    from skyray.runtime.session import require_devices
 
-    require_devices(address, int(gpu))
     if card is not None:
         load_card(card)
     check_there(sources)
@@ -113,11 +113,10 @@ def outliers(
 
     Example: skyray outliers galaxies survey/ --stars stars --out strange
     """
+    devices(address, int(gpu))
 
     from skyray.cli.beforehand import check_sources_of, check_writable
-    from skyray.runtime.session import require_devices
 
-    require_devices(address, int(gpu))
     for one in filter(None, (bundle, stars)):
         check_sources_of(one, sources, card)
     check_writable(out)
@@ -147,16 +146,15 @@ def reproduce(
 
     Example: skyray reproduce desi-outliers --out strange
     """
+    gpus = workers if gpu else 0
+    devices(address, gpus, workers)
     import importlib
 
     from skyray.cli.beforehand import check_writable
     from skyray.config import ConfigError
-    from skyray.runtime.session import require_devices
 
     if paper not in PAPERS:
         raise ConfigError(f"paper {paper!r}: expected one of {sorted(PAPERS)}")
-    gpus = workers if gpu else 0
-    require_devices(address, gpus, workers)
     check_writable(out)
     with cluster("reproduce", address, gpus):
         experiment = importlib.import_module(PAPERS[paper])
@@ -206,18 +204,17 @@ def recurse(
     Example: skyray recurse morphology/sdss_xception --data sdss --unlabelled des
     --test des=des --out recursion
     """
+    gpus = workers if gpu else 0
+    devices(address, gpus, workers)
     from skyray.cli.beforehand import check_training, check_writable
     from skyray.config import ConfigError
     from skyray.data.dataset import Dataset
     from skyray.families.base import load_recipe
     from skyray.runtime import places
-    from skyray.runtime.session import require_devices
 
     tests = dict(item.split("=", 1) for item in test if "=" in item)
     if len(tests) < len(test):
         raise ConfigError(f"--test: expected NAME=DATASET each, found {test}")
-    gpus = workers if gpu else 0
-    require_devices(address, gpus, workers)
     chosen = load_recipe(recipe).override(set_ or [])
     check_training(chosen, data)
     for other in (unlabelled, *tests.values()):
@@ -261,11 +258,10 @@ def map_alerts(
 
     Example: skyray map-alerts bundle-a bundle-b --data alerts --out map
     """
+    devices(address, int(gpu))
 
     from skyray.cli.beforehand import check_bundle, check_writable
-    from skyray.runtime.session import require_devices
 
-    require_devices(address, int(gpu))
     chosen = None if split == "all" else split
     for bundle in bundles:
         check_bundle(bundle, data, chosen)

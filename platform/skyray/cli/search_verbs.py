@@ -15,6 +15,7 @@ from skyray.cli.verb import (
     RecipeName,
     TrainingData,
     cluster,
+    devices,
     verb,
 )
 
@@ -45,12 +46,11 @@ def tune(
 
     Example: skyray tune redshift/sdss_coarse_laptop --data mock --trials 20 --out sweep --seeds 5
     """
+    devices(address, int(gpu), threads)
     from skyray.cli.beforehand import check_training, check_writable
     from skyray.families.base import load_recipe
     from skyray.runtime import places
-    from skyray.runtime.session import require_devices
 
-    require_devices(address, int(gpu), threads)
     chosen = load_recipe(recipe).override(set_ or [])
     check_writable(out)
     check_training(chosen, data)
@@ -96,11 +96,10 @@ def ensemble(
 
     Example: skyray ensemble redshift/sdss_coarse_laptop --data mock --members 5 --out ensemble
     """
+    devices(address, int(gpu), threads)
     from skyray.cli.beforehand import check_training, check_writable
     from skyray.families.base import load_recipe
-    from skyray.runtime.session import require_devices
 
-    require_devices(address, int(gpu), threads)
     chosen = load_recipe(recipe).override(set_ or [])
     check_writable(out)
     check_training(chosen, data)
@@ -135,12 +134,11 @@ def grid(
     Example: skyray grid alerts/ztf_cnn alerts/ztf_convnext --data mock
     --vary "fraction=[0.05, 0.1, 0.5, 1.0]" --out grid
     """
+    devices(address, int(gpu), threads)
     from skyray.cli.beforehand import check_training, check_writable
     from skyray.families.base import load_recipe
     from skyray.runtime import places
-    from skyray.runtime.session import require_devices
 
-    require_devices(address, int(gpu), threads)
     varied = _varied(vary or [])
     check_writable(out)
     named = _named(data)

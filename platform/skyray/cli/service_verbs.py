@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from skyray.cli.verb import Address, BundleUri, Json, Progress, cluster, show, verb, write
+from skyray.cli.verb import Address, BundleUri, Json, Progress, cluster, devices, show, verb, write
 
 
 @verb
@@ -34,14 +34,13 @@ def follow(
 
     Example: skyray follow bundle packets/ --out scored --idle 60
     """
+    gpus = workers if gpu else 0
+    devices(address, gpus)
     from dataclasses import asdict
 
     from skyray.cards import load_card
     from skyray.cli.beforehand import check_bundle, check_there, check_writable
-    from skyray.runtime.session import require_devices
 
-    gpus = workers if gpu else 0
-    require_devices(address, gpus)
     check_bundle(bundle)
     if card is not None:
         load_card(card)

@@ -50,7 +50,7 @@ def verb(function: Callable[..., Mapping[str, Any] | None]) -> Callable[..., Non
     @functools.wraps(function)
     def command(*args, json: Path | None = None, **kwargs) -> None:
         try:
-            with _display(kwargs.get("progress", False)):
+            with _display(function.__name__, kwargs.get("progress", False)):
                 result = function(*args, json=json, **kwargs)
         except (KeyboardInterrupt, typer.Exit, typer.Abort):
             raise
@@ -68,25 +68,34 @@ def verb(function: Callable[..., Mapping[str, Any] | None]) -> Callable[..., Non
     return command
 
 
+def devices(address: str | None, gpus: int, cpus: int = 0) -> None:
+    """Refuse what this machine, where no cluster is joined, has not got; first of all checks."""
+    from skyray.runtime.session import require_devices
+
+    require_devices(address, gpus, cpus)
+
+
 @contextmanager
 def cluster(name: str, address: str | None, gpus: int = 0) -> Iterator[None]:
-    """Hold Ray for the verb `name`; what Ray says on the way goes into a log file."""
-    from skyray.runtime import noise
+    """Hold Ray for the verb `name`, whose checks are done; what Ray says goes into a log file."""
+    from skyray.runtime import noise, progress
     from skyray.runtime.session import ray_session
 
+    progress.clear()
     with noise.kept(name), ray_session(address, gpus=gpus):
         yield
 
 
 @contextmanager
-def _display(show: bool) -> Iterator[None]:
+def _display(name: str, show: bool) -> Iterator[None]:
     """Hold one display for all that a verb does; without one, load nothing."""
     if not show:
         yield
         return
     from skyray.runtime.progress import display
 
-    with display():
+    with display() as shown:
+        shown.add(name).wait("imports and checks")  # until `cluster`
         yield
 
 

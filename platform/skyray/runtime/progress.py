@@ -104,13 +104,13 @@ class Display:
     ----------
     show : bool
         Nothing is shown else, and rows cost next to nothing.
-    stream : file, optional
+    console : Console, optional
         Where to; default: what is stderr now, even if stderr is led elsewhere later.
     line_s : float
         Seconds between two lines of one row.
     """
 
-    def __init__(self, show: bool = True, stream: TextIO | None = None, line_s: float = _LINE_S):
+    def __init__(self, show: bool = True, console: Console | None = None, line_s: float = _LINE_S):
         self.lock = threading.RLock()
         self.rows: list[Row] = []
         self.show = show
@@ -119,10 +119,11 @@ class Display:
         self._live: Live | None = None
         self._closed = threading.Event()
         self._ticker: threading.Thread | None = None
-        self._own = stream is None and show and _is_stderr(sys.stderr)
+        self._own = console is None and show and _is_stderr(sys.stderr)
+        stream = sys.stderr
         if self._own:
-            stream = os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="replace")
-        self._console = Console(file=stream or sys.stderr, soft_wrap=False)
+            stream = os.fdopen(os.dup(2), "w", encoding=stream.encoding, errors="replace")
+        self._console = console or Console(file=stream)
 
     @contextmanager
     def row(
@@ -185,9 +186,7 @@ class Display:
             for row in self.rows[:room]:
                 left = row.seconds_left(now)
                 gone = clock(now - row.began)
-                bar = ProgressBar(
-                    total=row.total, completed=row.done, width=20, pulse=row.total is None
-                )
+                bar = ProgressBar(row.total, row.done, width=20) if row.total else ""
                 told = gone if left is None else f"{gone} gone, {clock(left)} left"
                 table.add_row(row.name, bar, row.count(), row.state(now), told)
             if (hidden := len(self.rows) - room) > 0:
@@ -277,6 +276,13 @@ def waiting(name: str, what: str, show: bool = True) -> Iterator[Row]:
     with task(name, show=show, keep=False) as row:
         row.wait(what)
         yield row
+
+
+def clear() -> None:
+    """Take away all rows of the process's display, if there is one."""
+    for shown in _open:
+        for row in list(shown.rows):
+            shown.end(row, keep=False)
 
 
 def is_open() -> bool:

@@ -130,8 +130,8 @@ def require_devices(address: str | None, gpus: int, cpus: int = 0) -> None:
         return
     if cpus > private_cpus():
         raise ConfigError(
-            f"{cpus} workers: expected at most {private_cpus()}, one a logical CPU of this "
-            "machine's private Ray; take fewer, or --address of a cluster"
+            f"{cpus} CPUs at once: expected at most {private_cpus()}, the logical CPUs of a private "
+            "Ray here; ask for fewer workers or threads, or give --address of a cluster"
         )
     if not gpus:
         return
