@@ -26,6 +26,7 @@ from rich.table import Table
 
 _LINE_S = 60.0  # between lines of one row, where there is no terminal
 _TICK_S = 1.0
+_BAR = 12  # characters
 _OTHERS = 4  # lines of a terminal that rows may not take
 
 
@@ -82,11 +83,15 @@ class Row:
             return f"waiting for {self.waiting}, {clock(now - self.since)}"
         return self.note
 
+    def times(self, now: float) -> str:
+        """Return how long it has taken, and how long it will still take if that is known."""
+        left = self.seconds_left(now)
+        gone = clock(now - self.began)
+        return gone if left is None else f"{gone}, {clock(left)} left"
+
     def line(self, now: float) -> str:
         """Return all of it as one line of text."""
-        left = self.seconds_left(now)
-        told = [self.count(), self.state(now), f"{clock(now - self.began)} gone"]
-        told += [] if left is None else [f"{clock(left)} left"]
+        told = (self.count(), self.state(now), self.times(now))
         return f"{self.name}: " + ", ".join(text for text in told if text)
 
 
@@ -176,21 +181,24 @@ class Display:
 
     def __rich__(self) -> Table:
         now = time.monotonic()
-        table = Table.grid(padding=(0, 2))
-        for column in ("name", "bar", "count"):
-            table.add_column(column, no_wrap=True)
-        table.add_column("state", overflow="ellipsis", no_wrap=True, ratio=1)
-        table.add_column("time", no_wrap=True, justify="right")
         room = max(3, self._console.height - _OTHERS)
         with self.lock:
-            for row in self.rows[:room]:
-                left = row.seconds_left(now)
-                gone = clock(now - row.began)
-                bar = ProgressBar(row.total, row.done, width=20) if row.total else ""
-                told = gone if left is None else f"{gone} gone, {clock(left)} left"
-                table.add_row(row.name, bar, row.count(), row.state(now), told)
-            if (hidden := len(self.rows) - room) > 0:
-                table.add_row(f"and {hidden} more")
+            rows, hidden = self.rows[:room], len(self.rows) - room
+            drawn = [
+                (row.name, ProgressBar(row.total, row.done, _BAR) if row.total else "", row.count(),
+                 row.state(now), row.times(now)) for row in rows
+            ]  # fmt: skip
+        if hidden > 0:
+            drawn.append((f"and {hidden} more", "", "", "", ""))
+        table = Table.grid(padding=(0, 1), expand=True)
+        for column in range(5):
+            widest = max((len(cells[column]) for cells in drawn if column != 1), default=_BAR)
+            if column == 3:  # what says most gets what is left of the line
+                table.add_column(no_wrap=True, overflow="ellipsis", ratio=1)
+            else:
+                table.add_column(no_wrap=True, width=widest)
+        for cells in drawn:
+            table.add_row(*cells)
         return table
 
     def _start(self) -> None:
