@@ -25,6 +25,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 _LINE_S = 60.0  # between lines of one row, where there is no terminal
+_FIRST_S = 5.0  # what waits for less is not worth a line
 _TICK_S = 1.0
 _BAR = 12  # characters
 _OTHERS = 4  # lines of a terminal that rows may not take
@@ -80,7 +81,8 @@ class Row:
     def state(self, now: float) -> str:
         """Return what is waited for and how long already, or the note."""
         if self.waiting:
-            return f"waiting for {self.waiting}, {clock(now - self.since)}"
+            since = now - self.since
+            return f"waiting for {self.waiting}" + (f", {clock(since)}" if since >= 1 else "")
         return self.note
 
     def times(self, now: float) -> str:
@@ -92,7 +94,7 @@ class Row:
     def line(self, now: float) -> str:
         """Return all of it as one line of text."""
         told = (self.count(), self.state(now), self.times(now))
-        return f"{self.name}: " + ", ".join(text for text in told if text)
+        return f"{self.name}: " + ", ".join(dict.fromkeys(text for text in told if text))
 
 
 def clock(seconds: float) -> str:
@@ -219,12 +221,14 @@ class Display:
             self._live = None
 
     def _tick(self) -> None:
+        first = min(_FIRST_S, self._line_s)
         while not self._closed.wait(min(_TICK_S, self._line_s)):
             now = time.monotonic()
             with self.lock:
                 for row in self.rows:
-                    at, waiting = self._told.get(id(row), (-self._line_s, ""))
-                    if now - at >= self._line_s or row.waiting != waiting:
+                    at, waiting = self._told.get(id(row), (row.began + first - self._line_s, ""))
+                    waits = row.waiting not in ("", waiting) and now - row.since >= first
+                    if waits or now - at >= self._line_s:
                         self._told[id(row)] = (now, row.waiting)
                         self.tell(row.line(now))
 
