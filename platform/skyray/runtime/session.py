@@ -6,7 +6,6 @@ import logging
 import os
 import secrets
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from skyray.runtime import noise, places
 from skyray.runtime.progress import is_open, waiting
 
 OBJECT_STORE_BYTES = 1_500_000_000
-START_S = 180.0  # that a private Ray may take to start
+_STARTS = 3  # of a private Ray
 CORES = "cores"  # of a private Ray's machine, which may have more logical CPUs than these
 
 
@@ -92,43 +91,28 @@ def private_cpus() -> int:
 
 
 def _start_private(num_cpus: int | None, environment: dict[str, dict[str, str]]) -> None:
+    """Start Ray here; again, where the machine is so busy that the raylet gave up on its agents."""
     import ray
 
-    with _patience():
-        ray.init(
-            address="local",
-            num_cpus=num_cpus or private_cpus(),
-            resources={CORES: len(os.sched_getaffinity(0))},
-            object_store_memory=int(os.environ.get("SKYRAY_OBJECT_STORE", OBJECT_STORE_BYTES)),
-            include_dashboard=False,
-            log_to_driver=noise.is_kept() or bool(os.environ.get(noise.SHOW)),
-            logging_level=logging.WARNING,
-            runtime_env=environment,
-        )
-
-
-@contextmanager
-def _patience() -> Iterator[None]:
-    """Let a raylet take START_S to come up, on a busy machine: Ray gives up after a fixed 30 s."""
-    from ray._private import services
-
-    look = services.get_node
-
-    def look_again(*args, **kwargs):
-        end = time.monotonic() + START_S
-        while True:
-            try:
-                return look(*args, **kwargs)
-            except RuntimeError:  # it is not there yet
-                if time.monotonic() > end:
-                    raise
-                time.sleep(0.1)
-
-    services.get_node = look_again
-    try:
-        yield
-    finally:
-        services.get_node = look
+    for attempt in range(_STARTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus or private_cpus(),
+                resources={CORES: len(os.sched_getaffinity(0))},
+                object_store_memory=int(os.environ.get("SKYRAY_OBJECT_STORE", OBJECT_STORE_BYTES)),
+                include_dashboard=False,
+                log_to_driver=noise.is_kept() or bool(os.environ.get(noise.SHOW)),
+                logging_level=logging.WARNING,
+                runtime_env=environment,
+            )
+            return
+        except Exception as error:  # Ray raises this very type
+            ray.shutdown()
+            if "timed out during startup" not in str(error):
+                raise
+            if attempt == _STARTS - 1:
+                raise RuntimeError(f"Ray did not start in {_STARTS} attempts: {error}") from error
 
 
 def require_devices(address: str | None, gpus: int, cpus: int = 0) -> None:
