@@ -15,7 +15,6 @@ from skyray.runtime import noise, places
 from skyray.runtime.progress import is_open, waiting
 
 OBJECT_STORE_BYTES = 1_500_000_000
-_STARTS = 3  # of a private Ray
 CORES = "cores"  # of a private Ray's machine, which may have more logical CPUs than these
 
 
@@ -91,28 +90,18 @@ def private_cpus() -> int:
 
 
 def _start_private(num_cpus: int | None, environment: dict[str, dict[str, str]]) -> None:
-    """Start Ray here; again, where the machine is so busy that the raylet gave up on its agents."""
     import ray
 
-    for attempt in range(_STARTS):
-        try:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus or private_cpus(),
-                resources={CORES: len(os.sched_getaffinity(0))},
-                object_store_memory=int(os.environ.get("SKYRAY_OBJECT_STORE", OBJECT_STORE_BYTES)),
-                include_dashboard=False,
-                log_to_driver=noise.is_kept() or bool(os.environ.get(noise.SHOW)),
-                logging_level=logging.WARNING,
-                runtime_env=environment,
-            )
-            return
-        except Exception as error:  # Ray raises this very type
-            ray.shutdown()
-            if "timed out during startup" not in str(error):
-                raise
-            if attempt == _STARTS - 1:
-                raise RuntimeError(f"Ray did not start in {_STARTS} attempts: {error}") from error
+    ray.init(
+        address="local",
+        num_cpus=num_cpus or private_cpus(),
+        resources={CORES: len(os.sched_getaffinity(0))},
+        object_store_memory=int(os.environ.get("SKYRAY_OBJECT_STORE", OBJECT_STORE_BYTES)),
+        include_dashboard=False,
+        log_to_driver=noise.is_kept() or bool(os.environ.get(noise.SHOW)),
+        logging_level=logging.WARNING,
+        runtime_env=environment,
+    )
 
 
 def require_devices(address: str | None, gpus: int, cpus: int = 0) -> None:
