@@ -10,6 +10,7 @@ from skyray.cli import (  # noqa: F401  (they register themselves)
     family_verbs,
     model_verbs,
     search_verbs,
+    service_verbs,
     vacuum_verb,
 )
 from skyray.cli.verb import app

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from skyray.cli.verb import Address, Json, verb
+from skyray.cli.verb import Address, Json, cluster, verb
 
 
 class Kind(StrEnum):
@@ -47,13 +47,15 @@ def export(
         from skyray.bundles.onnx_export import export_onnx
 
         return asdict(export_onnx(source, out, data, rows))
+    from skyray.cli.beforehand import check_there, check_writable
     from skyray.config import ConfigError
     from skyray.inference.catalogue import Catalogue
-    from skyray.runtime.session import ray_session
 
     if kind is Kind.parquet and Catalogue.exists(source):
         raise ConfigError(f"{source}: expected a dataset, found a catalogue: it is Parquet already")
-    with ray_session(address):
+    check_there([source])
+    check_writable(out)
+    with cluster("export", address):
         from skyray.inference.export import export_parquet
         from skyray.inference.hats import write_hats
 

@@ -14,6 +14,8 @@ from skyray.cli.verb import (
     Progress,
     Sources,
     Workers,
+    cluster,
+    devices,
     verb,
 )
 
@@ -63,9 +65,16 @@ def fit(
 
     Example: skyray fit spectra/ --out fitted
     """
-    from skyray.runtime.session import ray_session
+    devices(address, int(gpu))
 
-    with ray_session(address):
+    from skyray.cards import load_card
+    from skyray.cli.beforehand import check_there, check_writable
+
+    if card is not None:
+        load_card(card)
+    check_there(sources)
+    check_writable(out)
+    with cluster("fit", address, int(gpu)):
         from skyray.workflows.fit import fit as run
 
         return run(
@@ -105,9 +114,14 @@ def outliers(
 
     Example: skyray outliers galaxies survey/ --stars stars --out strange
     """
-    from skyray.runtime.session import ray_session
+    devices(address, int(gpu))
 
-    with ray_session(address):
+    from skyray.cli.beforehand import check_sources_of, check_writable
+
+    for one in filter(None, (bundle, stars)):
+        check_sources_of(one, sources, card)
+    check_writable(out)
+    with cluster("outliers", address, int(gpu)):
         from skyray.workflows.outliers import find_outliers
 
         return find_outliers(
@@ -138,19 +152,22 @@ def reproduce(
 
     Example: skyray reproduce desi-outliers --out strange
     """
+    gpus = workers if gpu else 0
+    devices(address, gpus, workers)
     import importlib
     import inspect
 
+    from skyray.cli.beforehand import check_writable
     from skyray.config import ConfigError
-    from skyray.runtime.session import ray_session
 
     if paper not in PAPERS:
         raise ConfigError(f"paper {paper!r}: expected one of {sorted(PAPERS)}")
+    check_writable(out)
     experiment = importlib.import_module(PAPERS[paper]).reproduce
     given = {} if data is None else {"data": data}
     if given and "data" not in inspect.signature(experiment).parameters:
         raise ConfigError(f"--data: {paper} takes no dataset")
-    with ray_session(address):
+    with cluster("reproduce", address, gpus):
         return experiment(
             out, scale, seed=seed, workers=workers, use_gpu=gpu, changes=tuple(set_ or ()),
             progress=progress, **given,
@@ -197,16 +214,23 @@ def recurse(
     Example: skyray recurse morphology/sdss_xception --data sdss --unlabelled des
     --test des=des --out recursion
     """
+    gpus = workers if gpu else 0
+    devices(address, gpus, workers)
+    from skyray.cli.beforehand import check_training, check_writable
     from skyray.config import ConfigError
+    from skyray.data.dataset import Dataset
     from skyray.families.base import load_recipe
     from skyray.runtime import places
-    from skyray.runtime.session import ray_session
 
     tests = dict(item.split("=", 1) for item in test if "=" in item)
     if len(tests) < len(test):
         raise ConfigError(f"--test: expected NAME=DATASET each, found {test}")
     chosen = load_recipe(recipe).override(set_ or [])
-    with ray_session(address):
+    check_training(chosen, data)
+    for other in (unlabelled, *tests.values()):
+        Dataset.open(other)
+    check_writable(out)
+    with cluster("recurse", address, gpus):
         from skyray.workflows.recursion import (
             Resources,
             Settings,
@@ -244,10 +268,15 @@ def map_alerts(
 
     Example: skyray map-alerts bundle-a bundle-b --data alerts --out map
     """
-    from skyray.runtime.session import ray_session
+    devices(address, int(gpu))
 
-    with ray_session(address):
+    from skyray.cli.beforehand import check_bundle, check_writable
+
+    chosen = None if split == "all" else split
+    for bundle in bundles:
+        check_bundle(bundle, data, chosen)
+    check_writable(out)
+    with cluster("map-alerts", address, int(gpu)):
         from skyray.workflows.alerts import map_alerts as run
 
-        chosen = None if split == "all" else split
         return run(bundles, data, out, split=chosen, workers=workers, use_gpu=gpu)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from skyray.cli.verb import Address, BundleUri, Json, verb
+from skyray.cli.verb import Address, BundleUri, Json, cluster, devices, verb
 
 
 @verb
@@ -30,12 +30,18 @@ def promote(
     Example: skyray promote models:/skyray-redshift-sdss_dr16@candidate --data mock
     --if "accuracy>champion" --out scores
     """
-    from skyray.runtime.session import ray_session
+    devices(address, int(gpu))
+    from skyray.cli.beforehand import check_bundle, check_writable
+    from skyray.inference.promote import Condition
+    from skyray.inference.promote import promote as run
 
-    with ray_session(address):
-        from skyray.inference.promote import promote as run
-
-        done = run(bundle, data, out, if_, split=None if split == "all" else split, use_gpu=gpu)
+    for condition in if_:
+        Condition.parse(condition)
+    chosen = None if split == "all" else split
+    check_bundle(bundle, data, chosen)
+    check_writable(out)
+    with cluster("promote", address, int(gpu)):
+        done = run(bundle, data, out, if_, split=chosen, use_gpu=gpu)
     return done.summary()
 
 

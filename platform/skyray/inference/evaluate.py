@@ -30,6 +30,7 @@ def evaluate(
     workers: int | None = None,
     use_gpu: bool = False,
     figures: bool = True,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Return the family's metrics of `bundle` on a dataset; write them with figures to `out`.
 
@@ -51,6 +52,7 @@ def evaluate(
     results = predict_dataset(
         bundle, dataset, places.join(out, "_predictions"), split=split, training=True,
         keep=["object_id", *family.truth_columns()], workers=workers, use_gpu=use_gpu, replace=True,
+        progress="evaluate" if progress else None,
     )  # fmt: skip
     drawn = drawn_rows(results)
     metrics = family.evaluate(drawn, predictor.calibration)

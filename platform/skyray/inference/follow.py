@@ -22,7 +22,6 @@ from typing import Any
 
 import pyarrow as pa
 import ray
-from tqdm import tqdm
 
 from skyray.bundles.bundle import Predictor, read_bundle
 from skyray.bundles.named import located
@@ -32,6 +31,7 @@ from skyray.inference.predict import IDENTITY
 from skyray.inference.streams import Message, Source, decoded, open_source, with_registry
 from skyray.records import InvalidRecord, Record, each_or_all
 from skyray.runtime import bounded, places
+from skyray.runtime.progress import Row, task
 
 _RESTARTS = 3  # of a scorer whose node is lost
 
@@ -163,8 +163,8 @@ def follow(
     uri = places.absolute(bundle)
     bounds = bounded.Bounds.of_environment()
     pool = [place.remote(uri, text, bounds, following.keeps, 1) for _ in range(workers)]
-    with closing(following), tqdm(desc="follow", unit="object", disable=not progress) as bar:
-        pump = _Pump(following, ledger, deque(pool), bar)
+    with closing(following), task("follow", unit="object", show=progress) as shown:
+        pump = _Pump(following, ledger, deque(pool), shown)
         last = time.monotonic()
         while True:
             wanted = batch if most is None else min(batch, most - pump.taken)
@@ -179,8 +179,8 @@ def follow(
 class _Pump:
     """Moves deliveries from the source through the scorers into the ledger, in order."""
 
-    def __init__(self, source: Source, ledger: Ledger, pool: deque, bar: tqdm):
-        self.source, self.ledger, self.pool, self.bar = source, ledger, pool, bar
+    def __init__(self, source: Source, ledger: Ledger, pool: deque, shown: Row):
+        self.source, self.ledger, self.pool, self.shown = source, ledger, pool, shown
         self.running: deque[tuple[Any, Any, list[Message]]] = deque()
         self.taken = 0
         self.total = FollowResult(ledger.out, 0, 0, 0)
@@ -202,5 +202,5 @@ class _Pump:
         self.source.done(messages)
         self.pool.append(scorer)
         self.total = self.total.plus(done)
-        self.bar.update(done.scored)
-        self.bar.set_postfix(refused=self.total.refused, repeated=self.total.repeated)
+        more = f"{self.total.refused:,} refused, {self.total.repeated:,} repeated"
+        self.shown.advance(done.scored, more)

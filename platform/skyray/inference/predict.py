@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from skyray.bundles.bundle import Predictor, bundle_digest, check_layout, read_bundle
 from skyray.bundles.named import located
@@ -22,6 +21,7 @@ from skyray.inference.hats import write_hats
 from skyray.inference.results import Results, piece_rows
 from skyray.inference.single_file import MOST_BYTES, MOST_ROWS, fits_in_one, write_single
 from skyray.runtime import places
+from skyray.runtime.progress import task
 
 KEY = "observation_id"
 _POSITION = (
@@ -89,7 +89,7 @@ def predict_dataset(
     change : callable, optional
         What is done to the network's inputs (see `pipeline.Job`); name it in `note`.
     progress : str, optional
-        Name of a progress bar.
+        Name under which progress is shown.
 
     Raises
     ------
@@ -122,10 +122,12 @@ def predict_dataset(
         about["fingerprint"], keep, training, detail, results, change,
     )  # fmt: skip
     there = len(chosen) - sum(map(results.rows_of, results.missing()))
-    with tqdm(total=len(chosen), initial=there, desc=progress, unit="object",
-              disable=progress is None) as bar:  # fmt: skip
+    with task(
+        progress or "predict", len(chosen), "object", done=there, show=progress is not None
+    ) as shown:
+        shown.wait("networks to start")
         for written in pipeline.run(job, chosen, workers, use_gpu):
-            bar.update(written)
+            shown.advance(written)
     if left := len(results.missing()):
         raise RuntimeError(f"{out}: expected {results.count} pieces, {left} of them are missing")
     return results

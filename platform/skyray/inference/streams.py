@@ -10,8 +10,6 @@ from functools import cached_property, lru_cache
 from typing import Any, Protocol
 from urllib.parse import parse_qs, urlsplit
 
-from tqdm import tqdm
-
 from skyray.cards import Card
 from skyray.config import ConfigError
 from skyray.data.rows import admit, content_digest
@@ -21,6 +19,7 @@ from skyray.readers.memory import memory_file
 from skyray.readers.read_records import read_records
 from skyray.records import InvalidRecord, Record
 from skyray.runtime import places
+from skyray.runtime.progress import tell
 
 REGISTRY = "schema.registry.url"
 _HOPELESS = (
@@ -176,7 +175,7 @@ class KafkaSource:
     def _tell(self, text: str) -> None:
         if text != self._told:
             self._told = text
-            tqdm.write(text)
+            tell(text)
 
     def done(self, messages: Sequence[Message]) -> None:
         from confluent_kafka import KafkaException, TopicPartition

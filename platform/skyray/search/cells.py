@@ -14,7 +14,6 @@ from typing import Any
 
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
-from tqdm import tqdm
 
 from skyray.bundles.bundle import BUNDLE_FILE, read_bundle
 from skyray.config import ConfigError
@@ -23,6 +22,7 @@ from skyray.data.prepared import prepare
 from skyray.families.base import Recipe, load_family
 from skyray.inference.evaluate import evaluate
 from skyray.runtime import places, tracking
+from skyray.runtime.progress import task
 from skyray.runtime.session import cores_for, quiet_data
 from skyray.training.lone import train_alone
 
@@ -131,14 +131,14 @@ def _all(
     pool = ThreadPoolExecutor(min(len(cells), _THREADS) or 1, thread_name_prefix="cells")
     try:
         futures = {pool.submit(finish, cell): cell.name for cell in cells}
-        for done in tqdm(
-            as_completed(futures), total=len(cells), desc="train", unit="model",
-            disable=not progress,
-        ):  # fmt: skip
-            try:
-                metrics[futures[done]] = done.result()
-            except RayError as error:
-                failed[futures[done]] = str(getattr(error, "cause", None) or error)
+        with task("train", len(cells), "model", show=progress) as shown:
+            shown.wait("the first model")
+            for done in as_completed(futures):
+                try:
+                    metrics[futures[done]] = done.result()
+                except RayError as error:
+                    failed[futures[done]] = str(getattr(error, "cause", None) or error)
+                shown.advance(note=f"{len(failed)} failed" if failed else "")
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return metrics, failed

@@ -17,6 +17,7 @@ from skyray.runtime import places
 from skyray.runtime.session import cores_for
 from skyray.training import loop
 from skyray.training.graph import StageGraph, lanes_that_fit
+from skyray.training.group_start import TellStart
 
 # How long Ray waits for the workers of a group: machines of a cloud take minutes to boot.
 os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
@@ -150,6 +151,7 @@ def _fit(config: dict[str, Any], scale: Scale, max_failures: int) -> None:
                 controller_failure_limit=3,  # it would try to start a group for ever
                 relax_collectives_on_preemption=True,
             ),
+            callbacks=[TellStart(config["board"])],
         ),
         torch_config=TorchConfig(backend="nccl" if scale.gpus else "gloo"),
     )

@@ -86,6 +86,8 @@ def run_stages(
         if told[0] == END:
             break
         stage = stages[told[1]]
+        if worker.leads:
+            worker.wait(stage.name, "its rows to be read", 0, stage.train.epochs)
         held.bring(order.needs(stage.name))
         torch.manual_seed(stream_seed(worker.seed, stage.name, "begin"))
         model.eval().requires_grad_(False)
@@ -181,6 +183,9 @@ class _StageRun:
         if saved:
             self._load(saved)
             saved = None  # it holds a second copy of all
+        if self.worker.leads:
+            at = self.position.epoch
+            self.worker.wait(self.stage.name, f"epoch {at + 1} to end", at, self.config.epochs)
         ended = time.monotonic()
         while self.position.epoch < self.config.epochs and not self._should_stop():
             started = time.monotonic()
@@ -369,6 +374,7 @@ class _StageRun:
         self.part.load_state_dict(part)
         if self.worker.leads:
             self.worker.files.finish(self.stage.name, part, self.position)
+            self.worker.end(self.stage.name)
 
 
 def history_json(history: list[dict[str, Any]]) -> bytes:

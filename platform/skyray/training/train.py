@@ -20,7 +20,8 @@ from skyray.data.prepared import KEY, prepare
 from skyray.data.prepared_tables import PreparedTable
 from skyray.families.base import Columns, DataInfo, Family, Recipe, load_family
 from skyray.runtime import places, provenance, tracking
-from skyray.runtime.progress import ProgressBars
+from skyray.runtime.board import ProgressBars
+from skyray.runtime.progress import waiting
 from skyray.training import loop
 from skyray.training.graph import StageGraph
 from skyray.training.lanes import Scale, TrainingFailed, run_lanes
@@ -109,7 +110,8 @@ def train(
             config = _worker_config(family, table, run_id, run_uri, planned, bars.board)
             run_lanes(config, graph, scale, max_failures)
         history, restarts = files.history(graph.names)
-        _finish(family, table, run_uri, run_id, out, history, scale)
+        with waiting("bundle", "calibration and writing", show=progress):
+            _finish(family, table, run_uri, run_id, out, history, scale)
         registry.register(out, run_id)
         failed = False
     finally:

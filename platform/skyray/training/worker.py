@@ -123,6 +123,14 @@ class Worker(ABC):
     pace: SavingPace = field(default_factory=SavingPace)
 
     @abstractmethod
+    def wait(self, stage: str, what: str, done: int = 0, epochs: int | None = None) -> None:
+        """Tell whoever watches what a stage waits for (rank 0 only)."""
+
+    @abstractmethod
+    def end(self, stage: str) -> None:
+        """Tell whoever watches that a stage is over (rank 0 only)."""
+
+    @abstractmethod
     def show(self, row: dict[str, Any], epochs: int, note: str) -> None:
         """Tell whoever watches that an epoch of a stage is over (rank 0 only)."""
 
@@ -206,6 +214,12 @@ class GroupWorker(Worker):
     def is_leaving(self) -> bool:
         return ray.train.get_preemption_info() is not None
 
+    def wait(self, stage: str, what: str, done: int = 0, epochs: int | None = None) -> None:
+        self.board.wait.remote(stage, what, done, epochs)
+
+    def end(self, stage: str) -> None:
+        self.board.end.remote(stage)
+
     def show(self, row: dict[str, Any], epochs: int, note: str) -> None:
         self.board.update.remote(row["stage"], row["epoch"] + 1, epochs, note)
 
@@ -232,6 +246,12 @@ class LoneWorker(Worker):
     """A training in one process."""
 
     on_epoch: Callable[[dict[str, Any]], None] | None = None
+
+    def wait(self, stage: str, what: str, done: int = 0, epochs: int | None = None) -> None:
+        """Nobody watches one process of many."""
+
+    def end(self, stage: str) -> None:
+        """Nobody watches one process of many."""
 
     def show(self, row: dict[str, Any], epochs: int, note: str) -> None:
         if self.on_epoch:
