@@ -10,6 +10,8 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Ray's workers yield to other processes by default: here to the tests that run beside Ray's.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # Ray Train looks every 2 s whether its workers are done: long for trainings of a second.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
 
