@@ -33,7 +33,7 @@ def exported(request, tmp_path_factory):
     """A calibrated bundle, its export, and rows it was not calibrated on."""
     name, number = request.param
     example = load_family(name).examples()[number]
-    case = Case(load_family(name), replace(example, rows=2 * ROWS))
+    case = Case(load_family(name), replace(example, rows=4 * ROWS))
     family = case.family()
     torch.manual_seed(0)
     model = family.build_model().eval()
@@ -41,7 +41,7 @@ def exported(request, tmp_path_factory):
         if parameter.ndim > 1 and not parameter.any():
             nn.init.normal_(parameter, std=0.1)
     served = family.optimise_for_inference(model)
-    calibration, tensors = family.calibrate(served, case.inputs(True, range(0, 2 * ROWS, 2)))
+    calibration, tensors = family.calibrate(served, case.inputs(True, range(0, 4 * ROWS, 2)))
     folder = tmp_path_factory.mktemp(name)
     bundle, file = str(folder / "bundle"), str(folder / "model.onnx")
     write_bundle(bundle, family, model, calibration, tensors, {"version": "1-2-3"})
@@ -165,7 +165,7 @@ def test_a_layer_without_counterpart_is_named():
             return (torch.special.gammaincc(x, x),)
 
     port = Port("x", "float32", (2,), "", "numbers")
-    with pytest.raises(NotExportable, match="gammaincc"):
+    with pytest.raises(NotExportable, match="igammac"):
         make_graph(
             Export(Gamma(), (port,), (replace(port, name="y"),)),
             {"x": np.ones((3, 2), np.float32)}, {},

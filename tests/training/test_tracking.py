@@ -12,6 +12,7 @@ from skyray.cli import main
 from skyray.families.base import DataInfo
 from skyray.runtime import outbox, places, tracking
 from skyray.training import loop
+from skyray.training.graph import StageGraph
 from skyray.training.worker import LoneWorker
 
 pytestmark = pytest.mark.slow
@@ -44,7 +45,9 @@ def trained(folder, parent: str | None = None, on_epoch=None) -> tuple[str, list
         run_id=run_id, tracking_uri=tracking.tracking_uri(), on_epoch=on_epoch,
     )  # fmt: skip
     family = LineFamily(chosen, DataInfo("c", "spectrum", (), {}, "f"))
-    history = loop.run_stages(worker, family, line_table(folder / "home")).history
+    graph = StageGraph(family.stages())
+    loop.run_stages(worker, family, line_table(folder / "home"), graph)
+    history, _ = worker.files.history(graph.names)
     tracking.finish_run(run_id, failed=False)
     return run_id, history
 

@@ -14,8 +14,9 @@ def unit(image_B3SS: torch.Tensor) -> torch.Tensor:
 
 def views_of(image_B3SS: torch.Tensor, views: int) -> Iterator[torch.Tensor]:
     """Yield the image, or with 8 `views` its flips and quarter turns."""
-    for turns in range(4 if views == 8 else 1):
-        turned = torch.rot90(image_B3SS, turns, (-2, -1))
+    turned = image_B3SS
+    for _ in range(4 if views == 8 else 1):
         yield turned
         if views == 8:
             yield turned.flip(-1)
+        turned = turned.flip(-1).transpose(-2, -1)  # as rot90, which ONNX has not got
