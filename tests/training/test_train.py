@@ -117,7 +117,7 @@ def test_run_is_tracked_and_registered(tiny_bundle, mock_dataset):
     assert content["data"]["fingerprint"].startswith(given.dataset.digest)
     assert json.loads(given.dataset.profile)["version"] == content["data"]["version"]
     model = mlflow.pyfunc.load_model(f"models:/{name}/{ours.version}")
-    table = Dataset.open(mock_dataset).to_table(["flux", "ivar", "mask"], "test")
+    table = Dataset.open(mock_dataset).to_table(content["input_columns"], "test")
     columns = {name: values[:4] for name, values in table_to_columns(table).items()}
     frame = {name: list(values) for name, values in columns.items()}
     import pandas as pd
