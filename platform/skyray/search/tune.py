@@ -35,6 +35,8 @@ _RUNS, _RAY = "runs", "ray"
 _NODE_DIED = "node has died"  # in Ray's words for the death of an actor
 # How often Ray Tune saves the state of search and trials, s: a killed sweep repeats no more.
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
+# How long the process of an ended trial may take before the next one, s: MLflow is told the rest.
+os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "120")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables; ours is a row of the display
 
 
