@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.onnx.symbolic_helper import parse_args
 
 import skyray
 from skyray.bundles.bundle import Predictor, bundle_digest, check_layout, trained_model
@@ -126,6 +127,9 @@ def make_graph(export: Export, inputs: Columns, metadata: Mapping[str, str]) -> 
             f"weights: expected at most {MOST_BYTES:,} bytes, found {size:,}: more than one file "
             "of ONNX holds"
         )
+    torch.onnx.register_custom_op_symbolic(
+        "aten::_upsample_bilinear2d_aa", _resize_antialiased, OPSET
+    )
     names = [port.name for port in export.inputs], [port.name for port in export.outputs]
     written = io.BytesIO()
     try:
@@ -144,6 +148,17 @@ def make_graph(export: Export, inputs: Columns, metadata: Mapping[str, str]) -> 
     onnx.helper.set_model_props(model, dict(metadata))
     onnx.checker.check_model(model)
     return model.SerializeToString()
+
+
+@parse_args("v", "is", "b", "v", "v")
+def _resize_antialiased(g, image, size, align_corners, *scales):
+    """Return ONNX's own antialiased resizing; the exporter has no translation of torch's."""
+    none = g.op("Constant", value_t=torch.tensor([], dtype=torch.float32))
+    return g.op(
+        "Resize", image, none, none, g.op("Constant", value_t=torch.tensor(size)),
+        coordinate_transformation_mode_s="align_corners" if align_corners else "half_pixel",
+        mode_s="linear", antialias_i=1, axes_i=[2, 3],
+    )  # fmt: skip
 
 
 def verify(graph: bytes, export: Export, inputs: Columns, expected: Columns) -> dict[str, float]:

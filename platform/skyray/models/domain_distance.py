@@ -38,5 +38,5 @@ class DomainDistance(nn.Module):
         white = (features.double() - self.centre) @ self.whitener
         nearest = (white[:, None] - self.means).square().sum(dim=2).amin(dim=1).sqrt()
         finite = torch.isfinite(features).all(dim=1)
-        distance = torch.where(finite, nearest, torch.full_like(nearest, torch.inf))
+        distance = nearest.masked_fill(~finite, torch.inf)
         return distance, distance <= self.threshold

@@ -40,7 +40,7 @@ class ExportedLensing(nn.Module):
         return (
             probability.argmax(1), probability.float(),
             torch.sigmoid((before - self.mean) @ self.weight + self.bias),
-            torch.where(inside, known, others_known),
+            (inside & known) | (~inside & others_known),
             torch.where(inside, distance, others).float(),
         )  # fmt: skip
 
