@@ -15,7 +15,7 @@ from skyray.runtime.session import require_cluster_gpus, require_devices
 
 
 @pytest.fixture
-def shown(ray_cluster) -> Iterator[Display]:
+def shown(ray_cluster, capsys) -> Iterator[Display]:  # what is told is seen
     with display() as opened:
         yield opened
 
