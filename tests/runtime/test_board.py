@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Callable, Iterator
 
 import pytest
 import ray
+from rich.console import Console
 
 from skyray.config import ConfigError
 from skyray.runtime.board import ProgressBars
-from skyray.runtime.progress import Display, display
+from skyray.runtime.progress import Display
 from skyray.runtime.session import require_cluster_gpus, require_devices
 
 
 @pytest.fixture
-def shown(ray_cluster, capsys) -> Iterator[Display]:  # what is told is seen
-    with display() as opened:
-        yield opened
+def told() -> io.StringIO:
+    return io.StringIO()
+
+
+@pytest.fixture
+def shown(ray_cluster, told, monkeypatch) -> Iterator[Display]:
+    """The process's display, which tells `told` what it would tell stderr."""
+    made = Display(console=Console(file=told, width=200))
+    monkeypatch.setattr("skyray.runtime.progress._open", [made])
+    yield made
+    made.close()
 
 
 def until(true: Callable[[], bool], seconds: float = 60.0) -> None:
@@ -32,7 +42,7 @@ def states(shown: Display) -> dict[str, tuple[int, str]]:
     return {row.name: (row.done, row.waiting) for row in list(shown.rows)}
 
 
-def test_stages_side_by_side_have_a_row_each_until_they_end(shown, capsys):
+def test_stages_side_by_side_have_a_row_each_until_they_end(shown, told):
     with ProgressBars(interval_s=0.05) as bars:
         assert states(shown) == {"workers": (0, "a controller")}
         ray.get(bars.board.wait.remote("workers", "nodes with 2 × 1 GPU"))
@@ -45,7 +55,7 @@ def test_stages_side_by_side_have_a_row_each_until_they_end(shown, capsys):
         bars.board.end.remote("star")  # stopped early
         until(lambda: states(shown) == {"galaxy": (1, "")})
     assert states(shown) == {}
-    err = capsys.readouterr().err
+    err = told.getvalue()
     assert "star: 4/9 epochs, loss 2.0" in err
     assert "galaxy: 1/9 epochs, loss 1.0" in err
     assert "workers" not in err.replace("workers: waiting", "")
