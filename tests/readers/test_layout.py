@@ -44,7 +44,7 @@ def test_other_files_are_left_alone(reader, name):
 
 def test_names_of_stems():
     assert "redrock-*.fits.gz" in fits_names("redrock-*")
-    assert len(set(fits_names("a", "b"))) == 30
+    assert len(set(fits_names("a", "b"))) == 36
 
 
 def test_description_names_hdus_columns_and_shapes(tmp_path):
