@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from tests.fuzzing import FILES, MUTATIONS, fuzz, mutated, table
 
-
 # Known: some damaged pages make Arrow ask for more than the process may have, and it ends; the file
 # is refused and the rest goes on, but the bound should come before the request.
 _ENDS_PROCESS = pytest.mark.xfail(reason="Arrow ends its process on some damaged pages")
