@@ -11,9 +11,9 @@ import random
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from tests.bounded_work import forget_peak, peak_mib
@@ -29,6 +29,7 @@ SECONDS = 2.0
 _BOUNDS = bounded.Bounds(seconds=SECONDS, memory_mib=PEAK_MIB, seconds_per_mib=0)
 LEAST_ENDS = 4  # read, or refused for a reason: the mutations do get to different places
 DECODERS = {**FILES, **BODIES}
+_AT_ONCE = 50
 _FAULTS = ("escaped", "crashed", "hung", "too large")
 _UNNAMED = ("unreadable", "reader_fault")  # refused, by the last boundary
 
@@ -37,7 +38,7 @@ _UNNAMED = ("unreadable", "reader_fault")  # refused, by the last boundary
 class Tally:
     """What became of a decoder's mutations."""
 
-    mutations: int = 0
+    mutations: int
     refused: Counter = field(default_factory=Counter)  # reasons; `READ` for records
     faults: list[str] = field(default_factory=list)  # escaped, crashed, hung, too large
     slowest_s: float = 0.0
@@ -80,57 +81,58 @@ def _seeds(name: str) -> list[bytes]:
     return DECODERS[name].seeds()
 
 
-def _attempt(name: str, number: int) -> tuple[list[str], str, float, float]:
-    """Return outcomes, what escaped, seconds of processor time and the peak so far, MiB."""
-    decoder = DECODERS[name]
-    content = mutated(name, number)
-    began, escaped, found = time.process_time(), "", []
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found = outcomes(decoder, content)
-    except MemoryError:
-        raise
-    except Exception as error:
-        escaped = f"{type(error).__name__}: {error}"[:200]
-    return found, escaped, time.process_time() - began, peak_mib()
+@dataclass
+class _Attempt:
+    """Work of a process: it reads the good files first, before anything is limited or counted."""
+
+    name: str
+    idle_mib: float = 0.0
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        decoder = DECODERS[self.name]
+        found = {end for content in _seeds(self.name) for end in outcomes(decoder, content)}
+        if found != {READ}:
+            raise AssertionError(f"{self.name}: expected its good files to be read, found {found}")
+        forget_peak()
+        self.idle_mib = peak_mib()
+
+    def __call__(self, content: bytes) -> tuple[list[str], str, float, float]:
+        """Return outcomes, what escaped, seconds of processor time and the peak so far, MiB."""
+        began, escaped, found = time.process_time(), "", []
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                found = outcomes(DECODERS[self.name], content)
+        except MemoryError:
+            raise
+        except Exception as error:
+            escaped = f"{type(error).__name__}: {error}"[:200]
+        return found, escaped, time.process_time() - began, peak_mib() - self.idle_mib
 
 
-def _idle(name: str, _: int) -> tuple[list[str], str, float, float]:
-    """Read the good files, so that what is imported on the way is no part of a mutation's."""
-    decoder = DECODERS[name]
-    found = [outcome for content in _seeds(name) for outcome in outcomes(decoder, content)]
-    forget_peak()
-    return found, "", 0.0, peak_mib()
-
-
-def _step(name: str, number: int) -> tuple[list[str], str, float, float]:
-    return _idle(name, number) if number < 0 else _attempt(name, number)
+def _results(name: str, mutations: int) -> Iterator[Any]:
+    """Yield what `_Attempt` makes of the mutations, which are made here: their cost is not its."""
+    bounded.close()  # processes that hold what other decoders left there
+    for first in range(0, mutations, _AT_ONCE):
+        numbers = range(first, min(first + _AT_ONCE, mutations))
+        contents = [mutated(name, number) for number in numbers]
+        yield from bounded.each(_Attempt(name), contents, [0] * len(contents), _BOUNDS)
 
 
 def fuzz(name: str, mutations: int = MUTATIONS) -> Tally:
-    """Run the mutations of a decoder; raises if its good files are not read."""
-    tally = Tally()
-    numbers = range(-1, mutations)
-    results = bounded.each(partial(_step, name), numbers, [0] * len(numbers), _BOUNDS)
-    idle = 0.0
-    for number, result in zip(numbers, results, strict=True):
+    """Run the mutations of a decoder; RuntimeError if its good files are not read."""
+    tally = Tally(mutations)
+    for number, result in enumerate(_results(name, mutations)):
         if isinstance(result, InvalidRecord):
             kind = {"decode_timeout": "hung", "decode_memory": "too large"}
             tally.faults.append(f"{kind.get(result.reason, 'crashed')}: mutation {number}: "
                                 f"{result.detail}")  # fmt: skip
-            tally.mutations += 1
             continue
         found, escaped, seconds, peak = result
-        if number < 0:
-            if set(found) != {READ}:
-                raise AssertionError(f"{name}: expected its good files to be read, found {found}")
-            idle = peak
-            continue
-        tally.mutations += 1
         tally.refused.update(set(found))
         tally.slowest_s = max(tally.slowest_s, seconds)
-        tally.peak_mib = max(tally.peak_mib, peak - idle)
+        tally.peak_mib = max(tally.peak_mib, peak)
         if escaped:
             tally.faults.append(f"escaped: mutation {number}: {escaped}")
         unknown = [reason for reason in found if reason != READ and reason_of(reason) is None]
