@@ -118,8 +118,8 @@ def _then_bytes(*rows: Mutator) -> Mutator:
         for _ in range(rng.choice((1, 1, 2, 3)) if kind else 0):
             try:
                 content = rng.choice(rows)(content, rng)
-            except (pa.ArrowException, ArithmeticError, AttributeError, LookupError, TypeError,
-                    ValueError):  # fmt: skip
+            except (pa.ArrowException, ValueError, LookupError, TypeError, AttributeError,
+                    OSError, OverflowError):  # fmt: skip
                 continue  # no such table can be written
         return change_bytes(content, rng) if kind <= 1 else content
 

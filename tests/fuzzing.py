@@ -11,7 +11,7 @@ import random
 import time
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -29,6 +29,7 @@ SECONDS = 2.0
 _BOUNDS = bounded.Bounds(seconds=SECONDS, memory_mib=PEAK_MIB, seconds_per_mib=0)
 LEAST_ENDS = 4  # read, or refused for a reason: the mutations do get to different places
 DECODERS = {**FILES, **BODIES}
+_AT_ONCE = 50
 _FAULTS = ("escaped", "crashed", "hung", "too large")
 _UNNAMED = ("unreadable", "reader_fault")  # refused, by the last boundary
 
@@ -96,9 +97,8 @@ class _Attempt:
         forget_peak()
         self.idle_mib = peak_mib()
 
-    def __call__(self, number: int) -> tuple[list[str], str, float, float]:
+    def __call__(self, content: bytes) -> tuple[list[str], str, float, float]:
         """Return outcomes, what escaped, seconds of processor time and the peak so far, MiB."""
-        content = mutated(self.name, number)
         began, escaped, found = time.process_time(), "", []
         try:
             with warnings.catch_warnings():
@@ -111,12 +111,19 @@ class _Attempt:
         return found, escaped, time.process_time() - began, peak_mib() - self.idle_mib
 
 
+def _results(name: str, mutations: int) -> Iterator[Any]:
+    """Yield what `_Attempt` makes of the mutations, which are made here: their cost is not its."""
+    bounded.close()  # processes that hold what other decoders left there
+    for first in range(0, mutations, _AT_ONCE):
+        numbers = range(first, min(first + _AT_ONCE, mutations))
+        contents = [mutated(name, number) for number in numbers]
+        yield from bounded.each(_Attempt(name), contents, [0] * len(contents), _BOUNDS)
+
+
 def fuzz(name: str, mutations: int = MUTATIONS) -> Tally:
     """Run the mutations of a decoder; RuntimeError if its good files are not read."""
     tally = Tally(mutations)
-    bounded.close()  # a process that has other decoders' peaks behind it
-    results = bounded.each(_Attempt(name), range(mutations), [0] * mutations, _BOUNDS)
-    for number, result in enumerate(results):
+    for number, result in enumerate(_results(name, mutations)):
         if isinstance(result, InvalidRecord):
             kind = {"decode_timeout": "hung", "decode_memory": "too large"}
             tally.faults.append(f"{kind.get(result.reason, 'crashed')}: mutation {number}: "

@@ -71,5 +71,6 @@ def test_values_that_columns_cannot_hold_are_refused_and_the_others_kept():
     half["objectId"] = "ZTF\ud800"
     table = outcomes([packet(0), late, huge, half, packet(4)])
     found = Counter(table["reason"].to_pylist())
-    assert found == {None: 2, "packet_field_invalid": 1, "reader_fault": 2}
+    assert found == {None: 2, "packet_field_invalid": 1, "field_invalid": 1, "reader_fault": 1}
+    assert "expected int64, found 1000000" in table["detail"][2].as_py()
     assert "\\ud800" in table["detail"][3].as_py() or "surrogates" in table["detail"][3].as_py()

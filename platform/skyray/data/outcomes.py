@@ -233,7 +233,12 @@ def _column(field: pa.Field, values: list[Any]) -> pa.Array:
     if not field.nullable:
         nothing = _NOTHING.get(field.type, 0)
         values = [nothing if value is None else value for value in values]
-    return pa.array(values, type=field.type)
+    try:
+        return pa.array(values, type=field.type)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        found = f"{values[0]!r}"[:100] if len(values) == 1 else f"{len(values)} values"
+        detail = f"{field.name}: expected {field.type}, found {found}"
+        raise InvalidRecord("field_invalid", detail) from None
 
 
 _NOTHING = {pa.string(): "", pa.binary(32): bytes(32)}
