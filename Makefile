@@ -5,8 +5,9 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 FILES  ?=
 BUNDLE ?= demo/bundle
+MUTATIONS ?= 50000
 
-.PHONY: setup demo test test-fast lint format bench serve clean help
+.PHONY: setup demo test test-fast differential fuzz lint format docs bench serve clean help
 
 help:            ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed 's/:.*## */\t/' | expand -t 14
@@ -35,6 +36,12 @@ test: $(READY)   ## all tests
 test-fast: $(READY) ## tests that take seconds
 	$(BIN)/python -m pytest -m "not slow"
 
+differential: $(READY) ## 50,000 random files a format against other readers of it
+	SKYRAY_EXAMPLES=50000 $(BIN)/python -m pytest -s --timeout 14400 tests/readers/test_*_differential.py
+
+fuzz: $(READY)   ## 50,000 mutations of good files a decoder of foreign bytes
+	$(BIN)/python benchmarks/fuzz.py --mutations $(MUTATIONS) --json results/fuzz.json
+
 lint: $(READY)   ## style and import rules
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -42,6 +49,9 @@ lint: $(READY)   ## style and import rules
 format: $(READY) ## rewrite in house style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(READY)   ## the pages that are made from the code
+	$(BIN)/python -m skyray.records.reasons docs/refusals.md
 
 bench: $(READY)  ## the short benchmarks; tables and JSON in results/ (long ones: see benchmarks/)
 	@for name in ingest train_overhead; do \

@@ -7,15 +7,24 @@ in --out are not repeated, so arms and seeds may be run one by one.
 
     python benchmarks/published_training.py --out DIR [--objects 13000] [--arms ours original]
         [--seeds 0 1 2] [--members 1] [--json FILE]
+
+With --wall it measures time instead of scores: the first arm trained with its stages side by side,
+one thread each, against one after another on all cores (what one would do without lanes) and on one
+thread; the last of these must give the same networks, bit by bit.
+
+    python benchmarks/published_training.py --wall --out DIR [--objects 1300] [--turns 1]
+        [--set train.epochs=2] [--json FILE]
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import statistics
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +100,42 @@ def table(out: Path) -> list[Row]:
     return rows
 
 
+WAYS = {  # stages at once (None: what the machine holds), threads of each (None: all cores)
+    "side by side": (None, 1),
+    "one after another": (1, None),
+    "one after another, one thread": (1, 1),
+}
+
+
+def wall(data: Path, options: argparse.Namespace) -> list[Row]:
+    """Return the seconds of all stages, trained in each of the `WAYS` in turn."""
+    from skyray.runtime import places
+    from skyray.training.train import train
+    from skyray.training.worker import StageFiles
+
+    name, changes = ARMS[options.arms[0]]
+    recipe = load_recipe(name).override([*changes, f"members={options.members}", *options.set])
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    parts: dict[str, dict[str, bytes]] = {}
+    for turn, way in itertools.product(range(options.turns), WAYS):
+        lanes, threads = WAYS[way]
+        begun = time.perf_counter()
+        made = train(recipe, str(data), str(options.out / f"wall-{turn}-{way.replace(' ', '-')}"),
+                     threads=threads, side_by_side=lanes, progress=False)  # fmt: skip
+        seconds[way].append(time.perf_counter() - begun)
+        files = StageFiles(places.join(places.home(), "runs", made.run_id))
+        stages = sorted({row["stage"] for row in made.history})
+        parts[way] = {s: places.read_bytes(files.part_place(s)) for s in stages}
+    same = parts["side by side"] == parts["one after another, one thread"]
+    ours = statistics.median(seconds["side by side"])
+    rows = [Row("side by side", ours, "s", note=f"{len(stages)} stages; training and bundle")]
+    for way in list(WAYS)[1:]:
+        other = statistics.median(seconds[way])
+        rows.append(Row(way, other, "s", ours, other / ours))
+    rows.append(Row("same networks, bit by bit", float(same), "", 1.0, float(same), 1.0))
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("results/published_training"))
@@ -102,6 +147,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="change both recipes: key=value")
     parser.add_argument("--threads", type=int, help="CPU threads; default: all cores")
     parser.add_argument("--resume", help="MLflow run id of the first training, interrupted before")
+    parser.add_argument("--wall", action="store_true", help="measure the time of all stages")
+    parser.add_argument("--turns", type=int, default=1, help="of --wall: medians over so many")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     options.out = options.out.absolute()
@@ -110,6 +157,10 @@ def main() -> None:
     with ray_session():
         if not Dataset.exists(data):
             simulate(load_card("sdss_dr16"), options.objects, 1, str(data))
+        if options.wall:
+            rows = wall(data, options)
+            finish("All stages on this machine", rows, options.json)
+            return
         for arm in options.arms:
             for seed in options.seeds:
                 run(arm, seed, data, options)

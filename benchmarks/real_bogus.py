@@ -102,11 +102,11 @@ def braai_auc(weights: str, real: str) -> float:
     """Return braai's AUC on the test objects."""
     from braai import braai_scores, load_braai
 
-    names = ["triplet", "stamp_shape", "label"]
+    names = ["triplet", "stamp_box", "label"]
     tables = [table_to_columns(t) for t in Dataset.open(real).iter_tables(names, "test")]
     columns = {name: np.concatenate([table[name] for table in tables]) for name in names}
     known = columns["label"].astype(str) != ""
-    image = triplet_input(columns["triplet"][known], columns["stamp_shape"][known])
+    image = triplet_input(columns["triplet"][known], columns["stamp_box"][known])
     score = braai_scores(load_braai(weights), image)
     return roc_auc(score, columns["label"][known].astype(str) == "REAL")
 

@@ -44,7 +44,6 @@ from skyray.data.prepared import prepare  # noqa: E402
 from skyray.data.simulate import simulate  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
 from skyray.families.morphology.family import MorphologyFamily  # noqa: E402
-from skyray.families.morphology.recipes import scaled_to_workers  # noqa: E402
 from skyray.runtime.session import ray_session  # noqa: E402
 from skyray.training.loader import Rows, StageRows  # noqa: E402
 from skyray.training.loop import StageLoss  # noqa: E402
@@ -57,13 +56,13 @@ _TARGET_TWO = 1.7
 _TURNS = 3
 
 
-def recipe_for(options: argparse.Namespace, workers: int, seed: int):
+def recipe_for(options: argparse.Namespace, seed: int):
     """Return the recipe: the last stage alone, so that every epoch computes all gradients."""
-    recipe = load_recipe(options.recipe).override(
-        ["train_head=null", "train_middle=null", f"seed={seed}",
+    rule = "per_worker" if options.scale_batch else "global"
+    return load_recipe(options.recipe).override(
+        [f"train.batch_rule={rule}", "train_head=null", "train_middle=null", f"seed={seed}",
          f"train.epochs={options.epochs}", "train.early_stopping=null", *options.set]
     )  # fmt: skip
-    return scaled_to_workers(recipe, workers) if options.scale_batch else recipe
 
 
 def run(workers: int, seed: int, data: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -71,7 +70,7 @@ def run(workers: int, seed: int, data: Path, options: argparse.Namespace) -> dic
     kept = options.out / f"workers-{workers}-{seed}.json"
     if kept.exists():
         return json.loads(kept.read_text())
-    recipe = recipe_for(options, workers, seed)
+    recipe = recipe_for(options, seed)
     history = train(
         recipe, str(data), str(options.out / "bundles" / kept.stem), workers=workers,
         use_gpu=options.use_gpu, threads=1, progress=False,
@@ -353,7 +352,7 @@ def main() -> None:
             for workers in options.workers:
                 found[workers].append(run(workers, seed, data, options))
     dataset = Dataset.open(data)
-    recipe = recipe_for(options, 1, 0)
+    recipe = recipe_for(options, 0)
     family = MorphologyFamily(recipe, dataset.info())
     first = min(options.workers)
     batch = recipe.train.batch_size // (1 if options.scale_batch else max(options.workers))

@@ -35,7 +35,7 @@ from skyray.data.ingest import ingest, ingest_source  # noqa: E402
 from skyray.families.base import load_recipe  # noqa: E402
 from skyray.runtime import places  # noqa: E402
 from skyray.runtime.session import ray_session  # noqa: E402
-from skyray.search.ensemble import Cell, train_cells  # noqa: E402
+from skyray.search.cells import Cell, train_cells  # noqa: E402
 
 Runs = dict[tuple[str, float], dict[int, dict[str, Any]]]  # (arm, share) → seed → scores
 SHARES = (0.05, 0.1, 0.5, 1.0)

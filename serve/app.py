@@ -23,9 +23,9 @@ from ray import serve
 from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from serve.body import authorise, read_body
-from serve.decode import admit, decode
+from serve.decoding import Decoders, Decoding, Upload
 from serve.encode import ARROW_STREAM, arrow_answers, json_answers, refuse_unanswered
-from serve.model import RecordModel
+from serve.model import Answers, RecordModel
 from serve.openapi import (
     READY_RESPONSES,
     describe,
@@ -33,7 +33,13 @@ from serve.openapi import (
     predict_documentation,
     predict_responses,
 )
-from serve.refusal import Refusal, answer_bad_query, answer_http_error, answer_refusal
+from serve.refusal import (
+    Refusal,
+    answer_bad_query,
+    answer_fault,
+    answer_http_error,
+    answer_refusal,
+)
 from serve.settings import ServiceSettings, load_settings
 from starlette.exceptions import HTTPException
 
@@ -64,7 +70,8 @@ class PredictionService:
         self._record = record
         self._page = Path(__file__).with_name("explorer.html").read_text(encoding="utf-8")
         self._in_flight = 0
-        self._about: dict[str, Any] | None = None
+        self._decoders = Decoders(settings)
+        self._decoding: Decoding | None = None
         self._loading = asyncio.Lock()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
@@ -75,6 +82,7 @@ class PredictionService:
         http.add_exception_handler(Refusal, answer_refusal)
         http.add_exception_handler(HTTPException, answer_http_error)
         http.add_exception_handler(RequestValidationError, answer_bad_query)
+        http.add_exception_handler(Exception, answer_fault)
         http.add_api_route("/", self.explorer, include_in_schema=False)
         http.add_api_route("/health", self.health)
         http.add_api_route("/ready", self.ready, responses=READY_RESPONSES)
@@ -112,16 +120,15 @@ class PredictionService:
         """Answer for records what the model was made for (see `/model`).
 
         `spectrum=true` also returns each spectrum as the service understood it, `detail=true` the
-        arrays a model can add (a reconstruction); `name` is the file name of an upload.
+        arrays a model can add (a reconstruction); `name`, which may be left out, is the file name
+        of an upload: its content says what it is.
         """
         authorise(request, self._token)
         with self._one_more():
             limits = self._settings
             body = await read_body(request, limits.max_body_bytes, limits.body_timeout_s)
             items = await self._decode(request.headers.get("content-type", ""), body, name)
-            table = await self._predict(
-                [i for i in items if not isinstance(i, InvalidRecord)], detail
-            )
+            items, table = await self._predict(items, detail)
             items, table = refuse_unanswered(items, table)
             return await asyncio.to_thread(_respond, request, items, table, spectrum)
 
@@ -137,40 +144,38 @@ class PredictionService:
             self._in_flight -= 1
 
     async def _decode(self, content_type: str, body: bytes, name: str):
-        if self._about is None:
+        if self._decoding is None:
             async with self._loading:
-                self._about = await self._ask_model(self._settings.predict_timeout_s)
-        data = DataInfo.from_dict(self._about["data"])
-        card = load_card(self._settings.card or data.card)
+                self._decoding = await self._what_decides()
+        return await self._decoders.decode(self._decoding, Upload(content_type, body, name))
 
-        def work():
-            limits = self._settings
-            items = decode(
-                content_type, body, card, limits.max_records, limits.max_body_bytes, name
-            )
-            return [admit(item, data) for item in items]
+    async def _what_decides(self) -> Decoding:
+        limits = self._settings
+        about = await self._ask_model(limits.predict_timeout_s)
+        data = DataInfo.from_dict(about["data"])
+        card = load_card(limits.card or data.card)
+        return Decoding(card, data, limits.max_records, limits.max_body_bytes)
 
-        return await asyncio.to_thread(work)
-
-    async def _predict(self, records: list[Record], detail: bool) -> pa.Table | None:
-        """Predict in chunks that fit a batch; None where there is nothing to predict."""
-        if not records:
-            return None
+    async def _predict(
+        self, items: list[Record | InvalidRecord], detail: bool
+    ) -> tuple[list[Record | InvalidRecord], pa.Table | None]:
+        """Predict in chunks that fit a batch; return the items, and a table of those answered."""
+        records = [item for item in items if not isinstance(item, InvalidRecord)]
         size = self._settings.max_batch_size
         gate = asyncio.Semaphore(_CALLS_AT_ONCE)
 
-        async def call(chunk: list[Record]) -> pa.Table:
+        async def call(chunk: list[Record]) -> Answers:
             async with gate:
                 return await self._ask(
                     self._model.predict.remote(chunk, detail), self._settings.predict_timeout_s
                 )
 
         chunks = [records[start : start + size] for start in range(0, len(records), size)]
-        answers = await asyncio.gather(*(call(chunk) for chunk in chunks))
-        for answer in answers:
-            if isinstance(answer, InvalidRecord):
-                raise Refusal(422, answer.reason, answer.detail)
-        return pa.concat_tables(answers)
+        found = await asyncio.gather(*(call(chunk) for chunk in chunks))
+        answers = iter([answer for answers in found for answer in answers])
+        items = [i if isinstance(i, InvalidRecord) else _refused(i, next(answers)) for i in items]
+        tables = [a for answers in found for a in answers if not isinstance(a, InvalidRecord)]
+        return items, pa.concat_tables(tables) if tables else None
 
     async def _ask_model(self, timeout_s: float) -> dict[str, Any]:
         return await self._ask(self._model.about.remote(), timeout_s, late=503)
@@ -188,6 +193,10 @@ class PredictionService:
         except (DeploymentUnavailableError, RayActorError) as error:
             text = f"no model replica: {type(error).__name__}"
             raise Refusal(503, "model_unavailable", text) from None
+
+
+def _refused(record: Record, answer: pa.Table | InvalidRecord) -> Record | InvalidRecord:
+    return answer if isinstance(answer, InvalidRecord) else record
 
 
 async def _result(response) -> Any:

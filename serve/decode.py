@@ -15,12 +15,11 @@ from serve.refusal import Refusal
 from serve.uploads import Decoded, too_many
 
 from skyray.cards import Card
-from skyray.data.rows import check_record
-from skyray.families.base import DataInfo
-from skyray.records import InvalidRecord, Record
 
-# Compressed bodies may grow to this multiple of the body limit, no further.
+# Compressed bodies may grow to this multiple of the body limit, and of their own size beside some
+# MiB, no further: images and spectra shrink by 2 to 10.
 _INFLATION = 8
+_OWN_INFLATION, _FREE_BYTES = 64, 16 << 20
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,8 @@ def decode(
     card : Card
         Names the record type, and the reader of uploaded survey files.
     max_records, max_bytes : int
-        Limits; more records → 413, a file that inflates beyond 8 × `max_bytes` → 413.
+        Limits; more records → 413, a body that inflates beyond 8 × `max_bytes`, or beyond 16 MiB
+        and 64 times its size → 413.
     name : str
         File name of an upload, for readers that look at it.
     """
@@ -59,20 +59,10 @@ def decode(
     if kind not in decoder.content_types:
         known = ", ".join(decoder.content_types)
         raise Refusal(415, "content_type_unknown", f"expected one of {known}; found {kind[:80]!r}")
-    decoded = decoder.decode(kind, body, card, max_records, _INFLATION * max_bytes, name)
+    most = min(_INFLATION * max_bytes, _FREE_BYTES + _OWN_INFLATION * len(body))
+    decoded = decoder.decode(kind, body, card, max_records, most, name)
     if len(decoded) > max_records:
         raise too_many(max_records)
     if not decoded:
         raise Refusal(400, "no_records", "expected at least one record, found none")
     return decoded
-
-
-def admit(item: Record | InvalidRecord, data: DataInfo) -> Record | InvalidRecord:
-    """Return the record if the model can use it, else the `InvalidRecord` that says why not."""
-    if isinstance(item, InvalidRecord):
-        return item
-    try:
-        check_record(item, data)
-    except InvalidRecord as refused:
-        return refused
-    return item

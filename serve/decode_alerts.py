@@ -7,30 +7,29 @@ the model's metadata are computed from them by the same function as in training.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import json
 import zipfile
-import zlib
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from astropy.io import fits
 from pydantic import BaseModel, ConfigDict, Field
-from serve.decode_json import validated
+from serve.decode_json import json_records
 from serve.refusal import Refusal
 from serve.uploads import Decoded, read_upload
 
 from skyray.cards import Card
-from skyray.readers.ztf import alert_of
-from skyray.records import STAMPS, Alert, InvalidRecord
+from skyray.readers.alert_packet import alert_of
+from skyray.records import STAMPS, Alert, InvalidRecord, attempt
 
 _AVRO = ("application/avro", "avro/binary", "application/octet-stream")
 _NPZ = "application/x-npz"
 CONTENT_TYPES = ("application/json", *_AVRO, _NPZ)
 _MAX_STAMP = 512
 
-Stamp = str | list[list[float | None]]
+Row = Annotated[list[float | None], Field(fail_fast=True, max_length=_MAX_STAMP)]
+Stamp = str | Annotated[list[Row], Field(fail_fast=True, max_length=_MAX_STAMP)]
 
 
 class AlertJSON(BaseModel):
@@ -41,7 +40,9 @@ class AlertJSON(BaseModel):
     objectId: str = Field(min_length=1, max_length=200)
     candid: int
     candidate: dict[str, Any] = Field(description="jd, fid, ra, dec, magpsf …")
-    prv_candidates: list[dict[str, Any]] = Field(default_factory=list, max_length=10_000)
+    prv_candidates: Annotated[list[dict[str, Any]], Field(fail_fast=True)] = Field(
+        default_factory=list, max_length=10_000
+    )
     cutouts: dict[str, Stamp] = Field(
         description="science, template, difference: base64 of FITS (gzipped or not), or rows"
     )
@@ -60,22 +61,26 @@ def decode_alerts(
 ) -> Decoded:
     """Return the alerts of a body of content type `kind`, one of `CONTENT_TYPES`."""
     if kind == "application/json":
-        parsed = validated(body, AlertJSON, AlertsJSON, "alerts")
-        items = parsed.alerts if isinstance(parsed, AlertsJSON) else [parsed]
-        return [_of_json(item, f"request[{row}]") for row, item in enumerate(items)]
+        return json_records(body, AlertJSON, "alerts", _of_json, max_records)
     if kind == _NPZ:
         return [_of_npz(body, max_bytes)]
     return read_upload(card.reader, card.reader_options, body, "upload.avro", max_records)
 
 
-def _of_json(item: AlertJSON, source: str) -> Alert | InvalidRecord:
-    try:
-        stamps = {name: _stamp_bytes(item.cutouts.get(name), name) for name in STAMPS}
-        packet = {"objectId": item.objectId, "candid": item.candid, "candidate": item.candidate,
-                  "prv_candidates": item.prv_candidates, "survey": "request"}  # fmt: skip
-        return alert_of(packet | {f"cutout{n.title()}": b for n, b in stamps.items()}, source)
-    except InvalidRecord as error:
-        return InvalidRecord(error.reason, error.detail, source, str(item.candid))
+def _of_json(item: AlertJSON, row: int) -> Alert | InvalidRecord:
+    def alert() -> Alert:
+        stamps = {
+            f"cutout{name.title()}": _stamp_bytes(item.cutouts.get(name), name) for name in STAMPS
+        }
+        return _alert(item, stamps, row)
+
+    return attempt(alert, f"request[{row}]", str(item.candid))
+
+
+def _alert(item: AlertJSON, stamps: dict[str, bytes], row: int) -> Alert:
+    packet = {"objectId": item.objectId, "candid": item.candid, "candidate": item.candidate,
+              "prv_candidates": item.prv_candidates, "survey": "request"}  # fmt: skip
+    return alert_of(packet | stamps, f"request[{row}]")
 
 
 def _stamp_bytes(stamp: Stamp | None, name: str) -> bytes:
@@ -84,7 +89,7 @@ def _stamp_bytes(stamp: Stamp | None, name: str) -> bytes:
     if isinstance(stamp, str):
         try:
             return base64.b64decode(stamp, validate=True)
-        except binascii.Error as error:
+        except ValueError as error:  # not base64, or not ASCII
             raise InvalidRecord("stamp_not_base64", f"{name}: {error}") from None
     try:
         return _fits(np.array(stamp, dtype=np.float64), name)
@@ -121,11 +126,8 @@ def _of_npz(body: bytes, max_bytes: int) -> Alert | InvalidRecord:
         raise Refusal(400, error.reason, error.detail) from None
     except KeyError as error:
         raise Refusal(400, "npz_array_missing", f"expected an array {error}") from None
-    except (ValueError, TypeError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Refusal:
+        raise
+    except Exception as error:  # encrypted, an unknown compression, damaged: zipfile has many ways
         raise Refusal(400, "npz_invalid", f"{type(error).__name__}: {error}"[:300]) from None
-    packet = {"objectId": parsed.objectId, "candid": parsed.candid, "survey": "request",
-              "candidate": parsed.candidate, "prv_candidates": parsed.prv_candidates}  # fmt: skip
-    try:
-        return alert_of(packet | stamps, "request[0]")
-    except InvalidRecord as error:
-        return InvalidRecord(error.reason, error.detail, "request[0]", str(parsed.candid))
+    return attempt(lambda: _alert(parsed, stamps, 0), "request[0]", str(parsed.candid))

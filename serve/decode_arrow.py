@@ -10,16 +10,21 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from serve.arrow_size import inflated_bytes
 from serve.decode_json import build_spectrum
 from serve.refusal import Refusal
 from serve.uploads import too_many
 
 from skyray.readers.foreign_arrow import ipc_stream, open_ipc
-from skyray.records import Grid, InvalidRecord, Spectrum
+from skyray.records import Grid, InvalidRecord, Spectrum, attempt
+
+_ARRAYS = ("wavelength", "flux", "ivar", "error", "mask")
+_CELL_BYTES = 8  # a value of a list, once read: a bool of the stream has one bit
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ def decode_arrow(body: bytes, max_records: int, max_bytes: int) -> list[Spectrum
     """
     body = ipc_stream(body)
     found: list[Spectrum | InvalidRecord] = []
+    cells = 0
     try:
         if inflated_bytes(body) > max_bytes:
             raise Refusal(413, "body_too_large", f"expected at most {max_bytes:,} bytes inflated")
@@ -51,10 +57,18 @@ def decode_arrow(body: bytes, max_records: int, max_bytes: int) -> list[Spectrum
             if len(found) + batch.num_rows > max_records:
                 raise too_many(max_records)
             batch.validate(full=True)
-            found += [_row(batch, row, len(found) + row, frame) for row in range(batch.num_rows)]
+            cells += _cells(batch)
+            if _CELL_BYTES * cells > max_bytes:
+                raise Refusal(413, "body_too_large", f"expected at most {max_bytes:,} bytes in all")
+            for row in range(batch.num_rows):
+                number = len(found)
+                made = partial(_row, batch, row, number, frame)
+                found.append(attempt(made, f"request[{number}]"))
     except InvalidRecord as error:
         raise Refusal(400, error.reason, error.detail) from None
-    except (pa.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
+    except Refusal:
+        raise
+    except Exception as error:  # of the schema, its metadata or a batch: nothing of it is read
         text = f"{type(error).__name__}: {error}"[:300]
         raise Refusal(400, "arrow_invalid", text) from None
     return found
@@ -82,7 +96,37 @@ def _frame(schema: pa.Schema) -> _Frame:
         raise Refusal(
             400, "column_missing", f"expected columns flux and ivar or error, found {names[:20]}"
         )
+    _check_types(schema)
     return _Frame(medium, wavelength, noise)
+
+
+def _check_types(schema: pa.Schema) -> None:
+    """Refuse columns whose cells could not be numbers, or lists of them, whatever they hold."""
+    for name in _ARRAYS:
+        if name in schema.names:
+            kind = schema.field(name).type
+            lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+            if not (lists or pa.types.is_fixed_size_list(kind)):
+                raise Refusal(
+                    400, "column_type", f"{name}: expected lists of numbers, found {kind}"
+                )
+            if not _is_number(kind.value_type) and not pa.types.is_boolean(kind.value_type):
+                raise Refusal(
+                    400, "column_type", f"{name}: expected numbers, found {kind.value_type}"
+                )
+    if "redshift" in schema.names and not _is_number(schema.field("redshift").type):
+        kind = schema.field("redshift").type
+        raise Refusal(400, "column_type", f"redshift: expected numbers, found {kind}")
+
+
+def _cells(batch: pa.RecordBatch) -> int:
+    """Return how many values the lists of a batch hold."""
+    columns = [batch.column(name) for name in _ARRAYS if name in batch.schema.names]
+    return sum(pc.sum(pc.list_value_length(column)).as_py() or 0 for column in columns)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return pa.types.is_floating(kind) or pa.types.is_integer(kind)
 
 
 def _grid_wavelength(value) -> np.ndarray:
@@ -120,26 +164,15 @@ def _number(batch: pa.RecordBatch, name: str, row: int) -> float:
     """Return a scalar column's value, NaN for null or where there is no such column."""
     if name not in batch.schema.names:
         return float("nan")
-    kind = batch.schema.field(name).type
-    if not (pa.types.is_floating(kind) or pa.types.is_integer(kind)):
-        raise Refusal(400, "column_type", f"{name}: expected numbers, found {kind}")
     value = batch.column(name)[row].as_py()
     return float("nan") if value is None else float(value)
 
 
 def _pixels(batch: pa.RecordBatch, name: str, row: int) -> np.ndarray:
     """Return one row of a list or tensor column, float64 [L]; nulls become NaN."""
-    column = batch.column(name)
-    kind = column.type
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    if not (lists or pa.types.is_fixed_size_list(kind)):
-        raise Refusal(400, "column_type", f"{name}: expected lists of numbers, found {kind}")
-    values = column[row].values
+    values = batch.column(name)[row].values
     if values is None:
         return np.zeros(0)
-    number = pa.types.is_floating(values.type) or pa.types.is_integer(values.type)
-    if not (number or pa.types.is_boolean(values.type)):
-        raise Refusal(400, "column_type", f"{name}: expected numbers, found {values.type}")
     if pa.types.is_boolean(values.type):
         values = values.cast(pa.uint8())
     return values.to_numpy(zero_copy_only=False).astype(np.float64)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import from_json
 from serve.refusal import Refusal
+from serve.uploads import too_many
 
-from skyray.records import InvalidRecord, Spectrum
+from skyray.records import InvalidRecord, Record, Spectrum, as_float32, attempt
 from skyray.transforms.spectra import air_to_vacuum
 
-Pixels = Annotated[list[float | None], Field(max_length=200_000)]
+_Item = TypeVar("_Item", bound=BaseModel)
+MAX_PIXELS = 200_000
+_MAX_FIELDS = 64  # of an item: each that is unknown is a fault of its own
+# A list is refused at its first fault: a fault takes a thousand times the memory of a number.
+Pixels = Annotated[list[float | None], Field(fail_fast=True, max_length=MAX_PIXELS)]
 
 
 class SpectrumJSON(BaseModel):
@@ -24,7 +30,9 @@ class SpectrumJSON(BaseModel):
     flux: Pixels = Field(description="1e-17 erg/s/cm²/Å (any linear unit serves the classifier)")
     ivar: Pixels | None = Field(None, description="inverse variance of flux; 0 = not measured")
     error: Pixels | None = Field(None, description="standard deviation of flux, instead of ivar")
-    mask: list[bool] | None = Field(None, description="true = bad pixel")
+    mask: Annotated[list[bool], Field(fail_fast=True, max_length=MAX_PIXELS)] | None = Field(
+        None, description="true = bad pixel"
+    )
     object_id: Annotated[str, Field(max_length=200)] | int = ""
     redshift: float | None = Field(None, description="for models that need it; others ignore it")
     medium: Literal["vacuum", "air"] = Field(description="what the wavelengths are measured in")
@@ -44,7 +52,7 @@ class SpectraJSON(BaseModel):
     spectra: list[SpectrumJSON] = Field(min_length=1)
 
 
-def decode_json(body: bytes) -> list[Spectrum | InvalidRecord]:
+def decode_json(body: bytes, max_records: int) -> list[Spectrum | InvalidRecord]:
     """Return the spectra of a JSON body: one spectrum, or ``{"spectra": [...]}``.
 
     Raises
@@ -52,28 +60,64 @@ def decode_json(body: bytes) -> list[Spectrum | InvalidRecord]:
     Refusal
         400, naming the first fields that are not as documented.
     """
-    parsed = validated(body, SpectrumJSON, SpectraJSON, "spectra")
-    spectra = parsed.spectra if isinstance(parsed, SpectraJSON) else [parsed]
-    return [_to_spectrum(item, row) for row, item in enumerate(spectra)]
+    return json_records(body, SpectrumJSON, "spectra", _to_spectrum, max_records)
 
 
-def validated(body: bytes, one: type[BaseModel], several: type[BaseModel], key: str) -> BaseModel:
-    """Return a JSON body as `several` where it has the field `key`, else as `one`.
+def json_records(
+    body: bytes,
+    model: type[_Item],
+    key: str,
+    make: Callable[[_Item, int], Record | InvalidRecord],
+    max_records: int,
+) -> list[Record | InvalidRecord]:
+    """Return the records of a JSON body: one item, or a list of them in the field `key`.
+
+    An item of a list that is not as documented is refused in its place, the others are read.
 
     Raises
     ------
     Refusal
-        400, naming the first fields that are not as documented.
+        400, naming the first fields that are not as documented, of what holds one item or no list;
+        413 for more than `max_records`.
     """
     try:
         value = from_json(body)
     except ValueError as error:
         raise Refusal(400, "not_json", str(error)[:300]) from None
-    model = several if isinstance(value, dict) and key in value else one
+    if not isinstance(value, dict) or key not in value:
+        found = _item(model, value, 0)
+        if isinstance(found, InvalidRecord):
+            raise Refusal(400, found.reason, found.detail)
+        return [attempt(lambda: make(found, 0), _source(0))]
+    if list(value) != [key] or not isinstance(value[key], list) or not value[key]:
+        fields = sorted(value)[:20]
+        detail = f"expected {key}, a list of at least one, and nothing else; found {fields}"
+        raise Refusal(400, "json_invalid", detail[:600])
+    if len(value[key]) > max_records:
+        raise too_many(max_records)
+
+    def record(item: Any, row: int) -> Record | InvalidRecord:
+        found = _item(model, item, row)
+        return found if isinstance(found, InvalidRecord) else make(found, row)
+
+    return [
+        attempt(lambda item=item, row=row: record(item, row), _source(row))
+        for row, item in enumerate(value[key])
+    ]
+
+
+def _item(model: type[_Item], value: Any, row: int) -> _Item | InvalidRecord:
+    if isinstance(value, dict) and len(value) > _MAX_FIELDS:
+        detail = f"expected at most {_MAX_FIELDS} fields, found {len(value):,}"
+        return InvalidRecord("json_invalid", detail, _source(row))
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        raise Refusal(400, "json_invalid", _explain(error)) from None
+        return InvalidRecord("json_invalid", _explain(error), _source(row))
+
+
+def _source(row: int) -> str:
+    return f"request[{row}]"
 
 
 def _explain(error: ValidationError) -> str:
@@ -94,7 +138,7 @@ def _to_spectrum(item: SpectrumJSON, row: int) -> Spectrum | InvalidRecord:
         mask=None if item.mask is None else np.array(item.mask, dtype=bool),
         object_id=str(item.object_id) or str(row),
         medium=item.medium,
-        source=f"request[{row}]",
+        source=_source(row),
         redshift=float("nan") if item.redshift is None else item.redshift,
     )
 
@@ -123,13 +167,16 @@ def build_spectrum(
             ivar = np.where(measured, 1.0 / np.where(measured, error, 1.0) ** 2, 0.0)
         if medium == "air":
             wavelength = air_to_vacuum(wavelength)
-        return Spectrum(
-            object_id=object_id,
-            wavelength=wavelength,
-            flux=flux.astype(np.float32),
-            ivar=ivar.astype(np.float32),
-            mask=np.zeros(wavelength.shape, dtype=bool) if mask is None else mask,
-            redshift=redshift,
-            survey="request",
-            source=source,
-        )
+    held = attempt(lambda: (as_float32("flux", flux), as_float32("ivar", ivar)), source, object_id)
+    if isinstance(held, InvalidRecord):
+        return held
+    return Spectrum(
+        object_id=object_id,
+        wavelength=wavelength,
+        flux=held[0],
+        ivar=held[1],
+        mask=np.zeros(wavelength.shape, dtype=bool) if mask is None else mask,
+        redshift=redshift,
+        survey="request",
+        source=source,
+    )

@@ -8,6 +8,7 @@ from serve.refusal import Refusal
 from serve.uploads import Decoded, inflate, read_upload
 
 from skyray.cards import Card
+from skyray.readers.layout import stem
 
 JSON_TYPES = ("application/json",)
 ARROW_TYPES = ("application/vnd.apache.arrow.stream", "application/vnd.apache.arrow.file")
@@ -18,13 +19,17 @@ CONTENT_TYPES = (*JSON_TYPES, *FITS_TYPES, *ARROW_TYPES)
 def decode_spectra(
     kind: str, body: bytes, card: Card, max_records: int, max_bytes: int, name: str
 ) -> Decoded:
-    """Return the spectra of a body of content type `kind`, one of `CONTENT_TYPES`."""
+    """Return the spectra of a body of content type `kind`, one of `CONTENT_TYPES`.
+
+    FITS, plain or compressed (gzip, bzip2), is read by its content; `name` may say anything or
+    nothing.
+    """
     if kind in JSON_TYPES:
-        return decode_json(body)
+        return decode_json(body, max_records)
     if kind in ARROW_TYPES:
         return decode_arrow(body, max_records, max_bytes)
-    if body[:2] == b"\x1f\x8b":
-        body = inflate(body, max_bytes)
+    body = inflate(body, max_bytes)
     if not body.startswith(b"SIMPLE  ="):
         raise Refusal(400, "not_fits", f"expected a FITS file, found bytes {body[:16]!r}")
-    return read_upload(card.reader, card.reader_options, body, name or "upload.fits", max_records)
+    named = f"{stem(name) or 'upload'}.fits"
+    return read_upload(card.reader, card.reader_options, body, named, max_records)

@@ -10,9 +10,9 @@ import pyarrow as pa
 from ray import serve
 from serve.settings import ServiceSettings
 
-from skyray.records import InvalidRecord, Record
+from skyray.records import InvalidRecord, Record, each_or_all
 
-Answer = pa.Table | InvalidRecord
+Answers = list[pa.Table | InvalidRecord]  # one a record: a row, or why there is none
 
 
 @serve.deployment
@@ -43,8 +43,8 @@ class RecordModel:
             "describe": predictor.describe(),
         }
 
-    async def predict(self, records: list[Record], detail: bool = False) -> Answer:
-        """Return the predictions of `records`, or why they cannot be predicted."""
+    async def predict(self, records: list[Record], detail: bool = False) -> Answers:
+        """Return the prediction of each record, or why it cannot be predicted."""
         if detail:  # arrays for one person's eyes; not worth a batch
             return (await asyncio.to_thread(predict_calls, self._with_detail, [records]))[0]
         return await self._predict_together(records)
@@ -53,29 +53,21 @@ class RecordModel:
         return self._predictor.predict_records(records, detail=True)
 
     @serve.batch(batch_size_fn=lambda calls: sum(len(records) for records in calls))
-    async def _predict_together(self, calls: list[list[Record]]) -> list[Answer]:
+    async def _predict_together(self, calls: list[list[Record]]) -> list[Answers]:
         return await asyncio.to_thread(predict_calls, self._predictor.predict_records, calls)
 
 
-def predict_calls(predict, calls: Sequence[Sequence[Record]]) -> list[Answer]:
-    """Predict several calls in one go; return one table a call.
+def predict_calls(predict, calls: Sequence[Sequence[Record]]) -> list[Answers]:
+    """Predict several calls in one go; return the answers of each.
 
-    If the predictor refuses a record, each call is predicted on its own, so that the refusal
-    reaches only the call it belongs to.
+    A record on which the predictor fails is the only one without an answer, in its call and in
+    those that came with it.
     """
-    try:
-        table = predict([record for records in calls for record in records])
-    except InvalidRecord:
-        return [_predict_alone(predict, records) for records in calls]
-    tables, start = [], 0
-    for records in calls:
-        tables.append(table.slice(start, len(records)))
-        start += len(records)
-    return tables
 
+    def rows(records: Sequence[Record]) -> list[pa.Table]:
+        table = predict(list(records))
+        return [table.slice(row, 1) for row in range(len(records))]
 
-def _predict_alone(predict, records: Sequence[Record]) -> Answer:
-    try:
-        return predict(list(records))
-    except InvalidRecord as refused:
-        return refused
+    together = [record for records in calls for record in records]
+    answers = iter(each_or_all(rows, together) if together else [])
+    return [[next(answers) for _ in records] for records in calls]

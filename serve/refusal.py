@@ -33,6 +33,9 @@ class Refusal(Exception):
         self.status, self.reason, self.detail = status, reason, detail
         self.items = items
 
+    def __reduce__(self):  # exceptions with several arguments do not pickle by themselves
+        return type(self), (self.status, self.reason, self.detail, self.items)
+
     def response(self) -> JSONResponse:
         """Return the JSON answer; 503 carries Retry-After, 401 the scheme it wants."""
         content: dict[str, Any] = {"error": {"reason": self.reason, "detail": self.detail}}
@@ -59,6 +62,11 @@ async def answer_http_error(_request: Request, error: HTTPException) -> JSONResp
     response = Refusal(error.status_code, reason, str(error.detail)).response()
     response.headers.update(error.headers or {})
     return response
+
+
+async def answer_fault(_request: Request, error: Exception) -> JSONResponse:
+    """FastAPI's handler for what is the service's own fault; its traceback is in the log."""
+    return Refusal(500, "internal_error", f"{type(error).__name__} in the service").response()
 
 
 async def answer_bad_query(_request: Request, error: RequestValidationError) -> JSONResponse:

@@ -24,6 +24,13 @@ class ServiceSettings(Config):
     max_body_mib: float = Field(64, gt=0, description="largest request body accepted, MiB")
     max_records: int = Field(1000, gt=0, description="most records in one request")
     body_timeout_s: float = Field(20, gt=0, description="time a client has to send its body")
+    decode_processes: int = Field(2, ge=1, description="bodies an HTTP replica decodes at once")
+    decode_seconds: float = Field(
+        5, gt=0, description="processor time of decoding a body; half a second a MiB is added"
+    )
+    decode_memory_mib: float = Field(
+        512, gt=0, description="memory of decoding a body, MiB; 8 times its size is added"
+    )
     predict_timeout_s: float = Field(30, gt=0, description="time a prediction may take")
     max_in_flight: int = Field(32, gt=0, description="requests one HTTP replica works on at once")
     http_replicas: int = Field(1, gt=0, description="replicas that decode and encode")

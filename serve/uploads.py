@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import zlib
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +11,9 @@ from serve.refusal import Refusal
 
 from skyray.readers.base import make_reader
 from skyray.readers.memory import memory_file
-from skyray.records import InvalidRecord, Record
+from skyray.records import InvalidRecord, Record, refusal_of
+
+_DAMAGED = {"gzip": "gzip_damaged", "bzip2": "bzip2_damaged"}
 
 Decoded = list[Record | InvalidRecord]
 
@@ -38,30 +41,37 @@ def read_upload(
                 found.append(record)
                 if len(found) > max_records:
                     raise too_many(max_records)
-    except InvalidRecord as error:
-        raise Refusal(400, error.reason, error.detail) from None
     except Refusal:
         raise
     except Exception as error:  # whatever a reader trips over in a stranger's file is a bad file
-        raise Refusal(400, "file_unreadable", f"{type(error).__name__}: {error}"[:300]) from None
+        refused = refusal_of(error, name, reason="unreadable")
+        if not found:
+            raise Refusal(400, refused.reason, refused.detail) from None
+        found.append(refused)  # of a file that breaks off, what came before is answered
     return found
 
 
 def inflate(body: bytes, limit: int) -> bytes:
-    """Return the content of a gzip stream.
+    """Return the content of a gzip or bzip2 stream; anything else as it is.
 
     Raises
     ------
     Refusal
-        413 beyond `limit` bytes, 400 for a damaged stream.
+        413 beyond `limit` bytes, 400 (``gzip_damaged``, ``bzip2_damaged``) for a damaged stream.
     """
-    inflater = zlib.decompressobj(wbits=31)
+    if body[:2] == b"\x1f\x8b":
+        kind, inflater = "gzip", zlib.decompressobj(wbits=31)
+    elif body[:3] == b"BZh":
+        kind, inflater = "bzip2", bz2.BZ2Decompressor()
+    else:
+        return body
     try:
         content = inflater.decompress(body, limit)
-    except zlib.error as error:
-        raise Refusal(400, "gzip_damaged", str(error)) from None
-    if inflater.unconsumed_tail:
+    except (zlib.error, OSError) as error:
+        raise Refusal(400, _DAMAGED[kind], str(error)) from None
+    if not inflater.eof and len(content) >= limit:
         raise Refusal(413, "body_too_large", f"expected at most {limit:,} bytes once inflated")
     if not inflater.eof:
-        raise Refusal(400, "gzip_damaged", "expected a whole gzip stream, found its beginning")
+        detail = f"expected a whole {kind} stream, found its beginning"
+        raise Refusal(400, _DAMAGED[kind], detail)
     return content

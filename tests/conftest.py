@@ -10,6 +10,8 @@ import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+# Ray's workers yield to other processes by default: here to the tests that run beside Ray's.
+os.environ.setdefault("RAY_worker_niceness", "0")
 # Ray Train looks every 2 s whether its workers are done: long for trainings of a second.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.3")
 
@@ -81,3 +83,13 @@ def tiny_bundle(mock_dataset, tiny_recipe, tmp_path_factory) -> str:
     out = str(tmp_path_factory.mktemp("bundle") / "bundle")
     train(tiny_recipe, mock_dataset, out, progress=False)
     return out
+
+
+@pytest.fixture(scope="session")
+def mlflow_server(tmp_path_factory):
+    """A real MLflow server on loopback with SQLite: started, and up again after each test."""
+    from tests.mlflow_server import MlflowServer
+
+    server = MlflowServer(tmp_path_factory.mktemp("mlflow"))
+    yield server
+    server.kill()

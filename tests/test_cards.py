@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 
-from skyray.cards import Card, Condition, card_directory, load_card
+from skyray.cards import Card, Condition, ObjectKey, card_directory, load_card
 from skyray.config import ConfigError
 from skyray.data.rows import row_of
 from skyray.readers.base import make_reader
@@ -217,7 +220,8 @@ def test_conditions(op, value, found, holds):
 
 def test_object_key_by_sky():
     card = load_card("sdss_dr16")
-    assert card.key_of(fields(ra=10.00012, dec=-1.0004)) == card.key_of(fields(ra=10.0, dec=-1.0))
+    near = card.key_of(fields(ra=10.00004, dec=-1.00004))
+    assert near == card.key_of(fields(ra=10.0, dec=-1.0)) == "10.0000-1.0000"
     assert card.key_of(fields(ra=10.0, dec=1.0)) != card.key_of(fields(ra=10.0, dec=-1.0))
     assert card.key_of(fields(ra=10.0, dec=1.0)) != card.key_of(fields(ra=10.001, dec=1.0))
     assert card.key_of(fields(ra=float("nan"), object_id="9-9-9")) == "9-9-9"
@@ -225,9 +229,24 @@ def test_object_key_by_sky():
 
 def test_object_key_does_not_split_at_the_edges_of_the_sky():
     card = load_card("sdss_dr16")
-    keys = {card.key_of(fields(ra=ra, dec=dec)) for ra in (0.0, 359.9999, 360.0) for dec in
-            (0.0001, -0.0001)}  # fmt: skip
+    keys = {card.key_of(fields(ra=ra, dec=dec)) for ra in (0.0, 359.99996, 360.0)
+            for dec in (0.00004, -0.00004)}  # fmt: skip
     assert len(keys) == 1
+
+
+@given(st.floats(-90, 90), st.floats(0, 360), st.floats(0.01, 600))
+def test_positions_of_one_key_are_within_the_radius(dec, ra, radius):
+    key = ObjectKey(by="sky", radius_arcsec=radius)
+    digits = len(key.at(ra, dec).split(".")[-1])
+    step = 10.0**-digits * 3600
+    assert step * np.sqrt(2) <= radius * (1 + 1e-9)
+
+
+def test_a_value_that_cannot_be_compared_is_a_refusal_that_names_the_field():
+    cut = Condition(field="drb", op=">", value=0.5)
+    for value in ("None", {}, [1.0]):
+        with pytest.raises(InvalidRecord, match="field_invalid: drb: expected a value for drb > "):
+            cut.holds({"drb": value})
 
 
 def test_object_key_by_id():

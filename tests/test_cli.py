@@ -75,10 +75,55 @@ def test_a_mistake_is_one_clear_line(capsys, monkeypatch, arguments, words):
     status, out, err = run(capsys, *arguments)
     assert status == 1
     assert out == ""
-    assert err.startswith("error: ")
+    assert [line for line in err.splitlines() if line.startswith("error: ")]
     assert "Traceback" not in err
     for word in words:
         assert word in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("train", "redshift/sdss_dr16", "--data", "x", "--out", "y", "--gpu"),
+         ("--gpu: expected 1 GPU, found 0 on this machine",)),
+        (("train", "redshift/sdss_dr16", "--data", "x", "--out", "y", "--workers", "999"),
+         ("999 CPUs at once", "--address")),
+        (("train", "redshift/sdss_dr16", "--data", "x", "--out", "y"), ("x: not a dataset",)),
+        (("tune", "redshift/sdss_dr16", "--data", "x", "--out", "y"), ("x: not a dataset",)),
+        (("train", "redshift/sdss_dr16", "--data", "x", "--out", "file/y"),
+         ("file/y: expected a place to write to", "is a file")),
+        (("simulate", "sdss_dr16", "--objects", "9", "--out", "file"), ("file is a file",)),
+        (("simulate", "no_card", "--objects", "9", "--out", "y"), ("card 'no_card'",)),
+        (("simulate", "sdss_dr16", "--objects", "9", "--out", "y", "--templates", "none"),
+         ("none: no such file or folder",)),
+        (("ingest", "sdss_dr16", "file", "none", "--out", "y"), ("none: no such file or folder",)),
+        (("evaluate", "none", "--data", "x", "--out", "y"), ("none: not a bundle",)),
+        (("predict", "none", "file", "--out", "y"), ("none: not a bundle",)),
+        (("predict", "none", "file", "--out", "y", "--gpu"), ("found 0 on this machine",)),
+        (("serve", "--bundle", "none"), ("none: not a bundle",)),
+        (("follow", "none", "packets", "--out", "y"), ("none: not a bundle",)),
+        (("export", "parquet", "none", "--out", "y"), ("none: no such file or folder",)),
+    ],
+)  # fmt: skip
+def test_what_can_be_known_is_refused_before_ray_starts(
+    capsys, monkeypatch, tmp_path, arguments, words
+):
+    def started(*_) -> bool:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("skyray.runtime.session.start_ray", started)
+    for name in ("SKYRAY_DEBUG", "RAY_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    monkeypatch.setenv("SKYRAY_HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    status, out, err = run(capsys, *arguments)
+    assert (status, out) == (1, "")
+    assert [line for line in err.splitlines() if line.startswith("error: ")]
+    for word in words:
+        assert word in err
+    assert not Path("y").exists()
 
 
 def test_debug_shows_where(capsys, monkeypatch):

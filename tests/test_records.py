@@ -17,12 +17,14 @@ from skyray.records import (
     Grid,
     InvalidRecord,
     Spectrum,
+    StatementCount,
     alert_schema,
     check_spectrum,
     check_table,
     cutout_schema,
     ivar_fault,
     spectrum_schema,
+    statements_text,
     tensor_array,
     tensor_type,
     tensor_values,
@@ -217,3 +219,24 @@ def test_schemas_of_the_other_records():
     assert alert.field("triplet").type == tensor_type(pa.float32(), [3, 63, 63])
     assert alert.field("metadata").type == tensor_type(pa.float32(), [3])
     assert SPLITS == ("train", "validation", "test")
+
+
+def test_statements_are_counted_by_what_was_decided():
+    count = StatementCount()
+    for medium, rows in (("air: TUCD1", 3), ("vacuum: card", 2), ("air: TUCD1", 1)):
+        count.add(statements_text({"medium": medium, "flux_unit": "Jy: TUNIT2"}), rows)
+    count.add(statements_text({}), 7)
+    assert count.snapshot() == {
+        "flux_unit": {"Jy: TUNIT2": 6}, "medium": {"air: TUCD1": 4, "vacuum: card": 2},
+    }  # fmt: skip
+
+
+def test_statements_are_bounded_whatever_a_reader_says():
+    count = StatementCount()
+    for n in range(500):
+        many = {f"decision {n} {k}": "x" * 9_999 for k in range(99)}
+        count.add(statements_text({"velocity": f"{n} km/s: VELOSYS", **many}), 1)
+    found = count.snapshot()
+    assert sum(found["velocity"].values()) == 500
+    assert max(len(found), *(len(counts) for counts in found.values())) <= 26
+    assert len(statements_text(many)) < 20_000

@@ -42,14 +42,24 @@ class Condition(Config):
     times_one_plus_z: bool = Field(False, description="scale the value by (1 + redshift)")
 
     def holds(self, fields: Mapping[str, Any]) -> bool:
-        """Return whether the record passes; a missing or NaN field does not."""
+        """Return whether the record passes; a missing or NaN field does not.
+
+        Raises
+        ------
+        InvalidRecord
+            ``field_invalid`` for a value that cannot be compared, such as text for a number.
+        """
         found = fields.get(self.field)
         if found is None or (isinstance(found, float) and math.isnan(found)):
             return False
         bound = self.value
         if self.times_one_plus_z:
             bound = bound * (1.0 + float(fields.get("redshift", float("nan"))))
-        return bool(_COMPARE[self.op](found, bound))
+        try:
+            return bool(_COMPARE[self.op](found, bound))
+        except (TypeError, ValueError, OverflowError):
+            detail = f"{self.field}: expected a value for {self}, found {found!r}"
+            raise InvalidRecord("field_invalid", detail[:300]) from None
 
     def __str__(self) -> str:
         scale = "·(1+z)" if self.times_one_plus_z else ""
@@ -79,7 +89,20 @@ class ObjectKey(Config):
     """What tells objects apart, so that two spectra of one object never fall into two splits."""
 
     by: Literal["sky", "id"] = "id"
-    decimals: int = Field(3, description="for 'sky': ra and dec are rounded to this many decimals")
+    radius_arcsec: float = Field(
+        1.0, ge=0.01, le=600.0, description="for 'sky': positions so near are of one object"
+    )
+
+    def at(self, ra: float, dec: float) -> str:
+        """Return the key of an object known from one position, degrees.
+
+        Rounded to cells whose diagonal is no longer than the radius: one cell is one object. Who
+        its neighbours in other cells are, `skyray.data.sky_keys` says once all are there.
+        """
+        digits = math.ceil(math.log10(math.sqrt(2) * 3600 / self.radius_arcsec))
+        # Rounded first: 359.9999° is 0° and -0.0001° is 0°, so that neither has two keys.
+        ra, dec = round(ra % 360, digits) % 360, round(dec, digits) + 0.0
+        return f"{ra:.{digits}f}{dec:+.{digits}f}"
 
 
 class Files(Config):
@@ -89,6 +112,7 @@ class Files(Config):
         description="template over the columns of the file list, e.g. spec-{plate:04d}"
     )
     columns: list[str] = Field(default_factory=list, description="columns the template needs")
+    name: str = Field("", description="name of a fetched file; default: the last part of its url")
     note: str = ""
 
 
@@ -111,7 +135,15 @@ class Card(Config):
     bands: list[str] | None = None
     image_size: int | None = None
     image_fit: Literal["exact", "crop", "resize"] = Field(
-        "exact", description="how a cutout of another size is brought to image_size, if at all"
+        "exact",
+        description="how a cutout of another size is brought to image_size, if at all; "
+        "of alerts, about the source: exact (no larger ones), crop, or resize: resampled to "
+        "pixel_scale_arcsec",
+    )
+    features: list[str] = Field(
+        default_factory=list,
+        description="metadata of alerts in their order: fields of the candidate and those that "
+        "`alert_features` computes; none: the 25 that BTSbot published",
     )
     pixel_scale_arcsec: float | None = None
     classes: list[str]
@@ -119,6 +151,9 @@ class Card(Config):
         default_factory=dict, description="class → STAR, GALAXY or QSO, for collapsed scores"
     )
     labels: list[LabelRule] = Field(default_factory=list)
+    label_from: str | None = Field(
+        None, description="field that holds the class itself, where no rule fits: folder"
+    )
     cuts: list[Condition] = Field(default_factory=list)
     min_good_pixels: int = 100
     object_key: ObjectKey = ObjectKey()
@@ -142,6 +177,10 @@ class Card(Config):
             raise ValueError("coarse: expected one entry for every class")
         if self.record == "spectrum" and self.grid is None:
             raise ValueError("grid: a spectrum card needs one")
+        if len(set(self.features)) < len(self.features):
+            raise ValueError("features: expected each name once")
+        if self.features and self.record != "alert":
+            raise ValueError("features: only alerts have them")
         if self.record != "spectrum" and (self.bands is None or self.image_size is None):
             raise ValueError("bands and image_size: a cutout or alert card needs both")
         return self
@@ -151,7 +190,8 @@ class Card(Config):
         for rule in self.labels:
             if all(condition.holds(fields) for condition in rule.where):
                 return rule.label
-        return ""
+        found = fields.get(self.label_from) if self.label_from else None
+        return found if found in self.classes else ""
 
     def check_cuts(self, fields: Mapping[str, Any], source: str = "") -> None:
         """Raise `InvalidRecord` (reason ``cut:<field>``) for a record outside the selection."""
@@ -166,14 +206,12 @@ class Card(Config):
     def key_of(self, fields: Mapping[str, Any]) -> str:
         """Return the object key; falls back to the identifier where the position is unknown.
 
-        The identifier of an alert is its source's, since many alerts tell of one object.
+        The identifier of an alert is its source's, since many alerts tell of one object. Keys by
+        position are final in a published dataset only: see `ObjectKey.at`.
         """
         ra, dec = fields.get("ra", math.nan), fields.get("dec", math.nan)
         if self.object_key.by == "sky" and math.isfinite(ra) and math.isfinite(dec):
-            digits = self.object_key.decimals
-            # Rounded first: 359.9999° is 0° and -0.0001° is 0°, so that neither has two keys.
-            ra, dec = round(ra, digits) % 360, round(dec, digits) + 0.0
-            return f"{ra:.{digits}f}{dec:+.{digits}f}"
+            return self.object_key.at(ra, dec)
         return str(fields.get("source_id") or fields["object_id"])
 
 

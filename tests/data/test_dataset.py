@@ -39,7 +39,8 @@ def _rows(part: int, split: str, count: int) -> pa.Table:
         "observation_id": names, "object_id": names, "object_key": names,
         "split": [split] * count, "label": ["A"] * count,
         "ra": [1.0] * count, "dec": [2.0] * count, "survey": ["mock"] * count,
-        "source": ["file"] * count, "extra": ["{}"] * count, "spectype": ["STAR"] * count,
+        "source": ["file"] * count, "extra": ["{}"] * count, "statements": [None] * count,
+        "spectype": ["STAR"] * count,
         "subtype": ["A0"] * count, "redshift": [0.0] * count, "redshift_err": [0.0] * count,
         "zwarning": [0] * count, "snr": [5.0] * count,
         "flux": tensor_array(flux.astype(np.float32), pa.float32()),
@@ -196,7 +197,7 @@ def test_a_dataset_of_the_former_layout_says_how_to_go_on(tmp_path):
 
 @pytest.mark.parametrize(
     ("field", "value", "match"),
-    [("schema_version", 99, "expected 2, found 99"), ("rows_read", "many", "rows_read")],
+    [("schema_version", 99, "expected 3, found 99"), ("rows_read", "many", "rows_read")],
 )
 def test_a_manifest_that_cannot_be_understood_names_the_field(tmp_path, field, value, match):
     job = derived_job(CARD, str(tmp_path))

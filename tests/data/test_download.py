@@ -158,6 +158,14 @@ def test_failures_are_reported_and_the_others_fetched(server, card, tmp_path):
     assert not (tmp_path / "download-failures.csv").exists()
 
 
+@pytest.mark.parametrize("named", ["spec-{name}.fits", "../../{name}.fits"])
+def test_the_card_may_name_the_file(server, card, tmp_path, named):
+    """Where the URL ends in a number; a name never leaves the folder."""
+    card = card.model_copy(update={"files": card.files.model_copy(update={"name": named})})
+    fetch(card, ["whole"], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [named.split("/")[-1].format(name="whole")]
+
+
 @pytest.mark.parametrize("kind", ["sha256", "sha1", "md5"])
 def test_a_wrong_checksum_is_fetched_again(server, card, tmp_path, kind):
     row = {"name": "lying", kind: hashlib.new(kind, CONTENT).hexdigest()}

@@ -146,7 +146,7 @@ def test_raw_survey_files_ingest(survey_data: Path, tmp_path, ray_cluster, card,
     manifest = dataset.manifest
     assert manifest.rows_read == manifest.rows_written + manifest.rows_quarantined
     assert manifest.rows_written >= least
-    assert not {"unreadable", "not_processed"} & set(manifest.quarantine_reasons)
+    assert not {"unreadable", "reader_fault"} & set(manifest.quarantine_reasons)
     assert one_split_an_object(dataset)
 
 

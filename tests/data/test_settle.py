@@ -48,10 +48,10 @@ def twice(tmp_path) -> Job:
 def test_a_refusal_stays_when_its_settler_was_killed_before_it_deleted_the_record(twice):
     records = open_table(places.join(twice.out, RECORDS))
     before = records.version
-    settled, _ = settle(twice.out)
+    settled, _ = settle(twice)
     assert (settled.records.count_rows(), settled.quarantine.count_rows()) == (2, 1)
     records.checkout_version(before).restore()  # refused, and not yet deleted
-    again, _ = settle(twice.out)
+    again, _ = settle(twice)
     assert (again.records.count_rows(), again.quarantine.count_rows()) == (2, 1)
     assert again.quarantine.version == settled.quarantine.version  # never taken back on the way
 
@@ -59,7 +59,7 @@ def test_a_refusal_stays_when_its_settler_was_killed_before_it_deleted_the_recor
 def test_a_copy_is_taken_up_when_the_record_that_was_kept_is_gone(tmp_path, twice, ray_cluster):
     assert _reasons(publish(twice)) == {"b/spec-0001-50000-0001.fits": "conflicting_observation"}
     delete_rows(places.join(twice.out, RECORDS), "source LIKE '%/a/spec-0001-50000-0001.fits'")
-    assert settle(twice.out)[1] == [str(tmp_path / "in" / "b" / "spec-0001-50000-0001.fits")]
+    assert settle(twice)[1] == [str(tmp_path / "in" / "b" / "spec-0001-50000-0001.fits")]
     healed = ingest(CARD, [tmp_path / "in" / "b"], twice.out, progress=False)
     assert healed.to_table(["source"]).num_rows == 2
     assert _reasons(healed) == {}
@@ -89,7 +89,7 @@ def test_a_publisher_killed_before_it_kept_its_version_loses_none(tmp_path, twic
 
 
 def test_a_version_is_kept_as_it_was_when_another_came_before_it_was_kept(tmp_path, twice):
-    tables, _ = settle(twice.out)
+    tables, _ = settle(twice)
     census = Census(tables.records, tables.quarantine)
     published = _commit(tables, census.manifest(twice, 1, 0))
     write_spec(tmp_path / "c", 3)
@@ -122,4 +122,5 @@ def test_three_that_publish_at_once_leave_every_outcome_once(tmp_path):
         assert len(_reasons(dataset)) == dataset.manifest.rows_quarantined == 11
         names = dataset.to_table(["observation_id"])["observation_id"].to_pylist()
         assert sorted(names) == [f"0001-50000-{fiber:04d}" for fiber in range(1, 11)]
-        assert settle(out)[1] == []
+        job = Job(CARD, FileSource(CARD, [tmp_path / "in"]), out, True)
+        assert settle(job)[1] == []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from skyray.cards import load_card
 from skyray.config import ConfigError
 from skyray.families.alerts.family import AlertLoss, AlertsFamily, thumbnails
 from skyray.families.alerts.recipes import FRACTIONS, RECIPES, grid
@@ -38,7 +39,8 @@ def batch(rows: int = 12, seed: int = 3) -> dict[str, np.ndarray]:
     metadata[:, FEATURES.index("magpsf")] = rng.uniform(17, 20, rows)
     metadata[0, 3] = np.nan
     return {
-        "triplet": triplet, "stamp_shape": np.full((rows, 2), 63, np.int32), "metadata": metadata,
+        "triplet": triplet, "metadata": metadata,
+        "stamp_box": np.full((rows, 3, 4), (0, 0, 63, 63), np.int32),
         "label": label, "split": np.full(rows, "train", dtype=object),
         "object_key": np.array([f"ZTF{n // 4}" for n in range(rows)], dtype=object),
         "object_id": np.array([str(n) for n in range(rows)], dtype=object),
@@ -52,7 +54,7 @@ def tensors(inputs) -> dict[str, torch.Tensor]:
 def test_input_is_the_shared_transform_and_targets_follow_the_label():
     columns = batch()
     inputs = family(recipe="ztf_cnn_multimodal").transform(columns, training=True)
-    expected = triplet_input(columns["triplet"], columns["stamp_shape"])
+    expected = triplet_input(columns["triplet"], columns["stamp_box"])
     np.testing.assert_array_equal(inputs["image"], expected)
     np.testing.assert_array_equal(inputs["metadata"], columns["metadata"])
     assert inputs["target"][:4].tolist() == [0, 1, -1, 0]
@@ -83,7 +85,7 @@ def test_swapped_features_are_refused():
 
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match="two classes"):
-        family(info=DataInfo(**{**INFO.__dict__, "classes": ("A", "B", "C")}))
+        family(info=DataInfo(**{**INFO.__dict__, "classes": ("A",)}))
     with pytest.raises(ConfigError, match="found 'spectrum'"):
         family(info=DataInfo(**{**INFO.__dict__, "record": "spectrum"}))
     with pytest.raises(ConfigError, match="positive: expected one of"):
@@ -332,3 +334,32 @@ def test_search_space_is_table_1():
     assert space["train.optimizer.lr"].values == (1e-6, 5e-6, 1e-7, 5e-7)
     assert len(space["network.head"].values) == 9
     assert (space["network.dropout"].low, space["network.dropout"].high) == (0.3, 0.9)
+
+
+def test_of_several_classes_one_is_sought_and_the_others_are_the_rest():
+    classes = ("AGN", "SN", "BOGUS")
+    counts = {"train": {"AGN": 10, "SN": 20, "BOGUS": 70}}
+    info = DataInfo(**{**INFO.__dict__, "classes": classes, "counts": counts})
+    made = family("positive=SN", info=info)
+    assert (made.positive, made.negative, made.positive_weight) == ("SN", "not SN", 4.0)
+    columns = batch()
+    columns["label"] = np.array(["AGN", "SN", "BOGUS", ""] * 3, dtype=object)
+    assert made.transform(columns, training=True)["target"].tolist() == [0, 1, 0, -1] * 3
+
+
+def test_a_survey_has_its_own_features():
+    names = ("snr", "reliability", "magpsf")
+    info = DataInfo(**{**INFO.__dict__, "features": names})
+    made = family("network.metadata=3", "features=null", info=info)
+    columns = batch() | {"metadata": np.arange(36, dtype=np.float32).reshape(12, 3)}
+    np.testing.assert_array_equal(
+        made.transform(columns, training=False)["metadata"], columns["metadata"]
+    )
+    assert made.scoring_table(columns)["magpsf"].tolist() == columns["metadata"][:, 2].tolist()
+    with pytest.raises(ConfigError, match=r"network\.metadata: expected 3"):
+        family("features=null", info=info)
+    with pytest.raises(ConfigError, match="missing"):
+        family("network.metadata=25", info=info)
+    rubin = load_card("lsst_alerts")
+    chosen = DataInfo(**{**INFO.__dict__, "features": tuple(rubin.features)})
+    assert family(recipe="lsst_laptop_multimodal", info=chosen).features == tuple(rubin.features)

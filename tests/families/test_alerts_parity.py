@@ -103,16 +103,24 @@ def test_age_counts_forward_on_every_real_alert(rows):
     assert np.allclose([a.jd - a.candidate["jdstarthist"] for a in rows.values()], ages, atol=1e-2)
 
 
-def test_edge_stamps_are_padded_below_and_right(family, rows):
+def test_edge_stamps_have_the_source_in_the_middle_or_as_published_in_the_corner(family, rows):
     edges = [alert for alert in rows.values() if min(alert.science.shape) < 63]
     assert len(edges) >= 12
-    image = served(family, edges)["image"]
-    for alert, triplet in zip(edges, image, strict=True):
+    published = AlertsFamily(family.recipe.override(["stamp_position=as_published"]), family.data)
+    centred, cornered = (served(made, edges)["image"] for made in (family, published))
+    for alert, triplet, corner in zip(edges, centred, cornered, strict=True):
         height, width = alert.science.shape
-        assert (triplet[:, height:] == np.float32(PADDING)).all()
-        assert (triplet[:, :, width:] == np.float32(PADDING)).all()
-        inside = triplet[:, :height, :width].astype(np.float64)
+        inside = corner[:, :height, :width].astype(np.float64)
         np.testing.assert_allclose(np.sqrt((inside**2).sum((1, 2))), 1.0, atol=1e-5)
+        assert (corner[:, height:] == np.float32(PADDING)).all()
+        assert (corner[:, :, width:] == np.float32(PADDING)).all()
+        row, column = map(int, alert.source_pixels()[0])
+        np.testing.assert_array_equal(triplet[:, 31, 31], corner[:, row, column])
+        known = triplet != np.float32(PADDING)
+        assert known.sum() == (corner != np.float32(PADDING)).sum()
+        # the detector's first rows or columns are missing, or its last
+        assert known[0, 31].sum() == width
+        assert known[0, :, 31].sum() == height
 
 
 def test_every_real_alert_can_be_used(family, rows):

@@ -64,6 +64,8 @@ def run(made: LensingFamily, epochs: int = 1, lr: float = 1e-3):
         if stage.features:
             with torch.no_grad():
                 data = stage.features(model, data)
+        if stage.arrange:
+            data |= stage.arrange(data)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(stage.trains(name))
         if stage.prepare:
@@ -104,6 +106,7 @@ def test_training_does_not_depend_on_labels_of_the_target(method):
     if stage.features:
         with torch.no_grad():
             batch = stage.features(model.eval(), batch)
+    batch |= stage.arrange(batch)
     unknown = {**batch, "oracle_index": torch.full_like(batch["oracle_index"], -1)}
     found = []
     for data in (batch, unknown):
@@ -156,9 +159,12 @@ def test_adda_gradients_are_those_of_the_two_losses_apart():
     model.begin_adaptation()
     with torch.no_grad():
         batch = made.stages()[1].features(model.eval(), batch)
+    batch |= adaptation.domain_rows(batch)
     target = batch["domain"] == 1
     made.stages()[1].loss(model, batch)[0]  # evaluation: no graph is kept for the metrics
-    loss, _, _ = adaptation.AddaLoss(made.recipe).loss(model, batch, ~target, target)
+    loss, _, _ = adaptation.AddaLoss(made.recipe).loss(
+        model, batch, batch["source_rows"], batch["target_rows"]
+    )
     model.zero_grad()
     loss.backward()
     found = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
@@ -205,7 +211,8 @@ def test_selection_rewards_sure_and_varied_predictions():
     model = made.build_model().eval()
     model.begin_adaptation()
     batch = tensors(made)
-    source, target = batch["domain"] == 0, batch["domain"] == 1
+    batch |= adaptation.domain_rows(batch)
+    source, target = batch["source_rows"], batch["target_rows"]
     loss = adaptation.AddaLoss(made.recipe)
 
     def score(logits: torch.Tensor) -> float:
@@ -213,10 +220,10 @@ def test_selection_rewards_sure_and_varied_predictions():
         model.adapted.forward = lambda image: (None, logits)
         return float(loss._choice(model, batch, source, target)["selection"])
 
-    count = int(target.sum())
+    count = len(target)
     varied = 20.0 * functional.one_hot(torch.arange(count) % 3, 3).float()
     one = 20.0 * functional.one_hot(torch.zeros(count, dtype=torch.long), 3).float()
-    share = float(target.float().mean())
+    share = count / len(batch["domain"])
     assert score(varied) == pytest.approx(share, abs=1e-3)
     assert score(one) == pytest.approx(0, abs=1e-3)
     assert score(torch.zeros(count, 3)) == pytest.approx(0, abs=1e-6)
@@ -259,7 +266,8 @@ def test_a_batch_of_one_domain_gives_a_loss_that_moves_nothing():
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(made.stages()[1].trains(name))
     source = batch["domain"] == 0
-    loss, _ = made.stages()[1].loss(model.train(), {k: v[source] for k, v in batch.items()})
+    alone = {k: v[source] for k, v in batch.items()}
+    loss, _ = made.stages()[1].loss(model.train(), alone | adaptation.domain_rows(alone))
     loss.backward()
     assert loss.item() == 0
     assert all((p.grad == 0).all() for p in model.parameters() if p.requires_grad)
@@ -367,3 +375,21 @@ def test_equivariant_network_through_both_stages():
         torch.testing.assert_close(
             exported.adapted(image)[1], model.adapted(image)[1], atol=1e-4, rtol=1e-4
         )
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_no_step_of_adaptation_waits_for_the_device(method):
+    """Traced without numbers, where nothing can be counted: an answer for the host would fail."""
+    made = family(f"method={method}")
+    model, batch = made.build_model(), tensors(made)
+    model.begin_adaptation()
+    stage = made.stages()[1]
+    if stage.features:
+        with torch.no_grad():
+            batch = stage.features(model.eval(), batch)
+    batch |= stage.arrange(batch)
+    meta = {name: values.to("meta") for name, values in batch.items()}
+    for training in (True, False):
+        loss, metrics = stage.loss(model.to("meta").train(training), meta)
+        assert loss.is_meta
+        assert all(value.is_meta for value in metrics.values())

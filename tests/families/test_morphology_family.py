@@ -14,7 +14,7 @@ from skyray.families.morphology.family import (
     forward,
     unit,
 )
-from skyray.families.morphology.recipes import RECIPES, MorphologyRecipe, scaled_to_workers
+from skyray.families.morphology.recipes import RECIPES, MorphologyRecipe
 from skyray.transforms.augment import NO_AUGMENTATION, AugmentConfig
 from skyray.transforms.images import ColourMapping, published_mapping, to_colour
 
@@ -264,16 +264,6 @@ def test_thumbnails_have_the_top_of_the_sky_on_top():
     found = made.predict(model, truth, calibration, kept)["thumbnail"][0]
     assert found[0].min() > 200
     assert found[-1].max() == 0
-
-
-def test_scaling_to_workers_keeps_each_workers_batch():
-    recipe = load_recipe("morphology/sdss_xception")
-    scaled = scaled_to_workers(recipe, 64)
-    for phase in (scaled.train_head, scaled.train_middle, scaled.train):
-        assert phase.batch_size == 16 * 64
-        assert phase.optimizer.lr == pytest.approx(64e-4)
-        assert phase.optimizer.warmup_epochs == 2
-    assert scaled_to_workers(recipe, 1) is recipe
 
 
 @pytest.mark.parametrize("name", sorted(RECIPES))

@@ -13,8 +13,8 @@ COARSE = dict(zip(CLASSES, ("STAR", "GALAXY", "GALAXY", "QSO"), strict=True))
 WAVELENGTH = np.linspace(3600.0, 9800.0, 700)
 ALL = {
     "confusion.png", "confusion_coarse.png", "redshift_end_to_end.png", "redshift_true_class.png",
-    "scores_by_snr.png", "redshift_errors.png", "reliability.png", "example_spectra.png",
-    "training_losses.png",
+    "redshift_networks_alone.png", "scores_by_snr.png", "redshift_errors.png", "reliability.png",
+    "example_spectra.png", "training_losses.png",
 }  # fmt: skip
 
 
@@ -45,6 +45,7 @@ def draw_table(rows: int = 1600, seed: int = 0) -> dict[str, np.ndarray]:
         "label": label.astype(object), "label_pred": called.astype(object), "spectype": coarse,
         "redshift": truth, "snr": snr, "in_domain": np.ones(rows, bool),
         "redshift_pred": np.where(called == label, own, own + 0.2), "redshift_err_pred": sigma,
+        "redshift_network": own, "redshift_network_err": 2 * sigma,
         "redshift_true_route": own, "redshift_err_true_route": sigma, **probability,
         "wavelength": WAVELENGTH, "flux": 1 + line + rng.normal(size=line.shape) / 5,
         "history": [*history, {"stage": "redshift/STAR_F5", "skipped": "no rows"}],

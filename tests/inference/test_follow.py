@@ -13,7 +13,8 @@ from skyray.bundles.bundle import Predictor
 from skyray.cards import load_card
 from skyray.config import ConfigError
 from skyray.data.simulate import simulate
-from skyray.inference.follow import KafkaSource, follow
+from skyray.inference.follow import follow
+from skyray.inference.streams import KafkaSource
 from skyray.readers.base import SurveyFile, make_reader
 
 FILES = 20
@@ -112,3 +113,77 @@ def test_kafka_address_is_checked():
     pytest.importorskip("confluent_kafka")
     with pytest.raises(ConfigError, match="kafka://HOST:PORT/TOPIC"):
         KafkaSource("kafka://localhost:9092")
+
+
+@pytest.fixture
+def broker():
+    """librdkafka's own broker, in memory: it speaks the protocol, as long as its client lives."""
+    confluent_kafka = pytest.importorskip("confluent_kafka")
+    producer = confluent_kafka.Producer({"test.mock.num.brokers": 1, "bootstrap.servers": "mock"})
+    address = str(next(iter(producer.list_topics(timeout=20).brokers.values())))
+    return producer, address.split("/")[0]
+
+
+def test_what_was_written_but_not_committed_is_noticed_and_nothing_is_lost(
+    files, tiny_bundle, tmp_path, broker, monkeypatch
+):
+    """The follower dies between writing a batch and noting its offsets; another one goes on."""
+    producer, address = broker
+    for path in files[:5]:
+        producer.produce("spectra", path.read_bytes(), partition=0)
+    producer.produce("spectra", b"no FITS at all", partition=0)
+    producer.flush(20)
+    uri = f"kafka://{address}/spectra?group=dies&session.timeout.ms=6000"
+    options = {"batch": 3, "wait_s": 3.0, "progress": False}
+
+    def dies(self, messages):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(KafkaSource, "done", dies)
+        with pytest.raises(KeyboardInterrupt):
+            follow(tiny_bundle, uri, str(tmp_path / "out"), most=3, **options)
+    assert len(scored(tmp_path / "out")) == 3
+    again = follow(tiny_bundle, uri, str(tmp_path / "out"), most=6, **options)
+    assert (again.scored, again.repeated, again.refused) == (2, 3, 1)
+    assert len(scored(tmp_path / "out")) == 5
+    (refused,) = pq.read_table(tmp_path / "out" / "refused").to_pylist()
+    assert (refused["content"], refused["reason"]) == (b"no FITS at all", "not_fits")
+    from confluent_kafka import Consumer, TopicPartition
+
+    member = Consumer({"bootstrap.servers": address, "group.id": "dies"})
+    (place,) = member.committed([TopicPartition("spectra", 0)], timeout=20)
+    member.close()
+    assert place.offset == 6
+
+
+def test_other_content_of_a_known_observation_is_refused_with_its_bytes():
+    import pyarrow as pa
+
+    from skyray.inference.follow_ledger import Ledger
+
+    def batch(*rows: tuple[str, str, str]) -> pa.Table:
+        names = ("observation_id", "digest", "source")
+        columns = [pa.array(column) for column in zip(*rows, strict=True)]
+        table = pa.table(columns, names=names)
+        table = table.append_column("object_id", table["observation_id"])
+        table = table.append_column("delivery", pa.array([f"d{row[1]}" for row in rows]))
+        return table.append_column("content", pa.array([row[1].encode() for row in rows]))
+
+    import tempfile
+
+    with tempfile.TemporaryDirectory() as out:
+        done = Ledger(out).write(batch(("1", "a", "t/0/0"), ("2", "b", "t/0/1")), [])
+        assert (done.scored, done.refused, done.repeated) == (2, 0, 0)
+        ledger = Ledger(out)  # another member
+        done = ledger.write(
+            batch(("1", "a", "t/0/0"), ("2", "c", "t/0/2"), ("3", "e", "t/0/3")), []
+        )
+        assert (done.scored, done.refused, done.repeated) == (1, 1, 1)
+        (refused,) = pq.read_table(Path(out) / "refused").to_pylist()
+        assert (refused["reason"], refused["content"]) == ("conflicting_observation", b"c")
+        done = ledger.write(batch(("2", "c", "t/0/2")), [])
+        assert (done.scored, done.refused, done.repeated) == (0, 0, 1)
+        found = pq.read_table(Path(out) / "scored")
+        assert sorted(found["observation_id"].to_pylist()) == ["1", "2", "3"]
+        assert not {"delivery", "content"} & set(found.column_names)

@@ -17,6 +17,7 @@ from skyray.inference.catalogue_parts import publish as publish_parts
 from skyray.inference.inspect import describe_numbers, inspect
 from skyray.inference.single_file import write_fits
 from skyray.records import InvalidRecord, Spectrum
+from skyray.records.reasons import reason_of
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,7 @@ def dataset(tmp_path_factory) -> Dataset:
             Spectrum(
                 name, 4000.0 + np.arange(200), pixels, pixels, pixels < 0,
                 spectype="STAR", redshift=redshift, snr=3.0, source=f"{name}.fits",
+                statements={"medium": "air → vacuum: TUCD1", "flux_unit": f"{name}: TUNIT2"},
             )
         )  # fmt: skip
     spectra.append(InvalidRecord("ivar_empty", "expected some pixels", "folder/c.fits", "c"))
@@ -65,7 +67,12 @@ def test_a_dataset_tells_rows_grid_ranges_and_quarantine(dataset):
     assert found["pixels"] == "200 pixels, linear, 4000.0 to 4199.0 Å, step 1 Å"
     assert found["ranges"]["redshift"] == "0.5 to 0.5, median 0.5, 1 unknown"
     assert sum(found["objects by split"].values()) == 2
-    assert found["quarantine"] == {"ivar_empty": "1\n  c.fits: expected some pixels"}
+    assert found["decided"] == {
+        "flux_unit": "1 row: a: TUNIT2\n  1 row: b: TUNIT2",
+        "medium": "2 rows: air → vacuum: TUCD1",
+    }
+    means = reason_of("ivar_empty").means
+    assert found["quarantine"] == {"ivar_empty": f"1: {means}\n  c.fits: expected some pixels"}
 
 
 @pytest.mark.parametrize("kind", [0, 1, 2], ids=["folder", "parquet", "fits"])

@@ -10,7 +10,7 @@ import pytest
 
 from skyray.bundles.bundle import Predictor
 from skyray.cards import load_card
-from skyray.data.dataset import Dataset
+from skyray.data.dataset import Dataset, table_to_columns
 from skyray.data.ingest import ingest
 from skyray.data.prepared import prepare
 from skyray.data.simulate import simulate
@@ -53,10 +53,16 @@ def test_batch_equals_the_training_transform(tiny_bundle, dataset, batch):
     predictor = Predictor.from_bundle(tiny_bundle)
     prepared = prepare(dataset, predictor.family, progress=False)
     columns = prepared.to_columns()
+    row = {name: number for number, name in enumerate(columns["observation_id"])}
+    found = table_to_columns(
+        dataset.to_table(["observation_id", *predictor.family.columns(training=False)])
+    )
+    order = np.argsort([row[name] for name in found.pop("observation_id")])
+    records = {name: values[order] for name, values in found.items()}
+    columns |= predictor.family.answer_inputs(records)
     output = predictor.family.predict(
         predictor.model, columns, predictor.calibration, predictor.tensors
     )
-    row = {name: number for number, name in enumerate(columns["observation_id"])}
     order = [row[name] for name in batch["observation_id"]]
     assert len(order) == OBJECTS
     assert output["label"][order].tolist() == batch["label"].tolist()

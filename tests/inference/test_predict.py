@@ -73,6 +73,21 @@ def test_catalogue_holds_the_predictors_answers_in_the_datasets_order(
     assert [str(name).strip() for name in fits["observation_id"]] == found["observation_id"]
 
 
+def test_arrays_stand_in_a_table_beside_the_catalogue(
+    undisturbed, tiny_bundle, mock_dataset, tmp_path
+):
+    out = str(tmp_path / "out")
+    done = predict(tiny_bundle, [mock_dataset], out, arrays=True, progress=False)
+    assert done.files[-1] == f"{out}/arrays.fits"
+    plain, beside = catalogue(undisturbed), Table.read(f"{out}/arrays.fits")
+    assert list(beside["observation_id"]) == plain["observation_id"]
+    assert beside["redshift_pdf"].shape == (300, 2080)
+    np.testing.assert_allclose(beside["redshift_pdf"].sum(axis=1), 1.0, atol=1e-4)
+    assert "redshift_pdf" not in catalogue(out)
+    again = predict(tiny_bundle, [mock_dataset], out, arrays=True, progress=False)
+    assert again.files == done.files
+
+
 def test_network_has_an_operator_of_its_own_and_numbers_alone_reach_the_driver(
     tiny_bundle, mock_dataset, tmp_path, small_pieces
 ):

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from datetime import UTC, datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +134,20 @@ def test_names_mean_what_the_specification_says():
     assert list(avro_records(stream.getvalue(), "a.avro")) == [packet]
 
 
-def test_times_are_times_and_decimals_are_left_as_bytes():
+def test_times_are_times_and_decimals_are_decimals():
     moment = datetime(2026, 3, 1, 12, tzinfo=UTC)
     schema = record({"type": "long", "logicalType": "timestamp-micros"},
                     {"type": "bytes", "logicalType": "decimal", "precision": 4},
                     {"type": "long", "logicalType": ["no", "name"]})  # fmt: skip
     block = number(int(moment.timestamp() * 1e6)) + text(b"\x01\x02") + number(5)
     (found,) = avro_records(container(schema, block), "a.avro")
-    assert found == {"f0": moment, "f1": b"\x01\x02", "f2": 5}
+    assert found == {"f0": moment, "f1": Decimal(258), "f2": 5}
+    long = number(0) + text(bytes(400)) + number(5)
+    (found,) = avro_records(container(schema, long), "a.avro")
+    assert found.reason == "avro_corrupt"
+    many = record({"type": "bytes", "logicalType": "decimal", "precision": 10**6})
+    with pytest.raises(BadSchema, match="decimal of at most"):
+        checked(many)
 
 
 # counts ------------------------------------------------------------------------------------------

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import io
+import itertools
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -104,20 +108,18 @@ def test_real_healpix_coadd_with_redrock(survey_data):
 
 def test_real_tile_coadd_without_redrock(survey_data):
     path = survey_data / "spectra_desi" / "raw_fits" / TILE
-    spectra = read(path)
-    assert len(spectra) == 5
-    reasons = []
-    for row, spectrum in enumerate(spectra):
-        assert (spectrum.spectype, spectrum.zwarning) == ("", -1)
-        flux, ivar = pixel_by_pixel(path, row) if row == 4 else (spectrum.flux, spectrum.ivar)
-        np.testing.assert_allclose(spectrum.flux, flux, rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(spectrum.ivar, ivar, rtol=1e-5)
-        try:
-            check_spectrum(spectrum)
-        except InvalidRecord as refusal:
-            reasons.append(refusal.reason)
-    assert reasons == ["ivar_empty"] * 4  # four broken fibres of five
-    assert [s.extra["fiberstatus"] for s in spectra] == [513, 512, 515, 1, 0]
+    *refused, spectrum = read(path)
+    reasons = ["fibre_unassigned", "fibre_broken", "fibre_unassigned", "fibre_unassigned"]
+    assert [r.reason for r in refused] == reasons
+    bits = [int(re.search(r"FIBERSTATUS (\d+)", r.detail)[1]) for r in refused]
+    assert bits == [513, 512, 515, 1]
+    assert (spectrum.spectype, spectrum.zwarning, spectrum.extra["fiberstatus"]) == ("", -1, 0)
+    check_spectrum(spectrum)
+    flux, ivar = pixel_by_pixel(path, 4)
+    np.testing.assert_allclose(spectrum.flux, flux, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(spectrum.ivar, ivar, rtol=1e-5)
+    assert spectrum.observation_id == f"169-cumulative-20210419-5-{spectrum.object_id}"
+    assert spectrum.extra["tileid"] == 169
 
 
 def test_join_is_by_targetid(tmp_path):
@@ -235,3 +237,322 @@ def test_one_target_in_two_programmes_is_two_observations_of_one_object(tmp_path
     assert len(ids) == 6
     assert f"sv3-dark-1234-{2**55}" in ids
     assert [o for _, o in names["dark"]] == [o for _, o in names["bright"]]
+
+
+ARM_SETS = [arms for n in (1, 2, 3) for arms in itertools.combinations("BRZ", n)]
+
+
+def only(hdus: fits.HDUList, arms) -> fits.HDUList:
+    """Leave these arms of a coadd."""
+    gone = {arm for arm in "BRZ" if arm not in arms}
+    return fits.HDUList([hdu for hdu in hdus if hdu.name[:1] not in gone or hdu.name[1:2] != "_"])
+
+
+def joined_arms(hdus: fits.HDUList) -> fits.HDUList:
+    """Co-add B, R and Z into BRZ, as desi_coadd_spectra --coadd-cameras does."""
+    rows = len(hdus["FIBERMAP"].data)
+    total, weighted = np.zeros((2, rows, 7781))
+    for arm, (start, size) in ARM_PIXELS.items():
+        first = round((start - 3600) / 0.8)
+        weight = np.where(hdus[f"{arm}_MASK"].data == 0, hdus[f"{arm}_IVAR"].data, 0)
+        total[:, first : first + size] += weight
+        weighted[:, first : first + size] += weight * hdus[f"{arm}_FLUX"].data
+    flux = np.divide(weighted, total, out=np.zeros_like(total), where=total > 0)
+    images = {"WAVELENGTH": 3600 + 0.8 * np.arange(7781), "FLUX": flux, "IVAR": total,
+              "MASK": (total == 0).astype(np.int32)}  # fmt: skip
+    made = [fits.ImageHDU(image, name=f"BRZ_{kind}") for kind, image in images.items()]
+    return fits.HDUList([hdus[0], hdus[1], *made])
+
+
+@pytest.mark.parametrize("arms", ARM_SETS, ids="".join)
+@pytest.mark.parametrize("masks", [True, False], ids=["masks", "no masks"])
+def test_any_subset_of_arms(tmp_path, arms, masks):
+    whole, part = coadd_file(masks=masks), only(coadd_file(masks=masks), arms)
+    part.writeto(tmp_path / "coadd-x.fits")
+    wavelength = DESI_GRID.wavelength()
+    for row, spectrum in enumerate(read(tmp_path / "coadd-x.fits")):
+        check_spectrum(spectrum)
+        reached = np.zeros(7781, dtype=bool)
+        for arm in arms:
+            start, size = ARM_PIXELS[arm]
+            reached |= (wavelength > start - 0.1) & (wavelength < start + 0.8 * size - 0.7)
+        assert not spectrum.ivar[~reached].any()
+        assert spectrum.mask[~reached].all()
+        alone = arms[0]
+        start, size = ARM_PIXELS[alone]
+        here = [round((start - 3600) / 0.8) + n for n in range(200, 300)]  # where no other arm is
+        good = whole[f"{alone}_MASK"].data[row, 200:300] == 0 if masks else np.ones(100, bool)
+        flux = np.where(good, whole[f"{alone}_FLUX"].data[row, 200:300], 0)
+        np.testing.assert_allclose(spectrum.flux[here], flux, rtol=1e-6)
+
+
+def test_arms_that_were_joined_give_the_same_spectra(tmp_path):
+    coadd_file().writeto(tmp_path / "arms.fits")
+    joined_arms(coadd_file()).writeto(tmp_path / "joined.fits")
+    for apart, together in zip(
+        read(tmp_path / "arms.fits"), read(tmp_path / "joined.fits"), strict=True
+    ):
+        np.testing.assert_allclose(apart.flux, together.flux, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(apart.ivar, together.ivar, rtol=1e-5)
+        np.testing.assert_array_equal(apart.mask, together.mask)
+
+
+def test_joined_arms_beside_their_parts_are_two_readings(tmp_path):
+    hdus = fits.HDUList([*coadd_file(), *joined_arms(coadd_file())[2:]])
+    hdus.writeto(tmp_path / "coadd-x.fits")
+    with pytest.raises(InvalidRecord, match=r"layout_ambiguous.*B, R, Z, BRZ"):
+        read(tmp_path / "coadd-x.fits")
+
+
+def test_an_arm_alone_keeps_wavelengths_of_its_own(tmp_path):
+    hdus = joined_arms(coadd_file())
+    log = 10 ** (3.5563 + 1e-4 * np.arange(4000))
+    for hdu in hdus[2:]:
+        hdu.data = log if hdu.name == "BRZ_WAVELENGTH" else hdu.data[:, :4000]
+    hdus.writeto(tmp_path / "coadd-x.fits")
+    spectrum = read(tmp_path / "coadd-x.fits")[0]
+    check_spectrum(spectrum)
+    np.testing.assert_array_equal(spectrum.wavelength, log)
+    np.testing.assert_array_equal(spectrum.flux, hdus["BRZ_FLUX"].data[0].astype(np.float32))
+
+
+REDROCK_PLACES = {
+    "coadd-sv3-dark-1.fits": "redrock-sv3-dark-1.fits",
+    "coadd-7-1-thru2021.fits": "redrock-7-1-thru2021.fits.gz",
+    "COADD-7-1-THRU2021.FITS": "REDROCK-7-1-THRU2021.FITS",
+    "coadd-0-80605.fits.gz": "zbest-0-80605.fits",
+    "my-coadd.fit": "my-redrock.fit",
+}
+
+
+@pytest.mark.parametrize("name", [*REDROCK_PLACES, "target.fits", "a.b.c.fits.gz", "inside.fits"])
+def test_name_and_redshifts(tmp_path, name):
+    hdus, fitted = coadd_file(), redrock_file([2**55 + 1, 2**55, 2**55 + 2])
+    if name == "inside.fits":
+        hdus.append(fitted["REDSHIFTS"])
+    elif name in REDROCK_PLACES:
+        if "zbest" in REDROCK_PLACES[name]:
+            fitted[1].name = "ZBEST"
+        write_any(fitted, tmp_path / REDROCK_PLACES[name])
+    write_any(hdus, tmp_path / name)
+    assert make_reader("desi_coadd").claims(name)
+    found = [(s.object_id, s.zwarning, s.redshift) for s in read(tmp_path / name)]
+    known = name == "inside.fits" or name in REDROCK_PLACES
+    expected = [0.2, 0.1, 0.3] if known else [np.nan] * 3
+    assert [o for o, _, _ in found] == [str(2**55 + n) for n in range(3)]
+    assert [w for _, w, _ in found] == [0 if known else -1] * 3
+    assert [z for _, _, z in found] == pytest.approx(expected, nan_ok=True)
+
+
+def write_any(hdus: fits.HDUList, path: Path) -> None:
+    stream = io.BytesIO()
+    hdus.writeto(stream)
+    body = stream.getvalue()
+    path.write_bytes(gzip.compress(body) if path.suffix.lower() == ".gz" else body)
+
+
+@pytest.mark.parametrize("table", ["FIBERMAP", "COADD_FIBERMAP"])
+def test_either_name_of_the_fibermap(tmp_path, table):
+    hdus = coadd_file()
+    hdus["FIBERMAP"].name = table
+    hdus.writeto(tmp_path / "x.fits")
+    assert len(read(tmp_path / "x.fits")) == 3
+
+
+def fibres(**columns) -> fits.HDUList:
+    """A coadd whose FIBERMAP has these columns and nothing else."""
+    hdus = coadd_file(rows=len(columns["TARGETID"]))
+    forms = {"TARGETID": "K", "OBJTYPE": "3A"}
+    made = [fits.Column(n, forms.get(n, "J"), array=v) for n, v in columns.items()]
+    hdus["FIBERMAP"] = fits.BinTableHDU.from_columns(made, name="FIBERMAP")
+    return hdus
+
+
+SKY_ID = 616094114412233066
+FIBRES = {
+    "objtype": (
+        dict(TARGETID=[1, 2, 3, 4, -5], OBJTYPE=["TGT", "SKY", "BAD", "NON", ""]),
+        ["", "sky_fibre", "fibre_broken", "fibre_unassigned", ""],
+    ),
+    "lower case": (dict(TARGETID=[1, 2], OBJTYPE=["tgt", "sky"]), ["", "sky_fibre"]),
+    "fiberstatus": (
+        dict(TARGETID=range(1, 7), FIBERSTATUS=[0, 1 << 2, 1 << 16, 1, 1 << 3, 1 << 9]),
+        ["", "fibre_broken", "fibre_broken", "fibre_unassigned", "", "fibre_broken"],
+    ),
+    "coadd_fiberstatus first": (
+        dict(TARGETID=[1, 2], COADD_FIBERSTATUS=[0, 4], FIBERSTATUS=[4, 0]),
+        ["", "fibre_broken"],
+    ),
+    "fa_type": (dict(TARGETID=[1, 2, 3], FA_TYPE=[1, 4, 8]), ["", "sky_fibre", "sky_fibre"]),
+    "targetid alone": (dict(TARGETID=[2**55, SKY_ID, -9]), ["", "sky_fibre", ""]),
+    "all amplifiers": (dict(TARGETID=[1], FIBERSTATUS=[7 << 22]), ["fibre_broken"]),
+}
+
+
+@pytest.mark.parametrize("case", FIBRES)
+def test_fibres_that_saw_no_target_are_refused(tmp_path, case):
+    columns, reasons = FIBRES[case]
+    fibres(**columns).writeto(tmp_path / "x.fits")
+    found = read(tmp_path / "x.fits")
+    assert [getattr(record, "reason", "") for record in found] == reasons
+    assert [record.object_id for record in found] == [str(t) for t in columns["TARGETID"]]
+
+
+def test_a_bad_amplifier_takes_its_arm_only(tmp_path):
+    fibres(TARGETID=[1, 2], FIBERSTATUS=[1 << 22, 0]).writeto(tmp_path / "x.fits")
+    first, second = read(tmp_path / "x.fits")
+    assert first.mask[:2000].all()
+    assert not first.ivar[:2000].any()
+    assert second.ivar[:2000].any()
+    assert first.ivar[4000:].any()
+
+
+def test_targetids_are_exact_or_refused(tmp_path):
+    ids = [39627640566453451, 39627640566453452, -(2**62) - 1]
+    fibres(TARGETID=ids).writeto(tmp_path / "x.fits")
+    found = read(tmp_path / "x.fits")
+    assert [(s.object_id, s.extra["targetid"]) for s in found] == [(str(t), t) for t in ids]
+    hdus = fibres(TARGETID=ids)
+    columns = [fits.Column("TARGETID", "D", array=ids)]
+    hdus["FIBERMAP"] = fits.BinTableHDU.from_columns(columns, name="FIBERMAP")
+    hdus.writeto(tmp_path / "y.fits")
+    with pytest.raises(InvalidRecord, match=r"column_type.*TARGETID.*float64"):
+        read(tmp_path / "y.fits")
+
+
+@pytest.mark.parametrize("form", ["D", "2J", "3A"])
+def test_bits_of_fibres_are_integers_or_refused(tmp_path, form):
+    hdus = fibres(TARGETID=[1, 2])
+    value = np.zeros((2, 2)) if form == "2J" else ["a", "b"] if form == "3A" else [0, 1]
+    columns = [fits.Column("TARGETID", "K", array=[1, 2]),
+               fits.Column("FIBERSTATUS", form, array=value)]  # fmt: skip
+    hdus["FIBERMAP"] = fits.BinTableHDU.from_columns(columns, name="FIBERMAP")
+    hdus.writeto(tmp_path / "x.fits")
+    with pytest.raises(InvalidRecord, match=r"column_type.*FIBERSTATUS"):
+        read(tmp_path / "x.fits")
+
+
+def test_redrock_of_other_spectra_is_refused(tmp_path):
+    spectra, fitted = coadd_file(), redrock_file([2**55])
+    spectra[0].header["PROGRAM"], fitted[0].header["PROGRAM"] = "dark", "bright"
+    spectra.writeto(tmp_path / "coadd-x.fits")
+    fitted.writeto(tmp_path / "redrock-x.fits")
+    with pytest.raises(InvalidRecord, match=r"redrock_mismatch.*PROGRAM"):
+        read(tmp_path / "coadd-x.fits")
+
+
+def test_redrock_that_names_a_target_twice_is_refused(tmp_path):
+    coadd_file().writeto(tmp_path / "coadd-x.fits")
+    redrock_file([2**55, 2**55]).writeto(tmp_path / "redrock-x.fits")
+    with pytest.raises(InvalidRecord, match="redrock_ambiguous"):
+        read(tmp_path / "coadd-x.fits")
+
+
+def test_companions_are_passed_over_in_a_folder_and_refused_when_named(tmp_path):
+    reader = make_reader("desi_coadd")
+    for name in ("redrock-x.fits", "REDROCK-X.FITS.GZ", "zbest-1-2.fits", "qso_qn-x.fits"):
+        assert not reader.claims(name)
+    redrock_file([1]).writeto(tmp_path / "any.fits")
+    with pytest.raises(InvalidRecord, match=r"companion_file.*redshifts alone.*REDSHIFTS"):
+        read(tmp_path / "any.fits")
+    fits.HDUList([fits.PrimaryHDU(np.zeros((3, 4)))]).writeto(tmp_path / "image.fits")
+    with pytest.raises(InvalidRecord, match=r"layout_unknown.*image 3 × 4"):
+        read(tmp_path / "image.fits")
+
+
+def exposures() -> fits.HDUList:
+    hdus = coadd_file(rows=4)
+    columns = [fits.Column("TARGETID", "K", array=[7, 8, 7, 8]),
+               fits.Column("EXPID", "J", array=[1, 1, 2, 2]),
+               fits.Column("FIBER", "J", array=[30, 31, 30, 31]),
+               fits.Column("FIBERSTATUS", "J", array=[0, 0, 4, 0])]  # fmt: skip
+    hdus["FIBERMAP"] = fits.BinTableHDU.from_columns(columns, name="FIBERMAP")
+    hdus[0].header.update(SURVEY="sv3", PROGRAM="dark", HPXPIXEL=5)
+    return hdus
+
+
+def test_exposures_are_refused_unless_wanted(tmp_path):
+    exposures().writeto(tmp_path / "spectra-sv3-dark-5.fits")
+    with pytest.raises(InvalidRecord, match=r"exposures_not_coadded.*4 exposures of 2 targets"):
+        read(tmp_path / "spectra-sv3-dark-5.fits")
+    reader = make_reader("desi_coadd", {"exposures": True})
+    path = str(tmp_path / "spectra-sv3-dark-5.fits")
+    found = list(reader.read(SurveyFile(fs.LocalFileSystem(), path)))
+    assert [getattr(r, "observation_id", r.object_id) for r in found] == [
+        "sv3-dark-5-7-1-30", "sv3-dark-5-8-1-31", "7", "sv3-dark-5-8-2-31"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        ({"SURVEY": "main", "PROGRAM": "dark", "HPXPIXEL": 1}, "main-dark-1-"),
+        ({"SURVEY": "main", "PROGRAM": "dark", "SPGRP": "healpix", "SPGRPVAL": 1}, "main-dark-1-"),
+        ({"TILEID": 9, "SPGRP": "pernight", "SPGRPVAL": 20210101, "PETAL": 3}, "9-pernight-"),
+        ({"TILEID": 9, "SPGRP": "perexp", "SPGRPVAL": 83716, "SPECTRO": 3}, "9-perexp-83716-3-"),
+        ({"TILEID": 9, "SPGRP": "cumulative", "SPGRPVAL": 1, "PETAL": 3}, "9-cumulative-1-3-"),
+        ({"SURVEY": "sv3", "PROGRAM": "dark"}, "sv3-dark-"),
+        ({}, f"desi-{2**55}"[:12]),
+    ],
+    ids=str,
+)
+def test_co_additions_are_told_apart_whatever_their_files_are_called(tmp_path, header, name):
+    found = []
+    for other, folder in enumerate(("a", "b")):
+        hdus = coadd_file()
+        del hdus[0].header["SURVEY"]
+        hdus[0].header.update(header)
+        hdus["B_FLUX"].data += other  # another night under the same name
+        (tmp_path / folder).mkdir()
+        hdus.writeto(tmp_path / folder / "coadd-1.fits")
+        shutil.copy(tmp_path / folder / "coadd-1.fits", tmp_path / folder / "renamed.fits")
+        here = [s.observation_id for s in read(tmp_path / folder / "coadd-1.fits")]
+        assert here == [s.observation_id for s in read(tmp_path / folder / "renamed.fits")]
+        found.append(here)
+    assert all(name in one for one in found[0])
+    whole = "HPXPIXEL" in header or "SPGRP" in header
+    assert (found[0] == found[1]) is whole
+    assert len(set(found[0])) == 3
+
+
+def test_units_of_an_arm_are_honoured(tmp_path):
+    hdus = coadd_file()
+    hdus.writeto(tmp_path / "plain.fits")
+    hdus["B_WAVELENGTH"].data /= 10
+    hdus["B_WAVELENGTH"].header["BUNIT"] = "nm"
+    hdus["B_FLUX"].data = hdus["B_FLUX"].data.astype("f8") * 1e-17
+    hdus["B_IVAR"].data = hdus["B_IVAR"].data.astype("f8") * 1e34
+    hdus["B_FLUX"].header["BUNIT"] = "erg/(s cm2 Angstrom)"
+    hdus["R_FLUX"].header["BUNIT"] = "10**-17 erg/(s cm2 Angstrom)"
+    hdus.writeto(tmp_path / "units.fits")
+    for plain, other in zip(
+        read(tmp_path / "plain.fits"), read(tmp_path / "units.fits"), strict=True
+    ):
+        np.testing.assert_allclose(other.flux, plain.flux, rtol=1e-5)
+        np.testing.assert_allclose(other.ivar, plain.ivar, rtol=1e-5)
+    hdus["Z_FLUX"].header["BUNIT"] = "electron"
+    hdus.writeto(tmp_path / "bad.fits")
+    with pytest.raises(InvalidRecord, match=r"unit_unknown: Z_FLUX.*electron"):
+        read(tmp_path / "bad.fits")
+
+
+@pytest.mark.parametrize("program", ["03", "04", "05", "20"])
+def test_public_cases(survey_data, program):
+    folder = next((survey_data.parent / "cases" / "spectra").glob(f"{program}-*"), None)
+    if folder is None:
+        pytest.skip("no cases beside the data of SKYRAY_TEST_DATA")
+    expected = json.loads((folder / "expected.json").read_text())
+    reader = make_reader("desi_coadd")
+    found = [record for path in sorted((folder / "input").iterdir())
+             if reader.claims(str(path)) for record in read(path)]  # fmt: skip
+    spectra = [record for record in found if not isinstance(record, InvalidRecord)]
+    for name in ("rows_written", "rows_read", "rows_kept"):
+        assert len(spectra) == expected.get(name, len(spectra))
+    assert len({s.observation_id for s in spectra}) == len(spectra)
+    if "redshift" in expected:
+        assert [s.redshift for s in spectra] == expected["redshift"]
+        assert all(s.mask[s.wavelength > 7621].all() for s in spectra)
+    if "labelled" in expected:
+        assert [s.object_id for s in spectra] == expected["labelled"]
+    if "zwarning" in expected:
+        assert [s.zwarning for s in spectra] == [expected["zwarning"]]

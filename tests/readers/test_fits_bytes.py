@@ -24,12 +24,11 @@ def opened(path: Path) -> FitsFile:
 
 
 def assert_same_column(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.dtype.kind == expected.dtype.kind
     if expected.dtype.kind in "SU":
         assert [str(v) for v in found.ravel()] == [str(v).rstrip() for v in expected.ravel()]
-    elif expected.dtype.kind == "b":
-        np.testing.assert_array_equal(found == "T", expected)
     else:
-        np.testing.assert_array_equal(found, expected.reshape(found.shape))  # no TDIM
+        np.testing.assert_array_equal(found, expected)
 
 
 def assert_equals_astropy(path: Path) -> int:
@@ -157,6 +156,6 @@ def test_missing_hdu_and_wrong_type_are_named(tmp_path):
     with opened(path) as file:
         with pytest.raises(InvalidRecord, match=r"hdu_missing.*IVAR.*FLUX"):
             file.need("IVAR")
-        with pytest.raises(InvalidRecord, match=r"hdu_wrong_type.*BINTABLE.*IMAGE"):
+        with pytest.raises(InvalidRecord, match=r"hdu_wrong_type.*table.*IMAGE"):
             file.need("FLUX").table()
         assert file.find("IVAR") is None

@@ -13,7 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from skyray.readers.fits_bytes import MAX_HDUS, MAX_HEADER_BLOCKS, FitsFile
-from skyray.readers.fits_header import BadHeader, Header, scaled
+from skyray.readers.fits_columns import scaled
+from skyray.readers.fits_header import BadHeader, Header
 from skyray.readers.memory import memory_file
 from skyray.readers.stamps import read_stamp
 from skyray.records import InvalidRecord
@@ -77,10 +78,11 @@ def read_all(content: bytes) -> int:
 
 def read_table(hdu) -> None:
     table = hdu.table()
-    for name in table.layout.dtype.names:
-        table.column(name)
-        if len(table):
-            table.value(name, len(table) - 1)
+    for name in table.names:
+        with contextlib.suppress(InvalidRecord):
+            table.column(name)
+            if len(table):
+                table.value(name, len(table) - 1)
 
 
 def refusal(content: bytes) -> InvalidRecord:
@@ -222,5 +224,14 @@ def test_scales_equal_astropy():
             found = next(file.hdus()).image()
         expected = fits.getdata(io.BytesIO(content))
         np.testing.assert_array_equal(found, expected)
-        assert found.dtype.kind == expected.dtype.kind
-    assert scaled(np.ones(2, np.float32), 0, 2.0).dtype == np.float32
+        exact = scale == 1 and zero == int(zero)  # astropy has floats for most sums of integers
+        assert found.dtype.kind in (expected.dtype.kind, "i" if exact else "f")
+    assert scaled(np.ones(2, np.float32), 0, 2.0).dtype == np.float64
+
+
+def test_more_fields_than_a_table_can_have_are_refused_before_anything_counts_to_them():
+    header = Header(b"".join(card.ljust(80) for card in (
+        b"XTENSION= 'BINTABLE'", b"BITPIX  = 8", b"NAXIS   = 0", b"TFIELDS = 2147483647"
+    )))  # fmt: skip
+    with pytest.raises(BadHeader, match="TFIELDS"):
+        header.data_bytes()

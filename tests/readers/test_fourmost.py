@@ -80,6 +80,57 @@ def test_air_is_converted(tmp_path):
     np.testing.assert_array_equal(spectrum.wavelength, air_to_vacuum(WAVE))
 
 
+@pytest.mark.parametrize(
+    ("unit", "factor"),
+    [("erg cm-2 s-1 A-1", 1e17), ("erg/s/cm^2/nm", 1e16), ("W/m2/um", 1e16),
+     ("10**(-16)erg.cm**(-2).s**(-1).angstrom**(-1)", 10.0)],
+)  # fmt: skip
+def test_flux_units_of_every_spelling(tmp_path, unit, factor):
+    spectrum = read(write(tmp_path / "x.fits", unit=unit))
+    np.testing.assert_allclose(spectrum.flux, factor * np.linspace(1, 2, 5801), rtol=1e-6)
+    good = spectrum.ivar > 0
+    expected = np.broadcast_to(1 / (0.25 * np.asarray(factor)) ** 2, WAVE.shape)
+    np.testing.assert_allclose(spectrum.ivar[good], expected[good], rtol=1e-6)
+
+
+@pytest.mark.parametrize("unit", ["adu", "", "mag", "A", "Jy"])
+def test_a_flux_of_no_known_unit_is_refused(tmp_path, unit):
+    with pytest.raises(InvalidRecord, match=r"unit_unknown.*FLUX"):
+        read(write(tmp_path / "x.fits", unit=unit))
+
+
+def test_a_topocentric_spectrum_is_refused(tmp_path):
+    with pytest.raises(InvalidRecord, match=r"frame_topocentric.*TOPOCENT"):
+        read(write(tmp_path / "x.fits", SPECSYS="TOPOCENT"))
+
+
+def test_a_sky_spectrum_is_refused(tmp_path):
+    with pytest.raises(InvalidRecord, match="sky_fibre"):
+        read(write(tmp_path / "x.fits", OBJECT="SKY"))
+
+
+@pytest.mark.parametrize("name", ["ADP.2024-01-01T00:00:00.000.fits", "X.FIT", "upload"])
+def test_the_observation_is_named_by_the_archive_or_its_content(tmp_path, name):
+    archived = write(tmp_path / name, ARCFILE="ADP.2024-01-01T00:00:00.123.fits")
+    assert read(archived).observation_id == "ADP.2024-01-01T00:00:00.123"
+    archived.unlink()
+    assert read(write(tmp_path / name)).observation_id.startswith("MOCK-000017-")
+
+
+@pytest.mark.parametrize("extname", ["PHASE3SPECTRUM", ""])
+def test_columns_of_the_standard(tmp_path, extname):
+    path = write(tmp_path / "x.fits")
+    with fits.open(path, mode="update") as hdus:
+        hdus[1].header["EXTNAME"] = extname
+        hdus[1].header["TTYPE3"] = "ERR"
+        hdus[1].header["TTYPE4"] = "OTHER"
+        hdus[1].header["TUCD1"] = "em.wl;obs.air"
+    spectrum = read(path)
+    assert not spectrum.mask.any()
+    assert spectrum.ivar[4] == pytest.approx(16.0)
+    np.testing.assert_array_equal(spectrum.wavelength, air_to_vacuum(WAVE))
+
+
 def test_missing_column_is_named(tmp_path):
     path = write(tmp_path / "qmost_1.fits")
     with fits.open(path, mode="update") as hdus:

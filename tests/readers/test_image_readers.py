@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tifffile
 from astropy.io import fits
 from astropy.wcs import WCS
 from PIL import Image
@@ -104,6 +106,26 @@ def test_decompression_bomb_is_refused_before_it_is_unpacked(tmp_path):
     assert reasons(read("image_table", path, OPTIONS)) == ["image_too_large"]
 
 
+def test_limits_come_before_memory(tmp_path):
+    """Large pictures in little: a PNG of zeros, and a tile larger than its picture."""
+    large = io.BytesIO()
+    Image.new("L", (4096, 4096)).save(large, "PNG")
+    tiles = io.BytesIO()
+    tifffile.imwrite(tiles, np.zeros((10, 10), "u1"), tile=(4096, 4096), compression="zlib")
+    assert len(large.getvalue()) < 50_000
+    assert len(tiles.getvalue()) < 50_000
+    path = table(tmp_path / "a.parquet", [large.getvalue(), tiles.getvalue()])
+    tracemalloc.start()
+    records = read("image_table", path, {**OPTIONS, "bands": ["light"], "max_pixels": 1 << 20})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert reasons(records) == ["image_too_large"] * 2
+    assert peak < 8 << 20
+    assert (
+        reasons(read("image_table", path, {**OPTIONS, "bands": ["light"]}))[0] == "image_too_large"
+    )
+
+
 def test_missing_column_refuses_the_file(tmp_path):
     path = table(tmp_path / "a.parquet", [encoded()])
     with pytest.raises(InvalidRecord, match="expected a column 'votes'"):
@@ -149,7 +171,7 @@ def test_folder_of_images_with_labels(tmp_path):
     }  # fmt: skip
     (found,) = read("image_files", folder / "a.png", options)
     assert (found.object_id, found.ra, found.pixel_scale_arcsec) == ("a", 12.5, 0.4)
-    assert found.extra == {"kind": "spiral", "folder": "spiral"}
+    assert found.extra == {"kind": "spiral", "folder": "spiral", "folders": "spiral"}
     assert reasons(read("image_files", folder / "b.png", options)) == ["label_row_missing"]
     (tmp_path / "labels.csv").unlink()
     assert reasons(read("image_files", folder / "a.png", options)) == ["label_table_missing"]
@@ -160,7 +182,7 @@ def test_folder_names_are_labels_without_a_table(tmp_path):
     folder.mkdir()
     (folder / "x.jpg").write_bytes(encoded(PIXELS[..., 0], "JPEG"))
     (found,) = read("image_files", folder / "x.jpg", {"bands": ["grey"]})
-    assert found.extra == {"folder": "elliptical"}
+    assert found.extra == {"folder": "elliptical", "folders": "elliptical"}
     assert found.image.shape == (1, 20, 24)
 
 
@@ -178,8 +200,8 @@ def test_npy_in_class_folders(tmp_path):
     image = RNG.random((64, 64))
     np.save(folder / "axion_sim_1.npy", image)
     (found,) = read("image_arrays", folder / "axion_sim_1.npy", {"bands": ["F"], "survey": "mock"})
-    assert found.object_id == "axion/axion_sim_1"
-    assert found.extra == {"folder": "axion"}
+    assert found.object_id == "axion_sim_1"
+    assert found.extra == {"folder": "axion", "folders": "axion"}
     np.testing.assert_allclose(found.image, image[None].astype(np.float32))
 
 
@@ -202,7 +224,7 @@ def test_npy_damage(tmp_path):
     assert one(b"not numpy at all") == ["npy_invalid"]
     assert one(good[:400]) == ["npy_invalid"]
     assert one(header[:128] + good[128:]) == ["image_too_large"]
-    assert one(saved(np.array([RNG.random((4, 4)), 1.0], dtype=object))) == ["npy_object"]
+    assert one(saved(np.array([RNG.random((4, 4)), RNG.random(3)], dtype=object))) == ["npy_object"]
     assert one(saved(np.array([["a", "b"]]))) == ["image_type"]
     assert one(saved(RNG.random((5, 20, 20)))) == ["image_shape"]
     assert one(saved(RNG.random((20, 20, 3))), "grz") == [""]
@@ -236,8 +258,9 @@ def wcs_header() -> fits.Header:
 def test_fits_cube_with_keywords_and_wcs(tmp_path):
     cube = RNG.normal(size=(3, 30, 30)).astype(np.float32)
     header = fits.Header(
-        {"OBJID": "G1", "RA": 33.0, "MAG": 17.5, "CD1_1": -7.3e-5, "CD1_2": 0.0, "CD2_2": 7.3e-5}
-    )
+        {"OBJID": "G1", "RA": 33.0, "MAG": 17.5, "CD1_1": -7.3e-5, "CD1_2": 0.0, "CD2_2": 7.3e-5,
+         "CTYPE1": "RA---TAN", "CTYPE2": "DEC--TAN"}
+    )  # fmt: skip
     path = fits_file(tmp_path / "a.fits", [fits.ImageHDU(cube, header)])
     (found,) = read(
         "image_fits", path,
@@ -283,6 +306,29 @@ def test_real_hst_stamp_agrees_with_astropy(survey_data):
     assert isinstance(found, Cutout)
     np.testing.assert_allclose(found.image[0], fits.getdata(path))
     check_cutout(found, ("F814W",))
+
+
+def test_dots_in_names_stay(tmp_path):
+    (tmp_path / "J1234.5+67.8.png").write_bytes(encoded())
+    (found,) = read("image_files", tmp_path / "J1234.5+67.8.png")
+    assert found.object_id == "J1234.5+67.8"
+
+
+def test_names_in_float_columns_are_refused(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": [1.2376e18, 7.0], "image": [encoded(), encoded()]}), path)
+    records = read("image_table", path, {"fields": {"object_id": "id"}})
+    assert reasons(records) == ["field_invalid", ""]
+    assert records[1].object_id == "7"
+
+
+def test_statements_of_pictures(tmp_path):
+    image = Image.fromarray(PIXELS)
+    image.getexif()[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=image.getexif())
+    (found,) = read("image_files", tmp_path / "a.jpg")
+    assert found.image.shape == (3, 24, 20)
+    assert found.statements == {"samples": "uint8 (JPEG)", "orientation": "6 (EXIF), followed"}
 
 
 def test_files_of_equal_names_in_several_folders_are_several_observations(tmp_path):

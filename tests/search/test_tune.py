@@ -14,6 +14,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import ray
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError, NodeDiedError, WorkerCrashedError
+from ray.tune.experiment import Trial
 from tests.object_store import object_store
 
 from skyray.config import ConfigError
@@ -21,9 +24,10 @@ from skyray.data.prepared_space import prepared_tables
 from skyray.families.base import Choice, Range, load_recipe
 from skyray.runtime import places, tracking
 from skyray.runtime.session import cores_for
+from skyray.search.cells import _lasting
 from skyray.search.ensemble import Spread, ensemble, spreads
 from skyray.search.grid import run_grid, summarise
-from skyray.search.tune import assignments, to_ray, tune_recipe
+from skyray.search.tune import _Watch, assignments, to_ray, tune_recipe
 from skyray.training.lone import train_alone
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -180,6 +184,32 @@ def _children(parent: str) -> dict[str, str]:
     experiment = client.get_run(parent).info.experiment_id
     found = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
     return {run.info.run_id: run.info.status for run in found}
+
+
+def test_a_machine_that_goes_away_does_not_use_up_a_trial():
+    watch = _Watch("out", "max")
+    trial = Trial("__fake", stub=True)
+    message = "The actor died because its node has died. Node Id: 0a1b."
+    lost = ActorDiedError(ActorDiedErrorContext(error_message=message, actor_id=bytes(16)))
+    for error, failures in ((lost, 0), (ValueError("no"), 1)):
+        trial.run_metadata.num_failures = 1
+        trial.get_error = lambda error=error: error
+        watch.on_trial_recover(0, [trial], trial)
+        assert trial.run_metadata.num_failures == failures
+
+
+def test_a_lost_machine_is_no_fault_of_a_cell_and_a_crash_is_one():
+    def run():
+        if end := ends.pop(0):
+            raise end
+
+    ends = [*[NodeDiedError("gone")] * 5, WorkerCrashedError(), None]
+    _lasting(run)
+    assert not ends
+    ends = [WorkerCrashedError()] * 4
+    with pytest.raises(WorkerCrashedError):
+        _lasting(run)
+    assert len(ends) == 1
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import io
 import json
@@ -12,11 +13,12 @@ import pytest
 from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serve.decode import admit, decode
+from serve.decode import decode
 from serve.refusal import Refusal
 from tests.hostile_arrow import pickled
 
 from skyray.cards import load_card
+from skyray.data.rows import admit
 from skyray.families.base import DataInfo
 from skyray.readers.memory import memory_file
 from skyray.records import Grid, InvalidRecord, Spectrum, spectrum_schema, tensor_array
@@ -337,6 +339,41 @@ def test_real_fits(read, survey_data):
         assert found.object_id == path.stem.removeprefix("spec-")
 
 
+COMPRESS = {"plain": bytes, "gzip": gzip.compress, "bzip2": bz2.compress}
+
+
+@pytest.mark.parametrize("packed", COMPRESS)
+@pytest.mark.parametrize("name", ["", "coadd-1.fits", "redrock-1.fits", "tile.FITS.GZ", "a/b", "é"])
+def test_survey_files_are_known_by_their_content_whatever_the_name(survey_data, name, packed):
+    path = survey_data / "spectra_desi" / "raw_fits" / "coadd-special-dark-27247.fits"
+    body = COMPRESS[packed](path.read_bytes())
+    (found,) = decode(FITS, body, load_card("desi"), 10, 10_000_000, name)
+    assert found.object_id == "39089837499744649"
+    assert found.observation_id == "special-dark-27247-39089837499744649"
+    assert found.zwarning == -1  # redrock's file is not in the request
+
+
+@pytest.mark.parametrize("card", ["sdss_dr16", "desi", "lamost_dr10", "fourmost_mock"])
+def test_a_file_of_another_survey_is_400_and_says_what_it_is(survey_data, card):
+    own = {"sdss_dr16": "spectra_sdss/raw_fits/spec-0266-51602-0001.fits",
+           "desi": "spectra_desi/raw_fits/coadd-special-dark-27247.fits",
+           "lamost_dr10": "spectra_lamost/spec-55862-B6212_sp06-003.fits"}  # fmt: skip
+    for other, path in own.items():
+        if other != card:
+            with pytest.raises(Refusal) as refused:
+                decode(FITS, (survey_data / path).read_bytes(), load_card(card), 10, 10_000_000)
+            assert refused.value.status == 400
+            assert refused.value.reason in ("layout_unknown", "hdu_missing")
+            assert "found" in refused.value.detail
+
+
+def test_bzip2_bomb_is_413_and_its_beginning_400(read):
+    body = bz2.compress(b"SIMPLE  =" + b" " * 5_000_000)
+    assert refusal(read, body, FITS, max_bytes=100_000).status == 413
+    refused = refusal(read, bz2.compress(spec_file())[:-50], FITS)
+    assert (refused.status, refused.reason) == (400, "bzip2_damaged")
+
+
 def test_memory_file_is_a_survey_file():
     file = memory_file(b"abc", "../../etc/x.fits")
     assert (file.name, file.read_bytes(), file.exists()) == ("x.fits", b"abc", True)
@@ -351,7 +388,7 @@ def test_memory_file_is_a_survey_file():
         ({"ivar": [0.0] * PIXELS}, "ivar_empty"),
         ({"ivar": [-1.0] * PIXELS}, "ivar_negative"),
         ({"flux": [None] * PIXELS}, "flux_all_nan"),
-        ({"flux": [1e300] * PIXELS}, "flux_infinite"),
+        ({"flux": [1e300] * PIXELS}, "value_out_of_range"),
         ({"flux": [0.0] * PIXELS}, "flux_all_zero"),
         ({"flux": [1.0]}, "shape_mismatch"),
         ({"wavelength": [4000.0] * PIXELS}, "wavelength_not_increasing"),

@@ -13,10 +13,11 @@ from astropy.io import fits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from serve.decode import DECODERS, admit, decode
+from serve.decode import DECODERS, decode
 from serve.refusal import Refusal
 
 from skyray.cards import load_card
+from skyray.data.rows import admit
 from skyray.families.base import DataInfo
 from skyray.readers.base import make_reader
 from skyray.readers.memory import memory_file
@@ -58,12 +59,39 @@ def encoded(kind: str) -> bytes:
     return content.getvalue()
 
 
-@pytest.mark.parametrize(("kind", "form"), [("image/jpeg", "JPEG"), ("image/png", "PNG")])
+@pytest.mark.parametrize(
+    ("kind", "form"),
+    [("image/jpeg", "JPEG"), ("image/png", "PNG"), ("image/tiff", "TIFF")],
+)
 def test_encoded_image(kind, form):
     (found,) = read("galaxies_gz1", kind, encoded(form))
     assert isinstance(found, Cutout)
     assert found.image.shape == (3, 69, 69)
     assert admit(found, about("galaxies_gz1")) is found
+
+
+def test_size_of_a_picture_follows_from_the_card():
+    content = io.BytesIO()
+    Image.new("RGB", (2000, 2000)).save(content, "PNG")  # 12 MB from 12 kB
+    (found,) = read("galaxies_gz1", "image/png", content.getvalue())
+    assert found.reason == "image_too_large"
+
+
+def test_axion_mass_beside_the_image_needs_no_pickle():
+    pair = np.empty(2, object)
+    pair[:] = [RNG.random((150, 150)), 1e-23]
+    content = io.BytesIO()
+    np.save(content, pair, allow_pickle=True)
+    (found,) = read("lenses_folder", "application/x-npy", content.getvalue())
+    np.testing.assert_array_equal(found.image[0], pair[0].astype(np.float32))
+    assert found.extra["axion_mass"] == 1e-23
+
+
+def test_pixel_scale_of_json_is_positive():
+    image = RNG.random((1, 64, 64)).tolist()
+    for scale in (0, -0.1):
+        body = json.dumps({"image": image, "pixel_scale_arcsec": scale}).encode()
+        assert isinstance(attempt("lenses_hst", "application/json", body), Refusal)
 
 
 def test_numpy_array_of_a_lens():

@@ -46,7 +46,7 @@ def expected(bundle) -> pa.Table:
 
     from skyray.bundles.bundle import Predictor
 
-    spectra = decode_json(json.dumps({"spectra": [make_spectrum(i) for i in range(5)]}).encode())
+    spectra = decode_json(json.dumps({"spectra": [make_spectrum(i) for i in range(5)]}).encode(), 5)
     return Predictor.from_bundle(bundle, "cpu").predict_records(spectra)
 
 

@@ -237,6 +237,10 @@ CASES = {
         "stage classifier: rows", "columns of one value a row",
         {"stages": stages(lambda s: replace(s, rows=lambda c: c["x"].mean(1) > 0))},
     ),
+    "side by side": (
+        "stages: after", "parts that share nothing",
+        {"stages": lambda self: [replace(s, after=()) for s in ColourFamily.stages(self)]},
+    ),
     "part": (
         "stage classifier: part", "a module of the model",
         {"stages": stages(lambda s: replace(s, part=lambda model: torch.nn.Linear(6, 3)))},

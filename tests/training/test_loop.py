@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
+from skyray.config import ConfigError
 from skyray.data.prepared_space import prepared_tables
 from skyray.data.prepared_tables import PreparedTable, publish, write_batches
 from skyray.families.base import (
@@ -31,6 +33,7 @@ from skyray.families.base import (
 from skyray.runtime import tracking
 from skyray.training import features, loop
 from skyray.training.features import frozen_state
+from skyray.training.graph import StageGraph
 from skyray.training.worker import LoneWorker
 
 TRAIN, VALIDATION = 101, 30
@@ -87,7 +90,7 @@ class LineFamily(Family):
             Stage("whole", lambda model: model, whole, config,
                   rows=lambda columns: columns["label"] == 1),
             Stage("head", lambda model: model, ahead, config, features=frozen, prepare=prepare,
-                  trains=lambda name: name.startswith("head."), keep="last"),
+                  after=("whole",), trains=lambda name: name.startswith("head."), keep="last"),
         ]  # fmt: skip
 
     def loss(self, part, found, batch):
@@ -134,9 +137,8 @@ class Rank(LoneWorker):
 
     saves: int = 1_000_000
 
-    def save(self, position, tensors):
-        if self.leads:
-            super().save(position, tensors)
+    def save(self, stage, position, tensors):
+        super().save(stage, position, tensors)
         self.largest(0)
         object.__setattr__(self, "saves", self.saves - 1)
         if self.saves == 0:
@@ -150,17 +152,20 @@ class Job:
     name: str
     recipe: LineRecipe
     saves: int = 1_000_000
+    planned: int = 1
 
     @property
     def run(self) -> str:
         return "run-" + self.name.partition("+")[0]
 
 
-def one_rank(rank: int, world: int, folder: str, table, jobs: list[Job], tracked) -> None:
+def one_rank(
+    rank: int, world: int, folder: str, meeting: int, table, jobs: list[Job], tracked
+) -> None:
     torch.set_num_threads(1)
     features._BATCH_ROWS, features._BLOCK_BATCHES = 16, 2  # of these few rows a part for each
     if world > 1:
-        store = f"file://{folder}/meeting-{world}"
+        store = f"file://{folder}/meeting-{meeting}"
         dist.init_process_group("gloo", store, rank=rank, world_size=world)
     for job in jobs:
         os.environ["NOTES"] = f"{folder}/{job.name}.rank-{rank}"
@@ -169,12 +174,15 @@ def one_rank(rank: int, world: int, folder: str, table, jobs: list[Job], tracked
         worker = Rank(
             rank=rank, world_size=world, device=torch.device("cpu"), seed=job.recipe.seed,
             run_uri=f"{folder}/{job.run}", tracking_uri=tracked[0], run_id=tracked[1],
-            saves=job.saves,
+            saves=job.saves, planned=job.planned,
         )  # fmt: skip
-        with contextlib.suppress(Stopped):
-            position = loop.run_stages(worker, family, table)
+        with contextlib.suppress(Stopped, ConfigError):
+            files, stages = worker.files, family.stages()
+            done = [stage.name for stage in stages if files.finished(stage.name)]
+            loop.run_stages(worker, family, table, StageGraph(stages, done))
             if rank == 0:
-                Path(folder, f"{job.name}.history").write_text(json.dumps(position.history))
+                history, _ = files.history(stage.name for stage in stages)
+                Path(folder, f"{job.name}.history").write_text(json.dumps(history))
 
 
 def line_table(home: Path) -> PreparedTable:
@@ -194,10 +202,14 @@ def line_table(home: Path) -> PreparedTable:
     return PreparedTable(uri)
 
 
-def recipe(batch: int = 16, memory_bytes: int = 0, every: int | None = None) -> LineRecipe:
+def recipe(
+    batch: int = 16, memory_bytes: int = 0, every: int | None = None, lr: float = 1e-2,
+    warmup: float = 0.0, **options,
+) -> LineRecipe:  # fmt: skip
     train = TrainConfig(
         batch_size=batch, epochs=3, checkpoint_seconds=1e9, memory_bytes=memory_bytes,
-        checkpoint_every_steps=every, optimizer=OptimizerConfig(lr=1e-2, schedule="cosine"),
+        checkpoint_every_steps=every, **options,
+        optimizer=OptimizerConfig(lr=lr, schedule="cosine", warmup_epochs=warmup),
     )  # fmt: skip
     return LineRecipe(train=train)
 
@@ -244,19 +256,25 @@ def trained(tmp_path_factory) -> Iterator[Trained]:
         tracked = tracking.tracking_uri(), tracking.start_run("line", "line", {}, {})
         table = line_table(folder / "home")
 
+        meetings = itertools.count()
+
         def start(world: int, *jobs: Job) -> None:
+            arguments = (world, str(folder), next(meetings), table, list(jobs), tracked)
             torch.multiprocessing.start_processes(
-                one_rank, (world, str(folder), table, list(jobs), tracked), nprocs=world,
-                start_method="forkserver",
-            )  # fmt: skip
+                one_rank, arguments, nprocs=world, start_method="forkserver"
+            )
 
         start(
             2, Job("two", recipe()), Job("again", recipe()), Job("two-small", recipe(batch=2)),
             *(Job(f"stop{n}", often, n) for n in STOPS),
+            Job("each", recipe(batch_rule="per_worker", batch=8), planned=2),
+            Job("twice", recipe(lr=2e-2, warmup=2.0)),
+            Job("norms", recipe(sync_norms=True)),
         )  # fmt: skip
         for stop in STOPS:
-            for world in (1, 3):
+            for world in (1, 2, 3):
                 shutil.copytree(folder / f"run-stop{stop}", folder / f"run-stop{stop}by{world}")
+        start(2, *(Job(f"stop{n}by2+", often) for n in STOPS))
         start(
             1, Job("one", recipe()), Job("one-small", recipe(batch=2)),
             Job("memory", recipe(memory_bytes=1 << 30)),
@@ -308,7 +326,7 @@ def test_memory_and_disk_train_alike(trained):
 
 
 @pytest.mark.parametrize("stop", STOPS)
-@pytest.mark.parametrize("world", [1, 3])
+@pytest.mark.parametrize("world", [1, 2, 3])
 def test_training_goes_on_with_another_number_of_workers(stop, world, trained):
     """Two workers stop inside an epoch, of the first and of the second stage; others go on."""
     begun = f"stop{stop}"
@@ -318,6 +336,18 @@ def test_training_goes_on_with_another_number_of_workers(stop, world, trained):
     done, later = trained.batches(begun), trained.batches(f"{begun}by{world}+")
     assert len(done) == STOPS[stop]
     assert done + later == trained.batches("one")
+
+
+def test_a_batch_for_each_worker_is_a_larger_one_at_a_larger_rate(trained):
+    """Eight rows for each of two are sixteen for both, at twice the rate, with a warm-up."""
+    assert trained.batches("each") == trained.batches("one")
+    same_history(trained.history("each"), trained.history("twice"))
+
+
+def test_norms_over_all_workers_are_refused_without_cuda(trained):
+    """At the first stage; nothing is trained."""
+    assert not (trained.folder / "norms.history").exists()
+    assert trained.batches("norms") == []
 
 
 def test_features_are_made_by_all_workers_once(trained):

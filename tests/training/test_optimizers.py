@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from skyray.families.base import OptimizerConfig
+from skyray.families.base import OptimizerConfig, TrainConfig, load_recipe
 from skyray.training.optimizers import Schedule, learning_rate, make_optimizer
 
 
@@ -75,3 +75,17 @@ def test_only_what_learns_is_optimised_each_at_its_own_rate():
     assert min(peak) == pytest.approx(0.01 * max(peak), rel=0.05)
     assert max(peak) == pytest.approx(0.1, rel=0.05)
     assert isinstance(optimizer, torch.optim.Adam)
+
+
+def test_each_worker_keeps_its_batch_where_the_recipe_says_so():
+    recipe = load_recipe("morphology/sdss_xception").override(
+        [f"{name}.batch_rule=per_worker" for name in ("train_head", "train_middle", "train")]
+    )
+    for phase in (recipe.train_head, recipe.train_middle, recipe.train):
+        scaled = phase.for_workers(64)
+        assert scaled.batch_size == 16 * 64
+        assert scaled.optimizer.lr == pytest.approx(64e-4)
+        assert scaled.optimizer.warmup_epochs == 2
+        assert phase.for_workers(1) is phase
+    shared = TrainConfig()
+    assert shared.for_workers(64) is shared

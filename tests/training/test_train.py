@@ -1,5 +1,6 @@
 """Training on real Ray: bundle, tracking, registry, repeatability, and what survives a kill."""
 
+import contextlib
 import json
 import threading
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+import torch
 
 from skyray.bundles.bundle import Predictor, history_rows, read_bundle
 from skyray.config import ConfigError
@@ -16,6 +18,7 @@ from skyray.families.base import DataInfo
 from skyray.runtime import places, tracking
 from skyray.training.lone import train_alone
 from skyray.training.train import RUN_FILE, TrainingFailed, data_of_run, train
+from skyray.training.worker import StageFiles
 
 pytestmark = pytest.mark.slow
 
@@ -34,8 +37,7 @@ def classifier_only(recipe, epochs: int, *more: str):
 class Assassin(threading.Thread):
     """Kills the training worker of the next run once `after` checkpoints have been written.
 
-    Ray registers a checkpoint some time after it was written, and lets a worker be one ahead: when
-    the third is there, the first is registered.
+    A checkpoint is written over the one before it, whole.
     """
 
     def __init__(self, after: int):
@@ -50,13 +52,15 @@ class Assassin(threading.Thread):
 
     def run(self):
         root = Path(places.home()) / "runs"
-        seen: set[Path] = set()
-        for _ in range(6000):
+        seen: set[int] = set()
+        for _ in range(60000):
             for name in self._runs() - self.before:
-                seen |= set((root / name).glob("train/checkpoints/*/state.pt"))
+                for path in (root / name).glob("stages/*.state"):
+                    with contextlib.suppress(FileNotFoundError):
+                        seen.add(path.stat().st_mtime_ns)
             if len(seen) >= self.after:
                 break
-            time.sleep(0.02)
+            time.sleep(0.002)
         for process in psutil.Process().children(recursive=True):  # of this session's Ray only
             if any(part.startswith(WORKER) for part in process.cmdline()):
                 process.kill()  # idle workers of an earlier run may be among them
@@ -84,6 +88,10 @@ def test_bundle_holds_what_made_it(tiny_bundle, mock_dataset, tiny_recipe):
     assert content["version"] in card
 
 
+def card_of(bundle: str) -> str:
+    return places.read_bytes(places.join(bundle, "MODEL_CARD.md")).decode()[:5000]
+
+
 def test_run_is_tracked_and_registered(tiny_bundle, mock_dataset):
     import mlflow
 
@@ -98,15 +106,25 @@ def test_run_is_tracked_and_registered(tiny_bundle, mock_dataset):
 
     mlflow.set_tracking_uri(tracking.tracking_uri())
     name = "skyray-redshift-sdss_coarse_laptop"
-    assert client.get_model_version_by_alias(name, "champion").version
-    # Other tests train this recipe too, and the champion is the newest.
+    assert client.get_model_version_by_alias(name, "candidate").version
+    # Other tests train this recipe too, and the candidate is the newest.
     (ours,) = client.search_model_versions(f"run_id='{content['run_id']}'")
+    assert ours.description == card_of(tiny_bundle)
+    names = {name for name in run.data.metrics if not name.startswith("sdss_coarse/")}
+    assert "classifier/validation_accuracy" in names
+    assert not [name for name in names if name.endswith(("_seconds", "_rows"))]
+    (given,) = run.inputs.dataset_inputs
+    assert content["data"]["fingerprint"].startswith(given.dataset.digest)
+    assert json.loads(given.dataset.profile)["version"] == content["data"]["version"]
     model = mlflow.pyfunc.load_model(f"models:/{name}/{ours.version}")
-    table = Dataset.open(mock_dataset).to_table(["flux", "ivar", "mask"], "test")
+    table = Dataset.open(mock_dataset).to_table(content["input_columns"], "test")
     columns = {name: values[:4] for name, values in table_to_columns(table).items()}
     frame = {name: list(values) for name, values in columns.items()}
     import pandas as pd
 
+    signature = model.metadata.signature
+    assert signature.inputs.input_names() == content["input_columns"]
+    assert "redshift" in signature.outputs.input_names()
     registered = model.predict(pd.DataFrame(frame))
     direct = Predictor.from_bundle(tiny_bundle).predict(columns)
     np.testing.assert_allclose(registered["redshift"], direct["redshift"], atol=1e-6)
@@ -178,6 +196,21 @@ def test_group_reads_from_disk_what_it_would_hold_in_memory(mock_dataset, tiny_r
     assert losses(first) == losses(second)
     assert first[0]["train_rows"] == Dataset.open(mock_dataset).count("train")
     assert first[0]["validation_rows"] == Dataset.open(mock_dataset).count("validation")
+
+
+def test_stages_side_by_side_train_as_one_after_another(mock_dataset, tiny_recipe, tmp_path):
+    """The classifier and the networks of two classes, on the two lanes that the machine holds."""
+    found = {}
+    for lanes in (1, 2):
+        made = train(tiny_recipe, mock_dataset, str(tmp_path / f"{lanes}"), threads=1,
+                     side_by_side=lanes, progress=False)  # fmt: skip
+        files = StageFiles(places.join(places.home(), "runs", made.run_id))
+        stages = sorted({row["stage"] for row in made.history})
+        found[lanes] = losses(made.history), {name: files.part(name) for name in stages}
+    assert len(found[1][1]) == 5
+    assert found[1][0] == found[2][0]
+    for name, part in found[1][1].items():
+        assert all(torch.equal(found[2][1][name][key], value) for key, value in part.items())
 
 
 def test_published_mode_trains_members_together(mock_dataset, tiny_recipe, tmp_path):

@@ -15,6 +15,7 @@ from skyray.transforms.alerts import (
     crop_triplet,
     cutout_input,
     history_features,
+    place_stamp,
     triplet_input,
 )
 
@@ -181,3 +182,64 @@ def test_colour_cutouts_are_in_units_of_their_noise():
     np.testing.assert_allclose(found.std(axis=(2, 3)), 1 / 9, rtol=0.1)
     assert found[0, 2, 4, 4] == 0
     assert (cutout_input(np.zeros((1, 3, 9, 9)), "asinh") == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(30, 30), (31, 33), (102, 64), (5, 80), (1, 1)])
+@pytest.mark.parametrize("size", [63, 64, 35])
+def test_the_source_lands_in_the_middle_whatever_surrounds_it(shape, size):
+    rng = np.random.default_rng(7)
+    for at in ((shape[0] // 2, shape[1] // 2), (0, shape[1] - 1)):
+        stamp = rng.normal(0, 1, shape).astype(np.float32)
+        stamp[at] = 1e6
+        canvas, (top, left, height, width) = place_stamp(stamp, at, size)
+        assert canvas[size // 2, size // 2] == 1e6
+        inside = canvas[top : top + height, left : left + width]
+        assert inside.size == np.isfinite(canvas).sum()
+        row, column = at[0] - size // 2 + top, at[1] - size // 2 + left
+        expected = stamp[row : row + height, column : column + width]
+        np.testing.assert_array_equal(inside, expected)
+    other = np.full(shape, 3.0, np.float32)  # all else overwritten
+    other[at] = 1e6
+    again, _ = place_stamp(other, at, size)
+    assert again[size // 2, size // 2] == 1e6
+    cropped = crop_triplet(np.nan_to_num(again)[None, None], 21)
+    assert np.unravel_index(cropped[0, 0].argmax(), (21, 21)) == (10, 10)
+
+
+@pytest.mark.parametrize("zoom", [0.2 / 1.01, 0.5, 1.7])
+def test_resampling_keeps_flux_and_place(zoom):
+    rows, columns = np.mgrid[:101, :90]
+    at = (47.3, 40.8)
+    stamp = np.exp(-((rows - at[0]) ** 2 + (columns - at[1]) ** 2) / (2 * 6.0**2))
+    canvas, (top, left, height, width) = place_stamp(stamp.astype(np.float32), at, 201, zoom)
+    assert np.nansum(canvas) == pytest.approx(stamp.sum(), rel=1e-3)
+    grid = np.mgrid[:201, :201]
+    weight = np.nan_to_num(canvas)
+    centre = [(part * weight).sum() / weight.sum() for part in grid]
+    assert centre == pytest.approx([100, 100], abs=0.02)
+    assert (height, width) == pytest.approx((101 * zoom, 90 * zoom), abs=2)
+    inside = canvas[top : top + height, left : left + width]
+    assert np.isfinite(inside).mean() > 0.85
+    holed = stamp.copy()
+    holed[40:60, 35:50] = np.nan
+    assert np.isnan(place_stamp(holed, at, 201, zoom)[0][100, 100])
+
+
+def test_published_stamps_lie_in_the_corner():
+    raw = np.random.default_rng(1).normal(100, 10, (1, 3, 63, 63)).astype(np.float32)
+    box = np.full((1, 3, 4), (12, 5, 40, 50))
+    corner = np.full_like(raw, np.nan)
+    corner[..., :40, :50] = raw[..., 12:52, 5:55]
+    expected = triplet_input(corner, np.array([[40, 50]]))
+    np.testing.assert_array_equal(triplet_input(raw, box, position="as_published"), expected)
+    moved = triplet_input(raw, box)
+    np.testing.assert_array_equal(moved[..., 12:52, 5:55], expected[..., :40, :50])
+    assert (moved[..., :12, :] == np.float32(PADDING)).all()
+
+
+def test_a_survey_names_its_own_features():
+    alert = made(reliability=0.5, isDipole=True, snr=7)
+    found = alert_features(alert, ["snr", "reliability", "isDipole", "dec", "age", "unknown"])
+    np.testing.assert_array_equal(found, np.float32([7, 0.5, 1, 20, 0, np.nan]))
+    with pytest.raises(InvalidRecord, match="reliability: expected a number, found 'high'"):
+        alert_features(made(reliability="high"), ["reliability"])

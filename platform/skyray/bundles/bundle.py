@@ -25,6 +25,8 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from skyray.bundles.named import located
+from skyray.data.dataset import Dataset
 from skyray.data.rows import columns_of
 from skyray.families.base import Columns, DataInfo, Family, Tensors, load_family
 from skyray.records import Record
@@ -73,16 +75,17 @@ def write_bundle(
 
 
 def read_bundle(uri: str | os.PathLike) -> dict[str, Any]:
-    """Return the content of ``bundle.json``.
+    """Return the content of ``bundle.json`` at a place, or of a bundle named ``models:/…``.
 
     Raises
     ------
     NotABundle
         If there is none, or its version is not this version's.
     """
+    uri = located(uri)
     place = places.join(uri, BUNDLE_FILE)
     if not places.exists(place):
-        raise NotABundle(f"{os.fspath(uri)}: not a bundle: no {BUNDLE_FILE}")
+        raise NotABundle(f"{uri}: not a bundle: no {BUNDLE_FILE}")
     content = places.read_json(place)
     if content.get("bundle_version") != BUNDLE_VERSION:
         raise NotABundle(
@@ -142,6 +145,29 @@ def model_card(content: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def trained_model(uri: str | os.PathLike, family: Family) -> torch.nn.Module:
+    """Return a bundle's model as it was trained, in evaluation mode, on the processor."""
+    model = family.build_model()
+    model.load_state_dict(load_tensors(places.read_bytes(places.join(uri, WEIGHTS_FILE))))
+    return model.eval()
+
+
+def check_layout(uri: str | os.PathLike, dataset: Dataset) -> None:
+    """Refuse a dataset whose pixels or features are not those a bundle was trained on.
+
+    Raises
+    ------
+    ValueError
+    """
+    expected, found = read_bundle(uri)["data"], dataset.info().to_dict()
+    for name in ("record", "grid", "bands", "image_size", "features"):
+        if name in expected and expected[name] != found[name]:
+            raise ValueError(
+                f"{dataset.uri}: {name}: the bundle expects {expected[name]}, found "
+                f"{found[name]}; ingest the files with card {expected['card']!r}"
+            )
+
+
 class Predictor:
     """A bundle ready to answer.
 
@@ -162,23 +188,24 @@ class Predictor:
 
     @classmethod
     def from_bundle(cls, uri: str | os.PathLike, device: str | None = None) -> Predictor:
-        """Load a bundle by path or URI onto a device (default: CUDA where there is one).
+        """Load a bundle by place or name onto a device (default: CUDA where there is one).
 
         Raises
         ------
         NotABundle
             If nothing usable is there.
         """
+        uri = located(uri)
         made = cls.without_network(uri)
-        model = made.family.build_model()
-        model.load_state_dict(load_tensors(places.read_bytes(places.join(uri, WEIGHTS_FILE))))
+        model = trained_model(uri, made.family)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        made.model = made.family.optimise_for_inference(model.eval().to(device)).to(device)
+        made.model = made.family.optimise_for_inference(model.to(device)).to(device)
         return made
 
     @classmethod
     def without_network(cls, uri: str | os.PathLike) -> Predictor:
         """Load what workers beside the network need: transform, calibration, post-processing."""
+        uri = located(uri)
         content = read_bundle(uri)
         family_type = load_family(content["family"])
         recipe = family_type.recipe_type.load(content["recipe"])
@@ -207,7 +234,12 @@ class Predictor:
         With `training`, truth columns are expected too and families add what scoring needs; with
         `detail`, the arrays of `Family.detail_columns` come too.
         """
-        return self.finish(self.infer(self.family.transform(columns, training=training)), detail)
+        return self.finish(self.infer(self.inputs(columns, training)), detail)
+
+    def inputs(self, columns: Columns, training: bool = False) -> Columns:
+        """Return what `infer` takes: the rows of `Family.transform` and of `answer_inputs`."""
+        made = self.family.transform(columns, training=training)
+        return {**made, **self.family.answer_inputs(columns)}
 
     def infer(self, inputs: Columns) -> Columns:
         """Return what `finish` needs for transformed inputs; the one step that has the network."""
@@ -244,5 +276,5 @@ def bundle_version(recipe_digest: str, fingerprint: str, run_id: str) -> str:
 
 def history_rows(uri: str) -> list[dict[str, Any]]:
     """Return a bundle's training history, one dict an epoch."""
-    text = places.read_bytes(places.join(uri, HISTORY_FILE)).decode()
+    text = places.read_bytes(places.join(located(uri), HISTORY_FILE)).decode()
     return [json.loads(line) for line in text.splitlines()]

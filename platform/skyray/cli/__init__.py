@@ -8,7 +8,9 @@ from skyray.cli import (  # noqa: F401  (they register themselves)
     engine_verbs,
     export_verbs,
     family_verbs,
+    model_verbs,
     search_verbs,
+    service_verbs,
     vacuum_verb,
 )
 from skyray.cli.verb import app

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 from typing import Annotated, Any
 
 import typer
@@ -18,9 +18,9 @@ from skyray.cli.verb import (
     Sources,
     TrainingData,
     Workers,
-    show,
+    cluster,
+    devices,
     verb,
-    write,
 )
 
 
@@ -58,7 +58,9 @@ def download(
     """
     from skyray.cards import load_card
     from skyray.data.download import download as run
+    from skyray.runtime.progress import clear
 
+    clear()
     return run(
         load_card(card),
         listing,
@@ -94,16 +96,19 @@ def simulate(
     Example: skyray simulate sdss_dr16 --objects 13000 --seed 1 --out mock
     """
     from skyray.cards import load_card
+    from skyray.cli.beforehand import check_there, check_writable
     from skyray.config import ConfigError
-    from skyray.runtime.session import ray_session
 
     if out is None and as_files is None:
         raise ConfigError("simulate: expected --out DATASET or --as-files FOLDER, found neither")
-    with ray_session(address):
+    chosen = load_card(card)
+    check_there([templates] if templates else [])
+    check_writable(out, as_files)
+    with cluster("simulate", address):
         from skyray.data.simulate import simulate as run
 
         return run(
-            load_card(card), objects, seed, out,
+            chosen, objects, seed, out,
             as_files=as_files, templates=templates, planted=planted, progress=progress,
         )  # fmt: skip
 
@@ -123,12 +128,15 @@ def ingest(
     Example: skyray ingest sdss_dr16 spectra/ --out dataset
     """
     from skyray.cards import load_card
-    from skyray.runtime.session import ray_session
+    from skyray.cli.beforehand import check_there, check_writable
 
-    with ray_session(address):
+    chosen = load_card(card)
+    check_there(sources)
+    check_writable(out)
+    with cluster("ingest", address):
         from skyray.data.ingest import ingest as run
 
-        made = run(load_card(card), sources, out, apply_cuts=cuts, progress=progress)
+        made = run(chosen, sources, out, apply_cuts=cuts, progress=progress)
         return _dataset_result(made)
 
 
@@ -164,11 +172,12 @@ def prepare(
 
     Example: skyray prepare redshift/sdss_dr16 --data mock
     """
+    from skyray.cli.beforehand import check_training
     from skyray.families.base import load_family, load_recipe
-    from skyray.runtime.session import ray_session
 
     chosen = load_recipe(recipe).override(set_ or [])
-    with ray_session(address):
+    check_training(chosen, data)
+    with cluster("prepare", address):
         from skyray.data.dataset import Dataset
         from skyray.data.prepared import prepare as run
         from skyray.records import SPLITS
@@ -193,6 +202,16 @@ def train(
     workers: Workers = 1,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
     set_: Changes = None,
+    gpus_per_worker: Annotated[
+        float, typer.Option(help="With --gpu: 0.25 lets four stages share a GPU.")
+    ] = 1.0,
+    min_workers: Annotated[
+        int | None, typer.Option(min=1, help="Elastic: go on with so many when workers are lost.")
+    ] = None,
+    side_by_side: Annotated[
+        int | None,
+        typer.Option(min=1, help="Stages at once, at most; default: what the cluster holds."),
+    ] = None,
     max_failures: Annotated[int, typer.Option(help="Restarts after a lost worker.")] = 2,
     resume: Annotated[
         str | None, typer.Option(help="MLflow run id of an interrupted training to go on with.")
@@ -205,13 +224,18 @@ def train(
 
     Example: skyray train redshift/sdss_dr16 --data mock --workers 2 --out bundle
     """
+    least = min_workers or workers
+    gpus = math.ceil(least * gpus_per_worker) if gpu else 0
+    devices(address, gpus, least)
     from dataclasses import asdict
 
+    from skyray.cli.beforehand import check_training, check_writable
     from skyray.families.base import load_recipe
-    from skyray.runtime.session import ray_session
 
     chosen = load_recipe(recipe).override(set_ or [])
-    with ray_session(address):
+    check_writable(out)
+    check_training(chosen, data)
+    with cluster("train", address, gpus):
         from skyray.training.train import train as run
 
         done = run(
@@ -220,6 +244,9 @@ def train(
             out,
             workers=workers,
             use_gpu=gpu,
+            gpus=gpus_per_worker,
+            min_workers=min_workers,
+            side_by_side=side_by_side,
             max_failures=max_failures,
             resume=resume,
             progress=progress,
@@ -237,7 +264,12 @@ def evaluate(
     split: Annotated[
         str, typer.Option(help="train, validation, test, or all for every row.")
     ] = "test",
+    promote_if: Annotated[
+        list[str] | None,
+        typer.Option(help="Then make it champion if 'SCORE>NUMBER' or 'SCORE>champion'. Repeat."),
+    ] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a replica.")] = False,
+    progress: Progress = True,
     address: Address = None,
     json: Json = None,
 ):
@@ -245,18 +277,29 @@ def evaluate(
 
     Example: skyray evaluate bundle --data mock --out scores
     """
+    devices(address, int(gpu))
+    from skyray.cli.beforehand import check_bundle, check_writable
+    from skyray.inference.promote import Condition, promote
     from skyray.runtime import places
-    from skyray.runtime.session import ray_session
 
-    with ray_session(address):
+    for condition in promote_if or ():
+        Condition.parse(condition)  # refused now, not after hours
+    chosen, promotion = None if split == "all" else split, {}
+    check_bundle(bundle, data, chosen)
+    check_writable(out)
+    with cluster("evaluate", address, int(gpu)):
         from skyray.inference.evaluate import evaluate as run
 
-        scores = run(bundle, data, out, split=None if split == "all" else split, use_gpu=gpu)
+        scores = run(bundle, data, out, split=chosen, use_gpu=gpu, progress=progress)
+        if promote_if:
+            done = promote(bundle, data, out, promote_if, split=chosen, scores=scores, use_gpu=gpu)
+            promotion = done.summary()
     short = {name: value for name, value in scores.items() if isinstance(value, int | float)}
     return {
         **short,
         "all scores": places.join(out, "metrics.json"),
         "page": places.join(out, "index.html"),
+        **promotion,
     }
 
 
@@ -280,6 +323,9 @@ def predict(
     hats: Annotated[
         bool, typer.Option("--hats", help="Also write HATS partitions by sky, for LSDB.")
     ] = False,
+    arrays: Annotated[
+        bool, typer.Option("--arrays", help="Also a table of arrays: redshift PDFs.")
+    ] = False,
     progress: Progress = True,
     address: Address = None,
     json: Json = None,
@@ -290,94 +336,18 @@ def predict(
 
     Example: skyray predict bundle spectra/ --out catalogue
     """
+    devices(address, int(gpu))
     from dataclasses import asdict
 
-    from skyray.runtime.session import ray_session
+    from skyray.cli.beforehand import check_sources_of, check_writable
 
-    with ray_session(address):
+    check_sources_of(bundle, sources, card)
+    check_writable(out)
+    with cluster("predict", address, int(gpu)):
         from skyray.inference.predict import predict as run
 
         done = run(
-            bundle,
-            sources,
-            out,
-            card=card,
-            workers=workers,
-            use_gpu=gpu,
-            fits=fits,
-            votable=votable,
-            hats=hats,
-            progress=progress,
-        )
-    return asdict(done)
-
-
-@verb
-def follow(
-    bundle: BundleUri,
-    source: Annotated[
-        str, typer.Argument(help="Folder that survey files arrive in, or kafka://HOST:PORT/TOPIC.")
-    ],
-    out: Annotated[str, typer.Option(help="Folder of scored/ and refused/.")],
-    card: Annotated[
-        str | None, typer.Option(help="Card of the stream; default: the bundle's own.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Scorers at work at once.")] = 1,
-    batch: Annotated[int, typer.Option(min=1, help="Deliveries scored together.")] = 128,
-    idle: Annotated[
-        float | None, typer.Option(help="Stop after so many seconds without a delivery.")
-    ] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a scorer.")] = False,
-    progress: Progress = True,
-    address: Address = None,
-    json: Json = None,
-):
-    """Score a stream as it comes: each object once, even after a crash. Ctrl-C ends it.
-
-    Example: skyray follow bundle packets/ --out scored --idle 60
-    """
-    from dataclasses import asdict
-
-    from skyray.runtime.session import ray_session
-
-    with ray_session(address):
-        from skyray.inference.follow import follow as run
-
-        done = run(
-            bundle, source, out, card=card, workers=workers, batch=batch, idle_s=idle,
-            use_gpu=gpu, progress=progress,
+            bundle, sources, out, card=card, workers=workers, use_gpu=gpu, fits=fits,
+            votable=votable, hats=hats, arrays=arrays, progress=progress,
         )  # fmt: skip
     return asdict(done)
-
-
-@verb
-def serve(
-    config: Annotated[
-        Path | None, typer.Argument(help="Serve configuration; default: serve/config.yaml.")
-    ] = None,
-    bundle: Annotated[str | None, typer.Option(help="Bundle to serve.")] = None,
-    host: Annotated[
-        str | None, typer.Option(help="Address to bind; others than loopback need a token.")
-    ] = None,
-    port: Annotated[int | None, typer.Option(help="Port to bind.")] = None,
-    address: Address = None,
-    json: Json = None,
-):
-    """Serve a bundle over HTTP until Ctrl-C; explorer page at /, API at /docs.
-
-    With --json, the file appears when the service is ready and holds its address.
-
-    Example: skyray serve --bundle bundle --port 8000
-    """
-    from skyray.inference.serving import load_service, running_service, wait_for_signal
-    from skyray.runtime.session import ray_session
-
-    place = config or Path(__file__).resolve().parents[3] / "serve" / "config.yaml"
-    args = {"bundle": bundle} if bundle else {}
-    loaded = load_service(place, args, host, port)
-    with ray_session(address), running_service(loaded) as url:
-        result = {"service": url, "explorer": f"{url}/", "API": f"{url}/docs", "stop": "Ctrl-C"}
-        show("serve", result)
-        if json is not None:
-            write(json, result)
-        wait_for_signal()

@@ -1,4 +1,4 @@
-"""``skyray export``: datasets and catalogues for other programs."""
+"""``skyray export``: datasets, catalogues and networks for other programs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from skyray.cli.verb import Address, Json, verb
+from skyray.cli.verb import Address, Json, cluster, verb
 
 
 class Kind(StrEnum):
@@ -16,33 +16,46 @@ class Kind(StrEnum):
 
     hats = "hats"
     parquet = "parquet"
+    onnx = "onnx"
 
 
 @verb
 def export(
-    kind: Annotated[Kind, typer.Argument(help="hats: by sky, for LSDB; parquet: plain parts.")],
-    source: Annotated[str, typer.Argument(help="Dataset, or (hats) the folder of a catalogue.")],
-    out: Annotated[str, typer.Option(help="Folder or URI to write to.")],
+    kind: Annotated[
+        Kind, typer.Argument(help="hats: by sky, for LSDB; parquet: plain parts; onnx: a network.")
+    ],
+    source: Annotated[str, typer.Argument(help="Dataset; hats: or a catalogue; onnx: a bundle.")],
+    out: Annotated[str, typer.Option(help="Folder (onnx: file) or URI to write to.")],
     version: Annotated[
         int | None, typer.Option(min=1, help="Version of a dataset; default: the newest.")
     ] = None,
     threshold: Annotated[
         int, typer.Option(min=1, help="hats: rows of a partition at most.")
     ] = 1_000_000,
+    data: Annotated[
+        str | None, typer.Option(help="onnx: dataset to try the file on; default: mock objects.")
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="onnx: objects to try the file on.")] = 64,
     address: Address = None,
     json: Json = None,
 ):
-    """Write a dataset or catalogue in a form that other programs read.
+    """Write a dataset, catalogue or network in a form that other programs read.
 
     Example: skyray export hats results/catalogue --out sky
     """
+    if kind is Kind.onnx:
+        from skyray.bundles.onnx_export import export_onnx
+
+        return asdict(export_onnx(source, out, data, rows))
+    from skyray.cli.beforehand import check_there, check_writable
     from skyray.config import ConfigError
     from skyray.inference.catalogue import Catalogue
-    from skyray.runtime.session import ray_session
 
     if kind is Kind.parquet and Catalogue.exists(source):
         raise ConfigError(f"{source}: expected a dataset, found a catalogue: it is Parquet already")
-    with ray_session(address):
+    check_there([source])
+    check_writable(out)
+    with cluster("export", address):
         from skyray.inference.export import export_parquet
         from skyray.inference.hats import write_hats
 

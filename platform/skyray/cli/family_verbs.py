@@ -14,15 +14,73 @@ from skyray.cli.verb import (
     Progress,
     Sources,
     Workers,
+    cluster,
+    devices,
     verb,
 )
 
 # paper → module with a function `reproduce(out, scale, …)`
 PAPERS = {
+    "gasnet-ii": "skyray.workflows.gasnet",
     "desi-outliers": "skyray.workflows.desi_outliers",
     "des-galaxies": "skyray.workflows.des_galaxies",
     "lens-adaptation": "skyray.workflows.lens_adaptation",
 }
+
+
+@verb
+def fit(
+    sources: Sources,
+    out: Annotated[str, typer.Option(help="Folder for catalogue, spectra and page.")],
+    card: Annotated[
+        str | None, typer.Option(help="Card of the files; default: by the names of the files.")
+    ] = None,
+    templates: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Template files (spEigen, rrtemplate), or a dataset of known redshifts to learn "
+            "from; default: the built-in ones. Repeat."
+        ),
+    ] = None,
+    lsf: Annotated[
+        float | None, typer.Option(help="Line spread, sigma in km/s; default: the card's.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Fitters at work at most.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a fitter.")] = False,
+    fits: Annotated[
+        bool | None,
+        typer.Option(
+            "--fits/--no-fits", help="One FITS file; default: up to 5 million rows, 2 GB."
+        ),
+    ] = None,
+    votable: Annotated[bool, typer.Option("--votable", help="Also write a VOTable.")] = False,
+    hats: Annotated[
+        bool, typer.Option("--hats", help="Also write HATS partitions by sky, for LSDB.")
+    ] = False,
+    progress: Progress = True,
+    address: Address = None,
+    json: Json = None,
+):
+    """Classes and redshifts of spectra from templates, with quality bits. Needs no training.
+
+    Example: skyray fit spectra/ --out fitted
+    """
+    devices(address, int(gpu))
+
+    from skyray.cards import load_card
+    from skyray.cli.beforehand import check_there, check_writable
+
+    if card is not None:
+        load_card(card)
+    check_there(sources)
+    check_writable(out)
+    with cluster("fit", address, int(gpu)):
+        from skyray.workflows.fit import fit as run
+
+        return run(
+            sources, out, card=card, template_sources=templates or (), lsf_kms=lsf, workers=workers,
+            use_gpu=gpu, fits=fits, votable=votable, hats=hats, progress=progress,
+        )  # fmt: skip
 
 
 @verb
@@ -56,9 +114,14 @@ def outliers(
 
     Example: skyray outliers galaxies survey/ --stars stars --out strange
     """
-    from skyray.runtime.session import ray_session
+    devices(address, int(gpu))
 
-    with ray_session(address):
+    from skyray.cli.beforehand import check_sources_of, check_writable
+
+    for one in filter(None, (bundle, stars)):
+        check_sources_of(one, sources, card)
+    check_writable(out)
+    with cluster("outliers", address, int(gpu)):
         from skyray.workflows.outliers import find_outliers
 
         return find_outliers(
@@ -69,9 +132,14 @@ def outliers(
 
 @verb
 def reproduce(
-    paper: Annotated[str, typer.Argument(help="desi-outliers, des-galaxies or lens-adaptation.")],
+    paper: Annotated[
+        str, typer.Argument(help="gasnet-ii, desi-outliers, des-galaxies, lens-adaptation.")
+    ],
     out: Annotated[str, typer.Option(help="Folder; finished steps in it are not repeated.")],
     scale: Annotated[str, typer.Option(help="laptop, or paper for a cluster.")] = "laptop",
+    data: Annotated[
+        str | None, typer.Option(help="gasnet-ii: a dataset in place of the mock survey.")
+    ] = None,
     set_: Changes = None,
     seed: Annotated[int, typer.Option(help="Of the mock surveys and the trainings.")] = 11,
     workers: Workers = 1,
@@ -84,18 +152,25 @@ def reproduce(
 
     Example: skyray reproduce desi-outliers --out strange
     """
+    gpus = workers if gpu else 0
+    devices(address, gpus, workers)
     import importlib
+    import inspect
 
+    from skyray.cli.beforehand import check_writable
     from skyray.config import ConfigError
-    from skyray.runtime.session import ray_session
 
     if paper not in PAPERS:
         raise ConfigError(f"paper {paper!r}: expected one of {sorted(PAPERS)}")
-    with ray_session(address):
-        experiment = importlib.import_module(PAPERS[paper])
-        return experiment.reproduce(
+    check_writable(out)
+    experiment = importlib.import_module(PAPERS[paper]).reproduce
+    given = {} if data is None else {"data": data}
+    if given and "data" not in inspect.signature(experiment).parameters:
+        raise ConfigError(f"--data: {paper} takes no dataset")
+    with cluster("reproduce", address, gpus):
+        return experiment(
             out, scale, seed=seed, workers=workers, use_gpu=gpu, changes=tuple(set_ or ()),
-            progress=progress,
+            progress=progress, **given,
         )  # fmt: skip
 
 
@@ -139,16 +214,23 @@ def recurse(
     Example: skyray recurse morphology/sdss_xception --data sdss --unlabelled des
     --test des=des --out recursion
     """
+    gpus = workers if gpu else 0
+    devices(address, gpus, workers)
+    from skyray.cli.beforehand import check_training, check_writable
     from skyray.config import ConfigError
+    from skyray.data.dataset import Dataset
     from skyray.families.base import load_recipe
     from skyray.runtime import places
-    from skyray.runtime.session import ray_session
 
     tests = dict(item.split("=", 1) for item in test if "=" in item)
     if len(tests) < len(test):
         raise ConfigError(f"--test: expected NAME=DATASET each, found {test}")
     chosen = load_recipe(recipe).override(set_ or [])
-    with ray_session(address):
+    check_training(chosen, data)
+    for other in (unlabelled, *tests.values()):
+        Dataset.open(other)
+    check_writable(out)
+    with cluster("recurse", address, gpus):
         from skyray.workflows.recursion import (
             Resources,
             Settings,
@@ -186,10 +268,15 @@ def map_alerts(
 
     Example: skyray map-alerts bundle-a bundle-b --data alerts --out map
     """
-    from skyray.runtime.session import ray_session
+    devices(address, int(gpu))
 
-    with ray_session(address):
+    from skyray.cli.beforehand import check_bundle, check_writable
+
+    chosen = None if split == "all" else split
+    for bundle in bundles:
+        check_bundle(bundle, data, chosen)
+    check_writable(out)
+    with cluster("map-alerts", address, int(gpu)):
         from skyray.workflows.alerts import map_alerts as run
 
-        chosen = None if split == "all" else split
         return run(bundles, data, out, split=chosen, workers=workers, use_gpu=gpu)

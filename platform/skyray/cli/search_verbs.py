@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Annotated
 
 import typer
 
-from skyray.cli.verb import Address, Changes, Json, Progress, RecipeName, TrainingData, verb
+from skyray.cli.verb import (
+    Address,
+    Changes,
+    Json,
+    Progress,
+    RecipeName,
+    TrainingData,
+    cluster,
+    devices,
+    verb,
+)
 
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a training.")]
 Gpu = Annotated[bool, typer.Option("--gpu", help="One GPU a training.")]
@@ -35,12 +46,15 @@ def tune(
 
     Example: skyray tune redshift/sdss_coarse_laptop --data mock --trials 20 --out sweep --seeds 5
     """
+    devices(address, int(gpu), threads)
+    from skyray.cli.beforehand import check_training, check_writable
     from skyray.families.base import load_recipe
     from skyray.runtime import places
-    from skyray.runtime.session import ray_session
 
     chosen = load_recipe(recipe).override(set_ or [])
-    with ray_session(address):
+    check_writable(out)
+    check_training(chosen, data)
+    with cluster("tune", address, int(gpu)):
         from skyray.search.ensemble import ensemble as run_ensemble
         from skyray.search.tune import tune_recipe
 
@@ -82,11 +96,14 @@ def ensemble(
 
     Example: skyray ensemble redshift/sdss_coarse_laptop --data mock --members 5 --out ensemble
     """
+    devices(address, int(gpu), threads)
+    from skyray.cli.beforehand import check_training, check_writable
     from skyray.families.base import load_recipe
-    from skyray.runtime.session import ray_session
 
     chosen = load_recipe(recipe).override(set_ or [])
-    with ray_session(address):
+    check_writable(out)
+    check_training(chosen, data)
+    with cluster("ensemble", address, int(gpu)):
         from skyray.search.ensemble import ensemble as run
 
         scores = run(
@@ -117,15 +134,21 @@ def grid(
     Example: skyray grid alerts/ztf_cnn alerts/ztf_convnext --data mock
     --vary "fraction=[0.05, 0.1, 0.5, 1.0]" --out grid
     """
+    devices(address, int(gpu), threads)
+    from skyray.cli.beforehand import check_training, check_writable
+    from skyray.families.base import load_recipe
     from skyray.runtime import places
-    from skyray.runtime.session import ray_session
 
     varied = _varied(vary or [])
-    with ray_session(address):
+    check_writable(out)
+    named = _named(data)
+    for recipe, place in itertools.product(recipes, named.values()):
+        check_training(load_recipe(recipe).override(set_ or []), place)
+    with cluster("grid", address, int(gpu)):
         from skyray.search.grid import grid_figure, run_grid, summarise
 
         table = run_grid(
-            recipes, _named(data), out, vary=varied, seeds=seeds, changes=set_ or [],
+            recipes, named, out, vary=varied, seeds=seeds, changes=set_ or [],
             threads=threads, use_gpu=gpu, progress=progress,
         )  # fmt: skip
         found = summarise(table, ["recipe", "data", *varied], metric)

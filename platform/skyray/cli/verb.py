@@ -7,7 +7,8 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -32,7 +33,9 @@ Json = Annotated[
     Path | None, typer.Option("--json", help="Also write the result as JSON to this file.")
 ]
 CardName = Annotated[str, typer.Argument(help="Dataset card: a name of datasets/ or a YAML file.")]
-BundleUri = Annotated[str, typer.Argument(help="Trained bundle: folder or URI.")]
+BundleUri = Annotated[
+    str, typer.Argument(help="Trained bundle: folder, URI or models:/NAME@ALIAS.")
+]
 Sources = Annotated[list[str], typer.Argument(help="Files, folders or URIs (s3://, gs://).")]
 RecipeName = Annotated[str, typer.Argument(help="FAMILY/NAME, e.g. redshift/sdss_dr16.")]
 TrainingData = Annotated[str, typer.Option(help="Dataset to train on.")]
@@ -40,7 +43,7 @@ Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change the recipe: train.epochs=20. Repeat.")
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Data-parallel workers.")]
-Progress = Annotated[bool, typer.Option(help="Show progress bars.")]
+Progress = Annotated[bool, typer.Option(help="Show progress.")]
 
 
 def verb(function: Callable[..., Mapping[str, Any] | None]) -> Callable[..., None]:
@@ -49,7 +52,8 @@ def verb(function: Callable[..., Mapping[str, Any] | None]) -> Callable[..., Non
     @functools.wraps(function)
     def command(*args, json: Path | None = None, **kwargs) -> None:
         try:
-            result = function(*args, json=json, **kwargs)
+            with _display(function.__name__, kwargs.get("progress", False)):
+                result = function(*args, json=json, **kwargs)
         except (KeyboardInterrupt, typer.Exit, typer.Abort):
             raise
         except Exception as error:  # the boundary to a person: one line, the rest on request
@@ -66,6 +70,37 @@ def verb(function: Callable[..., Mapping[str, Any] | None]) -> Callable[..., Non
     return command
 
 
+def devices(address: str | None, gpus: int, cpus: int = 0) -> None:
+    """Refuse what this machine, where no cluster is joined, has not got; first of all checks."""
+    from skyray.runtime.session import require_devices
+
+    require_devices(address, gpus, cpus)
+
+
+@contextmanager
+def cluster(name: str, address: str | None, gpus: int = 0) -> Iterator[None]:
+    """Hold Ray for the verb `name`, whose checks are done; what Ray says goes into a log file."""
+    from skyray.runtime import noise, progress
+    from skyray.runtime.session import ray_session
+
+    progress.clear()
+    with noise.kept(name), ray_session(address, gpus=gpus):
+        yield
+
+
+@contextmanager
+def _display(name: str, show: bool) -> Iterator[None]:
+    """Hold one display for all that a verb does; without one, load nothing."""
+    if not show:
+        yield
+        return
+    from skyray.runtime.progress import display
+
+    with display() as shown:
+        shown.add(name).wait("imports and checks")  # until `cluster`
+        yield
+
+
 def _complain(error: Exception) -> None:
     if os.environ.get("SKYRAY_DEBUG"):
         traceback.print_exception(error)
@@ -75,6 +110,8 @@ def _complain(error: Exception) -> None:
     expected = isinstance(shown, ValueError | OSError | RuntimeError)
     kind = "" if expected else f"{type(shown).__name__}: "
     print(f"error: {kind}{text}", file=sys.stderr)
+    for note in getattr(error, "__notes__", ()):
+        print(f"({note})", file=sys.stderr)
     if not os.environ.get("SKYRAY_DEBUG"):
         print("(SKYRAY_DEBUG=1 shows where)", file=sys.stderr)
 

@@ -49,6 +49,9 @@ class Manifest(Config):
 
     ``records_version`` and ``quarantine_version`` are those of the Lance tables.
     ``rows_unfinished`` are rows of files that another ingest has begun and not yet written.
+    ``statements``: what was decided about the values and from which statement → rows written.
+    ``fingerprint`` names what was observed, however it came in; ``splits_digest`` which of it is in
+    which split, which for objects at the edge of one another's radius depends on who came first.
     """
 
     schema_version: int
@@ -69,9 +72,11 @@ class Manifest(Config):
     rows_quarantined: int
     rows_unfinished: int
     quarantine_reasons: dict[str, int]
+    statements: dict[str, dict[str, int]]
     files_read: int
     files_unclaimed: int
     fingerprint: str
+    splits_digest: str
 
 
 def version_tag(version: int) -> str:

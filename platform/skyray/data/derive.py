@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 class _NoSource:
     """Rows that were never read from files cannot be read again."""
 
+    bounds = None
+
     def starts(self) -> list[str]:
         return []
 
@@ -38,7 +40,7 @@ class _NoSource:
 
 def derived_job(card: Card, out: str) -> Job:
     """Return the job of a dataset that is written row by row with `append_rows`."""
-    return Job(card, _NoSource(), places.absolute(out), apply_cuts=True)
+    return Job(card, _NoSource(), places.absolute(out), apply_cuts=True, keys_final=True)
 
 
 def append_rows(job: Job, rows: pa.Table) -> list[str]:

@@ -27,7 +27,6 @@ from urllib.parse import urlsplit
 
 import pyarrow.csv
 import requests
-from tqdm import tqdm
 
 from skyray.cards import Card
 from skyray.config import ConfigError
@@ -35,6 +34,7 @@ from skyray.readers import foreign_arrow as pq
 from skyray.readers.base import SurveyFile
 from skyray.readers.fits_bytes import check_headers
 from skyray.runtime import places
+from skyray.runtime.progress import task
 
 CHECKSUMS = ("sha256", "sha1", "md5")
 FAILURES = "download-failures.csv"
@@ -137,9 +137,7 @@ def download(
     fetched = received = 0
     with ExitStack() as stack:
         wanted = _wanted(card, listing, out, stack.enter_context(_parts(out)))
-        bar = stack.enter_context(
-            tqdm(total=len(wanted), unit="file", desc="download", disable=not progress)
-        )
+        shown = stack.enter_context(task("download", len(wanted), "file", show=progress))
         pool = stack.enter_context(ThreadPoolExecutor(max(1, workers)))
         jobs = {pool.submit(fetch, item): item for item in wanted}
         for job in as_completed(jobs):
@@ -149,8 +147,7 @@ def download(
                 fetched += size > 0
             except OSError as error:
                 failures.append((jobs[job].url, str(error)))
-            bar.update()
-            bar.set_postfix(failed=len(failures))
+            shown.advance(note=f"{len(failures)} failed" if failures else "")
     summary = {
         "files": len(wanted),
         "fetched": fetched,
@@ -195,12 +192,13 @@ def _wanted(card: Card, listing: Any, out: str, parts: Path) -> list[_Wanted]:
     for number, row in enumerate(_rows(listing), start=1):
         try:
             url = card.files.url.format(**row)
+            named = card.files.name.format(**row) or urlsplit(url).path
         except (KeyError, ValueError) as error:
             raise ConfigError(
                 f"list of files, row {number}: expected columns {card.files.columns} for "
                 f"{card.files.url!r}, found {dict(row)}: {error}"
             ) from None
-        name = posixpath.basename(urlsplit(url).path)
+        name = posixpath.basename(named)
         if name in ("", ".", ".."):
             raise ConfigError(f"list of files, row {number}: no file name in {url!r}")
         checksum = next(((k, str(row[k]).lower()) for k in CHECKSUMS if row.get(k)), None)

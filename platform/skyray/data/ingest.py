@@ -16,8 +16,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from tqdm import tqdm
-
 from skyray.cards import Card
 from skyray.config import ConfigError
 from skyray.data.dataset import QUARANTINE, RECORDS, Dataset
@@ -28,6 +26,7 @@ from skyray.data.settle import files_seen_twice
 from skyray.data.sources import FileSource, RecordSource
 from skyray.data.tables import commit_append
 from skyray.runtime import places
+from skyray.runtime.progress import Row, task
 
 ROWS_PER_FILE = 2048
 _SECONDS_BETWEEN_COMMITS = 5.0
@@ -88,8 +87,8 @@ def ingest_source(
     job = Job(card, source, places.absolute(out), apply_cuts)
     starts = source.starts()
     open_job(job)
-    with tqdm(unit="file", desc="ingest", disable=not progress) as bar:
-        tally = _read_all(job, starts, rows_per_file, bar)
+    with task("ingest", unit="piece", show=progress) as shown:
+        tally = _read_all(job, starts, rows_per_file, shown)
         if not Dataset.started(job.out):
             raise ConfigError(
                 f"card {card.name}: no file for reader {card.reader!r} among the sources "
@@ -99,7 +98,7 @@ def ingest_source(
         def read_again(files: Sequence[str]) -> None:
             twice = source.only(files)
             again = Job(card, twice, job.out, apply_cuts, readmit=True)
-            _read_all(again, twice.starts(), rows_per_file, bar)
+            _read_all(again, twice.starts(), rows_per_file, shown)
 
         if tally.changed:  # of an observation seen twice, the copy that was kept may be gone
             read_again(files_seen_twice(job.out))
@@ -131,19 +130,19 @@ class _Tally:
         return stated == (self.starts, self.read, self.written)
 
 
-def _read_all(job: Job, starts: Sequence[str], rows_per_file: int, bar: tqdm) -> _Tally:
+def _read_all(job: Job, starts: Sequence[str], rows_per_file: int, shown: Row) -> _Tally:
     """Read until all that is listed is committed."""
     if not starts:
         return _Tally()
-    first = tally = _read(job, starts, rows_per_file, bar)
+    first = tally = _read(job, starts, rows_per_file, shown)
     for _ in range(_PASSES):
         if tally.complete(len(starts)):
             return first
-        tally = _read(job, starts, rows_per_file, bar)
+        tally = _read(job, starts, rows_per_file, shown)
     raise RowsLost(f"{job.out}: something was lost on the way: {tally}; nothing was published")
 
 
-def _read(job: Job, starts: Sequence[str], rows_per_file: int, bar: tqdm) -> _Tally:
+def _read(job: Job, starts: Sequence[str], rows_per_file: int, shown: Row) -> _Tally:
     """Stream everything that is pending from `starts` into the dataset's tables."""
     import ray.data
 
@@ -159,15 +158,16 @@ def _read(job: Job, starts: Sequence[str], rows_per_file: int, bar: tqdm) -> _Ta
         )
     )
     tally, commits = _Tally(), _Commits(job)
-    refused = 0
+    refused, before = 0, shown.done
+    shown.wait("the first files" if not before else "files that are read again")
     for row in written.iter_rows():
         for text in row["notes"]:
             tally.note(text)
         tally.written += row["rows"] + row["refused"]
         refused += row["refused"]
         commits.add(row["records"], row["quarantine"])
-        bar.update(tally.read - bar.n)
-        bar.set_postfix(rows=tally.written - refused, quarantined=refused)
+        rows = f"{tally.written - refused:,} rows, {refused:,} quarantined"
+        shown.update(before + tally.read, rows, total=before + tally.listed or None)
     commits.now()
     return tally
 

@@ -23,10 +23,10 @@ from skyray.data.outcomes import (
     QUARANTINE_SCHEMA,
     REFUSED_RECORD,
     Job,
+    outcome_tables,
     outcomes_schema,
+    outcomes_table,
     records_schema,
-    table_of,
-    unit_outcomes,
 )
 from skyray.data.pending import Pending, pending_units
 from skyray.data.sources import Unclaimed, Unit
@@ -122,10 +122,10 @@ class ReadUnits:
         told = {"read": len(units), "outcomes": 0}
         waiting: list[pa.Table] = []
         rows = 0
-        for outcomes in self._some(units):
-            told["outcomes"] += len(outcomes)
-            waiting.append(self._table(outcomes))
-            rows += len(outcomes)
+        for outcomes in self._outcomes(units):
+            told["outcomes"] += outcomes.num_rows
+            waiting.append(outcomes)
+            rows += outcomes.num_rows
             if rows + self._at_once > self._rows:
                 yield pa.concat_tables(waiting)
                 waiting, rows = [], 0
@@ -133,24 +133,17 @@ class ReadUnits:
             yield pa.concat_tables(waiting)
         yield self._table([{"note": json.dumps(told)}])
 
-    def _some(self, units: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
-        """Yield the outcomes of units, some hundred at a time."""
-        waiting: list[dict[str, Any]] = []
-        for about in units:
-            there = about.pop("there")
-            waiting += unit_outcomes(self._job, Unit(**about), there)
-            while len(waiting) >= self._at_once:
-                yield waiting[: self._at_once]
-                waiting = waiting[self._at_once :]
-        if waiting:
-            yield waiting
+    def _outcomes(self, units: list[dict[str, Any]]) -> Iterator[pa.Table]:
+        pending = [(Unit(**{n: about[n] for n in _UNIT_FIELDS}), about["there"]) for about in units]
+        for tables in outcome_tables(self._job, pending, self._at_once):
+            yield from tables
 
     @property
     def _at_once(self) -> int:
         return min(_ROWS_AT_ONCE, self._rows)
 
     def _table(self, outcomes: list[dict[str, Any]]) -> pa.Table:
-        return table_of(outcomes, self._schema)
+        return outcomes_table(outcomes, self._schema)
 
 
 def _row_bytes(schema: pa.Schema) -> int:

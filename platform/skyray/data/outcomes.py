@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ import pyarrow as pa
 from skyray.cards import Card
 from skyray.data.rows import row_of, schema_of
 from skyray.data.sources import RecordSource, Unit
-from skyray.records import InvalidRecord, Record, tensor_array
+from skyray.records import InvalidRecord, Record, attempt, tensor_array, to_the_end
+from skyray.runtime import bounded
 
 INGEST_FIELDS = [
     pa.field("ingest_file", pa.string(), nullable=False),
@@ -44,15 +46,21 @@ REFUSED_RECORD = pa.field("refused_record", pa.uint64(), nullable=False)
 NO_RECORD = 2**64 - 1
 QUARANTINE_SCHEMA = pa.schema([*REFUSAL_FIELDS, *INGEST_FIELDS, REFUSED_RECORD])
 _DETAIL_CHARACTERS = 1000
-# Where a survey's file lies is not what it says: a moved copy is the same data.
-_NOT_CONTENT = frozenset({"source"})
+# Where a survey's file lies is not what it says, nor is how its values were understood, when they
+# are the same: a moved copy is the same data. And whose neighbour an object is depends on what else
+# is there.
+_NOT_CONTENT = frozenset({"source", "statements", "object_key", "split"})
+
+
+Pending = tuple[Unit, Collection[int]]  # and which numbers of its outcomes are there already
 
 
 @dataclass(frozen=True)
 class Job:
     """What all tasks of an ingest share; sent to the workers once.
 
-    With `readmit`, rows that were refused since another had their observation are read again.
+    With `readmit`, rows that were refused since another had their observation are read again. With
+    `keys_final`, rows come with the object keys and splits of another dataset, which stay.
     """
 
     card: Card
@@ -60,6 +68,7 @@ class Job:
     out: str
     apply_cuts: bool
     readmit: bool = False
+    keys_final: bool = False
 
     @property
     def key(self) -> str:
@@ -86,23 +95,53 @@ def outcomes_schema(card: Card) -> pa.Schema:
 
 def records_of(source: RecordSource, unit: Unit) -> Iterator[Record | InvalidRecord]:
     """Yield what a unit holds; whatever goes wrong in reading is one refusal, never an abort."""
-    found = False
-    try:
-        for record in source.read(unit):
-            found = True
-            yield record
-    except InvalidRecord as error:
-        yield error
-    except Exception as error:  # any damage of a survey file, in any library below the reader
-        yield InvalidRecord("unreadable", f"{type(error).__name__}: {error}", unit.uri)
-    else:
-        if not found:
-            yield InvalidRecord("no_objects", "expected at least one object, found none", unit.uri)
+    return to_the_end(lambda: source.read(unit), unit.uri)
+
+
+def outcome_tables(job: Job, pending: Sequence[Pending], rows: int) -> Iterator[list[pa.Table]]:
+    """Yield the outcomes of units, read within the bounds of their source, in tables of `rows`.
+
+    A unit whose reading had to be ended has one: the refusal that says so.
+    """
+    work, bounds = partial(_tables, job, rows), job.source.bounds
+    if bounds is None:
+        yield from work(pending)
+        return
+    sizes = [unit.weight for unit, _ in pending]
+    for ((unit, there), *_), found in bounded.stream(work, pending, sizes, bounds):
+        if isinstance(found, InvalidRecord):
+            ended = _numbered(unit, [_refusal(found)], there)
+            found = [outcomes_table(ended, outcomes_schema(job.card))]
+        yield found
+
+
+def _tables(job: Job, rows: int, pending: Iterable[Pending]) -> Iterator[list[pa.Table]]:
+    """Yield the outcomes of whole units, some hundred at a time and at the end, in tables."""
+    schema, waiting = outcomes_schema(job.card), []
+    for unit, there in pending:
+        waiting += unit_outcomes(job, unit, there)
+        if len(waiting) >= rows:
+            yield _in_tables(waiting, schema, rows)
+            waiting = []
+    yield _in_tables(waiting, schema, rows)
+
+
+def _in_tables(outcomes: list[dict[str, Any]], schema: pa.Schema, rows: int) -> list[pa.Table]:
+    starts = range(0, len(outcomes), rows)
+    return [outcomes_table(outcomes[start : start + rows], schema) for start in starts]
 
 
 def unit_outcomes(job: Job, unit: Unit, there: Collection[int] = ()) -> list[dict[str, Any]]:
     """Read a unit and return its outcomes, without those whose numbers are `there` already."""
-    rows = [_outcome(job, record) for record in records_of(job.source, unit)]
+    return _numbered(
+        unit, [_outcome(job, record) for record in records_of(job.source, unit)], there
+    )
+
+
+def _numbered(
+    unit: Unit, rows: list[dict[str, Any]], there: Collection[int]
+) -> list[dict[str, Any]]:
+    """Say of a unit's outcomes where they came from; leave out those that are `there`."""
     place = {
         "ingest_file": unit.uri, "ingest_stamp": unit.identity, "ingest_unit": unit.number,
         "ingest_rows": len(rows),
@@ -118,25 +157,29 @@ def unit_outcomes(job: Job, unit: Unit, there: Collection[int] = ()) -> list[dic
 def _outcome(job: Job, record: Record | InvalidRecord) -> dict[str, Any]:
     if isinstance(record, InvalidRecord):
         return _refusal(record)
-    try:
+
+    def row() -> dict[str, Any]:
         row = row_of(job.card, record, job.apply_cuts)
         return {**row, "digest": row_digest(row)}
-    except InvalidRecord as error:
-        return _refusal(error, record)
-    except Exception as error:  # one strange record must not end the ingest of all the others
-        detail = f"{type(error).__name__}: {error}"
-        return _refusal(InvalidRecord("not_processed", detail), record)
+
+    made = attempt(row, record.source, record.object_id)
+    return _refusal(made, record.observation_id) if isinstance(made, InvalidRecord) else made
 
 
-def _refusal(error: InvalidRecord, record: Record | None = None) -> dict[str, Any]:
-    object_id = error.object_id or (record.object_id if record else "")
-    return {
-        "source": error.source or (record.source if record else ""),
-        "observation_id": (record.observation_id if record else "") or object_id,
-        "object_id": object_id,
+def _refusal(error: InvalidRecord, observation_id: str = "") -> dict[str, Any]:
+    told = {
+        "source": error.source,
+        "observation_id": observation_id or error.object_id,
+        "object_id": error.object_id,
         "reason": error.reason,
         "detail": error.detail[:_DETAIL_CHARACTERS],
     }
+    return {name: _readable(text) for name, text in told.items()}
+
+
+def _readable(text: Any) -> str:
+    """Return text as UTF-8 can hold it: half a surrogate pair is escaped."""
+    return str(text).encode("utf-8", "backslashreplace").decode()
 
 
 def row_digest(row: Mapping[str, Any]) -> bytes:
@@ -157,6 +200,22 @@ def _number(value: Any) -> Any:
     return value.item()  # numpy's scalars
 
 
+def outcomes_table(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Return outcomes as a table; a record whose values its columns cannot hold is refused."""
+    try:
+        return table_of(rows, schema)
+    except Exception:  # of one of them
+        return pa.concat_tables([_outcome_table(row, schema) for row in rows])
+
+
+def _outcome_table(row: dict[str, Any], schema: pa.Schema) -> pa.Table:
+    made = attempt(lambda: table_of([row], schema), row["source"], row["object_id"])
+    if isinstance(made, pa.Table):
+        return made
+    place = {name: row[name] for name in INGEST_COLUMNS}
+    return table_of([_refusal(made, row["observation_id"]) | place], schema)
+
+
 def table_of(rows: list[dict[str, Any]], schema: pa.Schema) -> pa.Table:
     """Return rows as a table; what a row does not have is null, zero or empty."""
     columns = [_column(field, [row.get(field.name) for row in rows]) for field in schema]
@@ -174,7 +233,12 @@ def _column(field: pa.Field, values: list[Any]) -> pa.Array:
     if not field.nullable:
         nothing = _NOTHING.get(field.type, 0)
         values = [nothing if value is None else value for value in values]
-    return pa.array(values, type=field.type)
+    try:
+        return pa.array(values, type=field.type)
+    except (pa.ArrowException, TypeError, ValueError, OverflowError):
+        found = f"{values[0]!r}"[:100] if len(values) == 1 else f"{len(values)} values"
+        detail = f"{field.name}: expected {field.type}, found {found}"
+        raise InvalidRecord("field_invalid", detail) from None
 
 
 _NOTHING = {pa.string(): "", pa.binary(32): bytes(32)}

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-from tqdm import tqdm
 
 import skyray
 from skyray.data.dataset import Dataset, table_to_columns
@@ -26,6 +25,7 @@ from skyray.data.prepared_space import folder, keep_within_bound
 from skyray.data.prepared_tables import PreparedTable, Written, publish, write_batches
 from skyray.records import SPLITS
 from skyray.runtime import places
+from skyray.runtime.progress import task
 
 if TYPE_CHECKING:
     from skyray.families.base import Columns, Family
@@ -76,10 +76,11 @@ def prepare(
     blocks = [order[start : start + size] for start in range(0, len(order), size)]
     made = _spread(work, blocks) if on_ray else enumerate(map(work.write, blocks))
     parts: dict[int, Written] = {}
-    with tqdm(total=len(order), desc="prepare", unit="row", disable=not progress) as bar:
+    with task("prepare", len(order), "row", show=progress) as shown:
+        shown.wait("the first rows")
         for block, written in made:
             parts[block] = written
-            bar.update(written.rows)
+            shown.advance(written.rows)
     splits, stop = {}, 0
     for split, found in rows.items():
         splits[split] = [stop, stop := stop + len(found)]
@@ -98,7 +99,9 @@ def prepare(
 
 def prepared_place(dataset: Dataset, family: Family) -> str:
     """Return where the prepared table of a dataset and a family lies."""
-    name = f"{dataset.manifest.fingerprint[:16]}-{dataset.version}-{transform_digest(family)}"
+    manifest = dataset.manifest
+    data = f"{manifest.fingerprint[:16]}-{manifest.splits_digest[:8]}-{dataset.version}"
+    name = f"{data}-{transform_digest(family)}"
     return places.join(folder(), f"{name}.lance")
 
 

@@ -33,7 +33,7 @@ from skyray.data.dataset import (
 from skyray.data.outcomes import DIGEST, INGEST_COLUMNS, QUARANTINE_SCHEMA, Job, records_schema
 from skyray.data.settle import Tables, claim, drop_superseded, settle
 from skyray.data.tables import create_table, fragment_rows, open_table
-from skyray.records import SCHEMA_VERSION, SPLITS
+from skyray.records import SCHEMA_VERSION, SPLITS, StatementCount
 from skyray.runtime import places
 from skyray.runtime.provenance import git_commit
 
@@ -41,6 +41,7 @@ _JOB_KEY = b"skyray_job"
 _ATTEMPTS = 30
 _PATIENCE_S = 10.0  # with files that another ingest has begun
 _LIMBS = 8  # of 32 bits in a digest
+_COUNTED = [*INGEST_COLUMNS, "split", "label", "statements", DIGEST.name]
 
 
 class RowsLost(RuntimeError):
@@ -116,7 +117,7 @@ def publish(
     deadline = time.monotonic() + _PATIENCE_S
     reread: list[str] = []
     for attempt in range(_ATTEMPTS):
-        tables, stranded = settle(job.out)
+        tables, stranded = settle(job)
         if read_again and not set(stranded) <= set(reread):
             reread = stranded
             read_again(reread)
@@ -192,10 +193,11 @@ class Census:
         self.records_version, self.quarantine_version = records.version, refused.version
         self.counts: dict[str, Counter] = {split: Counter() for split in SPLITS}
         self.reasons: Counter = Counter()
+        self.statements = StatementCount()
         self.written = self.files = 0
-        self._sums = np.zeros(_LIMBS, dtype=object)
+        self._sums = {split: np.zeros(_LIMBS, dtype=object) for split in SPLITS}
         self._open: dict[tuple, list[int]] = defaultdict(lambda: [0, 0])
-        for part in fragment_rows(records, [*INGEST_COLUMNS, "split", "label", DIGEST.name]):
+        for part in fragment_rows(records, _COUNTED):
             self._add_records(part)
         for part in fragment_rows(refused, [*INGEST_COLUMNS, "reason"]):
             self.reasons.update(part["reason"].to_pylist())
@@ -209,18 +211,28 @@ class Census:
     @property
     def digest(self) -> int:
         """The sum of all rows' digests modulo 2²⁵⁶: it knows no order and no partition."""
-        total = sum(int(limb) << (32 * (_LIMBS - 1 - i)) for i, limb in enumerate(self._sums))
-        return total % (1 << 256)
+        return sum(self.split_digests) % (1 << 256)
+
+    @property
+    def split_digests(self) -> list[int]:
+        """The sums of the rows' digests, a split each."""
+        return [
+            sum(int(limb) << (32 * (_LIMBS - 1 - i)) for i, limb in enumerate(limbs)) % (1 << 256)
+            for limbs in self._sums.values()
+        ]
 
     def _add_records(self, part: pa.Table) -> None:
         self.written += part.num_rows
         pairs = part.group_by(["split", "label"]).aggregate([([], "count_all")]).to_pylist()
         for row in pairs:
             self.counts[row["split"]][row["label"]] += row["count_all"]
-        for chunk in part[DIGEST.name].chunks:
-            start = chunk.offset * 32
-            words = np.frombuffer(chunk.buffers()[1], ">u4", len(chunk) * _LIMBS, start)
-            self._sums += words.reshape(-1, _LIMBS).sum(axis=0, dtype=np.uint64).astype(object)
+        for row in part.group_by("statements").aggregate([([], "count_all")]).to_pylist():
+            self.statements.add(row["statements"], row["count_all"])
+        for split, sums in self._sums.items():
+            digests = part.filter(pc.field("split") == split)[DIGEST.name].combine_chunks()
+            start = digests.offset * 32
+            words = np.frombuffer(digests.buffers()[1], ">u4", len(digests) * _LIMBS, start)
+            sums += words.reshape(-1, _LIMBS).sum(axis=0, dtype=np.uint64).astype(object)
         self._add_units(part)
 
     def _add_units(self, part: pa.Table) -> None:
@@ -259,7 +271,9 @@ class Census:
             rows_quarantined=quarantined,
             rows_unfinished=self.unfinished,
             quarantine_reasons=dict(sorted(self.reasons.items())),
+            statements=self.statements.snapshot(),
             files_read=self.files,
             files_unclaimed=unclaimed,
             fingerprint=hashlib.sha256(text.encode()).hexdigest(),
+            splits_digest=hashlib.sha256(str(self.split_digests).encode()).hexdigest()[:16],
         )

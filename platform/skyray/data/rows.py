@@ -6,10 +6,12 @@ prediction over HTTP on its way to the transform. So both see the same pixels.
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -25,13 +27,15 @@ from skyray.records import (
     Record,
     Spectrum,
     alert_schema,
+    attempt,
     check_alert,
     check_cutout,
     check_spectrum,
     cutout_schema,
     spectrum_schema,
+    statements_text,
 )
-from skyray.transforms.alerts import FEATURES, alert_features
+from skyray.transforms.alerts import FEATURES, alert_features, place_stamp
 from skyray.transforms.images import fit_image, fitted_scale
 from skyray.transforms.spectra import place_on_grid
 
@@ -61,6 +65,7 @@ class RowKind(Protocol):
         """
 
 
+MAX_STAMP = 512  # pixels a side; Rubin's largest have some 100
 _OBJECT = ("object_id", "ra", "dec", "survey", "source")
 
 
@@ -68,7 +73,7 @@ class SpectrumRows:
     """flux, ivar, mask on the card's grid."""
 
     copied = (*_OBJECT, "spectype", "subtype", "redshift", "redshift_err", "zwarning", "snr")
-    told = ("redshift",)
+    told = ("spectype", "redshift", "redshift_err", "zwarning")
 
     def schema(self, card: Card) -> pa.Schema:
         return spectrum_schema(card.grid.grid())
@@ -119,32 +124,52 @@ class CutoutRows:
 
 
 class AlertRows:
-    """triplet [3, size, size] with the stamps' own shape, the ordered metadata and the history."""
+    """triplet [3, size, size] about the source, the ordered metadata and the history."""
 
     copied = (*_OBJECT, "candid", "jd", "fid")
     told = ("ra", "dec", "candid", "jd", "fid")
 
     def schema(self, card: Card) -> pa.Schema:
-        return alert_schema(card.image_size, FEATURES)
+        return alert_schema(card.image_size, card.features or FEATURES)
 
     def check(self, record: Alert, about: Card | DataInfo) -> None:
-        check_alert(record, about.image_size)
+        check_alert(record, about.image_size if about.image_fit == "exact" else MAX_STAMP)
 
     def arrays(self, record: Alert, about: Card | DataInfo) -> dict[str, Any]:
-        size = about.image_size
-        triplet = np.full((3, size, size), np.nan, dtype=np.float32)
-        height, width = record.science.shape
-        for plane, stamp in zip(triplet, record.stamps(), strict=True):
-            plane[:height, :width] = stamp
+        zoom = _zoom(record, about) if about.image_fit == "resize" else 1.0
+        placed = [
+            place_stamp(stamp, pixel, about.image_size, zoom)
+            for stamp, pixel in zip(record.stamps(), record.source_pixels(), strict=True)
+        ]
+        planes, boxes = zip(*placed, strict=True)
+        try:
+            metadata = alert_features(record, about.features or FEATURES)
+        except InvalidRecord as error:
+            raise InvalidRecord(
+                error.reason, error.detail, record.source, record.object_id
+            ) from None
         return {
-            "triplet": triplet,
-            "stamp_shape": np.array([height, width], dtype=np.int32),
-            "metadata": alert_features(record),
+            "triplet": np.stack(planes),
+            "stamp_box": np.array(boxes, dtype=np.int32),
+            "metadata": metadata,
             "history": [{name: row.get(name) for name in _HISTORY} for row in record.history],
         }
 
 
-_HISTORY = ("jd", "fid", "magpsf", "sigmapsf", "diffmaglim")
+def _zoom(record: Alert, about: Card | DataInfo) -> float:
+    """Return how many pixels of the card's scale a pixel of the stamps is wide."""
+    if not record.pixel_scale_arcsec > 0 or not about.pixel_scale_arcsec:
+        raise InvalidRecord(
+            "pixel_scale_unknown",
+            f"image_fit: resize: expected the scale of stamps and card, found "
+            f"{record.pixel_scale_arcsec} and {about.pixel_scale_arcsec} arcsec",
+            record.source,
+            record.object_id,
+        )
+    return record.pixel_scale_arcsec / about.pixel_scale_arcsec
+
+
+_HISTORY = ("jd", "fid", "magpsf", "sigmapsf", "diffmaglim", "forced")
 _KINDS: dict[str, RowKind] = {
     "spectrum": SpectrumRows(),
     "cutout": CutoutRows(),
@@ -179,6 +204,7 @@ def row_of(card: Card, record: Record, apply_cuts: bool = True) -> dict[str, Any
         "split": split_of(key, card.split),
         "label": card.label_of(fields),
         "extra": plain_json(extra),
+        "statements": statements_text(record.statements),
         **kind.arrays(record, card),
     }
 
@@ -199,26 +225,54 @@ def columns_of(records: Sequence[Record], info: DataInfo) -> Columns:
     return {name: _column([row[name] for row in rows]) for name in rows[0]}
 
 
-def check_record(record: Record, info: DataInfo) -> None:
-    """Raise `InvalidRecord` unless a model trained on `info` can use the record."""
-    _kind_of(record, info).arrays(record, info)
+def admit(record: Record | InvalidRecord, info: DataInfo) -> Record | InvalidRecord:
+    """Return a record if a model trained on `info` can use it, else why it cannot."""
+    if isinstance(record, InvalidRecord):
+        return record
+    made = attempt(lambda: columns_of([record], info), record.source, record.object_id)
+    return made if isinstance(made, InvalidRecord) else record
+
+
+def content_digest(record: Record, info: DataInfo) -> str:
+    """Return a digest of what a model trained on `info` gets to see of a record, as `check_record`.
+
+    Raises
+    ------
+    InvalidRecord
+    """
+    kind = _kind_of(record, info)
+    told = {name: getattr(record, name) for name in kind.told} | kind.arrays(record, info)
+    digest = hashlib.sha256()
+    for name, value in sorted(told.items()):
+        plain = value.tobytes() if isinstance(value, np.ndarray) else repr(value).encode()
+        digest.update(name.encode() + b"\0" + plain + b"\0")
+    return digest.hexdigest()[:32]
 
 
 def plain_json(values: Mapping[str, Any]) -> str:
-    """Return survey columns as JSON: numpy scalars as plain ones, NaN and infinities as null."""
+    """Return survey columns as JSON: numpy scalars as plain ones, NaN and infinities as null.
+
+    Dates and times are ISO 8601, decimals integers or text.
+    """
 
     def plain(value: Any) -> Any:
-        if isinstance(value, np.ndarray):
-            return [plain(item) for item in value.tolist()]
+        if isinstance(value, np.ndarray | list | tuple):
+            return [plain(item) for item in value]
+        if isinstance(value, Mapping):
+            return {str(name): plain(item) for name, item in value.items()}
         if isinstance(value, np.generic):
             value = value.item()
         if isinstance(value, bytes):
             return value.decode("latin-1").strip()
         if isinstance(value, float) and not math.isfinite(value):
             return None
-        return value
+        if isinstance(value, Decimal):  # exact, as JSON's own numbers are for few who read them
+            return int(value) if value == value.to_integral_value() else str(value)
+        if isinstance(value, datetime.date | datetime.time):
+            return value.isoformat()
+        return str(value) if isinstance(value, datetime.timedelta) else value
 
-    return json.dumps({str(k): plain(v) for k, v in values.items()}, sort_keys=True)
+    return json.dumps({str(k): plain(v) for k, v in values.items()}, sort_keys=True, default=str)
 
 
 def _kind_of(record: Record, about: Card | DataInfo) -> RowKind:

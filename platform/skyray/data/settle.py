@@ -9,6 +9,8 @@ address. So no outcome is ever in neither table.
 
 from __future__ import annotations
 
+import random
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +21,14 @@ import pandas as pd
 import pyarrow as pa
 
 from skyray.data.dataset import QUARANTINE, RECORDS, read_manifest
-from skyray.data.outcomes import INGEST_COLUMNS, NO_RECORD, QUARANTINE_SCHEMA, REFUSED_RECORD
+from skyray.data.outcomes import (
+    INGEST_COLUMNS,
+    NO_RECORD,
+    QUARANTINE_SCHEMA,
+    REFUSED_RECORD,
+    Job,
+)
+from skyray.data.sky_keys import BETWEEN_SPLITS, key_changes, write_keys
 from skyray.data.tables import (
     commit_append,
     delete_addresses,
@@ -36,8 +45,10 @@ DUPLICATE, CONFLICT = "duplicate_observation", "conflicting_observation"
 SEEN_TWICE = (DUPLICATE, CONFLICT)
 _CLAIM_KEY = "skyray.claim"
 _FILES_AT_ONCE = 100
+_FAILURES = 40  # to write keys, one after another
 _ROWS_IN_MEMORY = 4_000_000  # hashes of names that one task holds
 _TWICE = f"reason IN ({quoted(SEEN_TWICE)})"
+_OF_RECORDS = f"reason IN ({quoted([*SEEN_TWICE, BETWEEN_SPLITS])})"
 UNIT_ROW = ["ingest_file", "ingest_stamp", "ingest_unit", "ingest_row"]
 
 
@@ -88,8 +99,8 @@ def drop_superseded(out: str, changed: Mapping[str, str]) -> None:
             delete_rows(places.join(out, name), which)
 
 
-def settle(out: str) -> tuple[Tables, list[str]]:
-    """Leave one row of every observation, the others in the quarantine.
+def settle(job: Job) -> tuple[Tables, list[str]]:
+    """Leave one row of every observation, the others in the quarantine; and one key of an object.
 
     A published row stays; among new ones the first by source (then by row) is kept: a rule that
     knows nothing of how files were dealt out.
@@ -101,8 +112,9 @@ def settle(out: str) -> tuple[Tables, list[str]]:
     list of str
         Files of refusals whose observation has no record any more: they are to be read again.
     """
+    failures = 0
     while True:
-        tables = Tables.open(out)
+        tables = Tables.open(job.out)
         if _drop_repeated(tables):
             continue
         refused = _Refused(tables)
@@ -113,7 +125,14 @@ def settle(out: str) -> tuple[Tables, list[str]]:
         elif back := refused.back():
             delete_addresses(tables.quarantine_place, back)
         else:
-            return tables, refused.stranded()
+            try:
+                if not _settle_keys(tables, job):
+                    return tables, refused.stranded()
+            except OSError:  # another settles the same rows, most likely
+                failures += 1
+                if failures == _FAILURES:
+                    raise
+                time.sleep(random.uniform(0.0, 0.02 * failures))
 
 
 def _drop_repeated(tables: Tables) -> bool:
@@ -126,25 +145,25 @@ def _drop_repeated(tables: Tables) -> bool:
 
 
 class _Refused:
-    """Refusals of copies, as hashes and addresses, and what the records hold of them."""
+    """Refusals of what was a record, as hashes and addresses, and what the records hold of them."""
 
     def __init__(self, tables: Tables):
         self._table = tables.quarantine
-        columns = [*UNIT_ROW, "observation_id", REFUSED_RECORD.name]
+        columns = [*UNIT_ROW, "observation_id", REFUSED_RECORD.name, "reason"]
         parts = [
             (
                 part["_rowaddr"].to_numpy(),
                 part[REFUSED_RECORD.name].to_numpy(),
                 _hashes(part, UNIT_ROW),
                 _hashes(part, ["observation_id"]),
+                part["reason"].to_numpy() == BETWEEN_SPLITS,
             )
-            for part in fragment_rows(self._table, columns, _TWICE)
+            for part in fragment_rows(self._table, columns, _OF_RECORDS)
         ]
-        parts.append((np.zeros(0, np.uint64),) * 4)
+        parts.append((*(np.zeros(0, np.uint64),) * 4, np.zeros(0, bool)))
         joined = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
-        self._address, record, self._unit_row, self._observation = joined
+        self._address, record, self._unit_row, self._observation, self._kept = joined
         self._record = record[record != NO_RECORD]
-        self._kept = np.zeros(len(self._address), bool)
         self._units: list[pa.Table] = []
         self.condemned: list[int] = []  # addresses of records
         if len(self._address):
@@ -186,7 +205,9 @@ def _refuse_copies(tables: Tables) -> bool:
     if not claim(tables.records):
         return True  # a version was published meanwhile: another record may have to stay
     fragment = (copies["_rowaddr"].to_numpy(np.uint64) >> np.uint64(32)).astype(np.int64)
-    copies["later"] = ~np.isin(fragment, _published_fragments(tables))
+    published = _published(tables)
+    known = [f.fragment_id for f in published.get_fragments()] if published else []
+    copies["later"] = ~np.isin(fragment, known)
     copies = copies.sort_values(
         ["observation_id", "later", "source", "ingest_unit", "ingest_row", "_rowaddr"]
     )
@@ -208,12 +229,38 @@ def claim(records: lance.LanceDataset, **entries: str) -> bool:
     return True
 
 
-def _published_fragments(tables: Tables) -> list[int]:
-    published = read_manifest(tables.records)
-    if published is None:
-        return []
-    table = open_table(tables.records_place, published.records_version)
-    return [fragment.fragment_id for fragment in table.get_fragments()]
+def _settle_keys(tables: Tables, job: Job) -> bool:
+    """Give rows of one object on the sky one key, or refuse them; return whether there were."""
+    if job.keys_final:
+        return False
+    changes = key_changes(job.card, tables.records, _published(tables))
+    if not changes.keys and not changes.refused:
+        return False
+    if not claim(tables.records):
+        return True
+    if changes.refused:
+        addresses = sorted(changes.refused)
+        columns = ["source", "observation_id", "object_id", *INGEST_COLUMNS]
+        rows = rows_at(tables.records, addresses, columns).to_pandas()
+        rows = rows.assign(
+            reason=BETWEEN_SPLITS,
+            detail=[changes.refused[int(address)] for address in rows["_rowaddr"]],
+            **{REFUSED_RECORD.name: rows["_rowaddr"].astype(np.uint64)},
+        )
+        written = write_fragments(tables.quarantine_place, _as_refusals(rows))
+        commit_append(tables.quarantine_place, written)
+        delete_addresses(tables.records_place, addresses)
+    elif changes.keys:  # else they are looked at again, without the refused
+        write_keys(job.card, tables.records_place, changes.keys)
+    return True
+
+
+def _published(tables: Tables) -> lance.LanceDataset | None:
+    """Return the table of records of the version published last, if any was."""
+    manifest = read_manifest(tables.records)
+    if manifest is None:
+        return None
+    return open_table(tables.records_place, manifest.records_version)
 
 
 def _refusals(copies: pd.DataFrame) -> pa.Table:
@@ -231,9 +278,12 @@ def _refusals(copies: pd.DataFrame) -> pa.Table:
         + first["source"],
         **{REFUSED_RECORD.name: copies["_rowaddr"].astype(np.uint64)},
     )
-    refused = copies[~again]
+    return _as_refusals(copies[~again])
+
+
+def _as_refusals(rows: pd.DataFrame) -> pa.Table:
     return pa.Table.from_pandas(
-        refused[QUARANTINE_SCHEMA.names], schema=QUARANTINE_SCHEMA, preserve_index=False
+        rows[QUARANTINE_SCHEMA.names], schema=QUARANTINE_SCHEMA, preserve_index=False
     )
 
 

@@ -15,14 +15,13 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from skyray.cards import Card
 from skyray.config import ConfigError
 from skyray.data.ingest import ingest_source
 from skyray.data.sources import Unit
 from skyray.records import Record
 from skyray.runtime import places
+from skyray.runtime.progress import task
 from skyray.simulate.base import Simulator, make_simulator
 from skyray.simulate.planted import KINDS, PlantedSurvey
 from skyray.simulate.survey_files import write_survey_files
@@ -35,6 +34,8 @@ _UNIT_WEIGHT = 8 << 20  # a unit is a task: the work is in computing
 
 class MockSource:
     """The records of a mock survey as a source of records (see `skyray.data.sources`)."""
+
+    bounds = None  # nobody else's bytes
 
     def __init__(
         self,
@@ -178,10 +179,11 @@ def _write_files(source: MockSource, out: str, progress: bool) -> int:
 
     files = 0
     listing = ray.data.from_items(tasks, override_num_blocks=len(tasks))
-    with tqdm(total=len(wanted), unit="object", desc="simulate", disable=not progress) as bar:
+    with task("simulate", len(wanted), "object", show=progress) as shown:
+        shown.wait("the first objects")
         for row in listing.map(write).iter_rows():
             files += row["files"]
-            bar.update(row["objects"])
+            shown.advance(row["objects"])
     return files
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import posixpath
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +14,7 @@ from pyarrow import fs
 from skyray.cards import Card
 from skyray.readers.base import Reader, SurveyFile, make_reader
 from skyray.records import InvalidRecord, Record
-from skyray.runtime import places
+from skyray.runtime import bounded, places
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,15 @@ class Unclaimed:
 
 
 class RecordSource(Protocol):
-    """What ``ingest`` reads from. Picklable: `units` and `read` run on the workers."""
+    """What ``ingest`` reads from. Picklable: `units` and `read` run on the workers.
+
+    Attributes
+    ----------
+    bounds : Bounds, optional
+        What reading one unit may take; None where no stranger wrote what is read.
+    """
+
+    bounds: bounded.Bounds | None
 
     def starts(self) -> list[str]:
         """Return where listing begins; each may be listed by another worker.
@@ -83,6 +92,8 @@ class FileSource:
         self.reader_name = card.reader
         self.reader_options = dict(card.reader_options)
         self.sources = list(dict.fromkeys(places.absolute(source) for source in sources))
+        self.bounds = bounded.Bounds.of_environment()  # the driver's, on all workers
+        self._roots = _roots(self.sources)
         self._reader: Reader | None = None
         self._named: frozenset[str] = frozenset()
 
@@ -119,22 +130,47 @@ class FileSource:
                 others += uri not in self._named
                 continue
             stamp = f"{info.size}:{info.modified_ns if info.modified_ns is not None else ''}"
-            numbers = self._numbers(uri)
+            numbers = self._numbers(uri, info.size)
             for number in numbers:
                 yield Unit(uri, number, stamp, info.size // len(numbers))
         if others:
             yield Unclaimed(others)
 
     def read(self, unit: Unit) -> Iterator[Record | InvalidRecord]:
-        return self.reader.read(SurveyFile(*places.resolve(unit.uri)), unit.number)
+        file = SurveyFile(*places.resolve(unit.uri), self._tree_path(unit.uri))
+        return self.reader.read(file, unit.number)
 
-    def _numbers(self, uri: str) -> list[int]:
+    def _tree_path(self, uri: str) -> str:
+        """Return a file's path below the source it is of, or below all sources' common folder."""
+        path = _path(uri)
+        return next((path[len(root) :] for root in self._roots if path.startswith(root)), "")
+
+    def _numbers(self, uri: str, size: int) -> list[int]:
         if type(self.reader).units is Reader.units:
             return [0]
+        (found,) = bounded.each(self._units, [uri], [size], self.bounds)
+        return [0] if isinstance(found, InvalidRecord) else found
+
+    def _units(self, uri: str) -> list[int]:
         try:
             return self.reader.units(SurveyFile(*places.resolve(uri))) or [0]
         except Exception:  # a damaged file: reading it says what is wrong
             return [0]
+
+
+def _roots(sources: Sequence[str]) -> list[str]:
+    """Return where names of files begin: the sources, outer ones first, and what they share."""
+    paths = sorted(_path(source) for source in sources)
+    shared = ""
+    for parts in zip(*(path.split("/")[:-1] for path in paths), strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared += f"{parts[0]}/"
+    return [*(posixpath.join(path, "") for path in paths), shared]
+
+
+def _path(uri: str) -> str:
+    return places.split(uri)[1]
 
 
 def _kind(source: str) -> fs.FileType:

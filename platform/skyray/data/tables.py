@@ -11,7 +11,7 @@ import os
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeVar
 
 os.environ.setdefault("LANCE_LOG", "error")  # it warns of every table that is new
@@ -141,6 +141,29 @@ def commit_append(uri: str, fragments: Sequence[str]) -> None:
     patiently(commit, _COMMIT_ATTEMPTS)
 
 
+def commit_columns(
+    uri: str,
+    table: lance.LanceDataset,
+    fragments: Sequence[FragmentMetadata],
+    fields: Sequence[int],
+) -> None:
+    """Make columns that were written anew (`LanceFragment.update_columns`) those of the table.
+
+    Raises
+    ------
+    OSError
+        If one of the fragments was changed since `table` was opened.
+    """
+    if fragments:
+        update = lance.LanceOperation.Update(
+            updated_fragments=list(fragments), fields_modified=list(fields)
+        )
+        lance.LanceDataset.commit(
+            places.lance_uri(uri), update,
+            read_version=table.version, storage_options=places.lance_options(uri), max_retries=0,
+        )  # fmt: skip
+
+
 def _files(table: lance.LanceDataset) -> set[str]:
     return {file.path for fragment in table.get_fragments() for file in fragment.metadata.files}
 
@@ -166,7 +189,14 @@ def fragment_rows(
     table: lance.LanceDataset, columns: Sequence[str], filter: str | None = None
 ) -> Iterator[pa.Table]:
     """Yield narrow columns with ``_rowaddr``, fragment by fragment."""
-    for fragment in table.get_fragments():
+    yield from rows_of(table.get_fragments(), columns, filter)
+
+
+def rows_of(
+    fragments: Iterable[lance.LanceFragment], columns: Sequence[str], filter: str | None = None
+) -> Iterator[pa.Table]:
+    """Yield narrow columns of some fragments, with ``_rowaddr``; those without rows give none."""
+    for fragment in fragments:
         scanner = fragment.scanner(columns=list(columns), filter=filter, with_row_address=True)
         found = scanner.to_table()
         if found.num_rows:

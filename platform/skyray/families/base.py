@@ -12,7 +12,7 @@ import importlib
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,7 +23,11 @@ from torch import nn
 
 from skyray.cards import Card
 from skyray.config import Config, ConfigError
-from skyray.records import Grid, Record
+from skyray.families.data_info import DataInfo
+from skyray.families.exports import WHITENED as WHITENED
+from skyray.families.exports import Export, NotExportable
+from skyray.families.exports import Port as Port
+from skyray.records import Record
 
 Mode = Literal["corrected", "as_published"]
 Columns = dict[str, np.ndarray]
@@ -50,18 +54,31 @@ class OptimizerConfig(Config):
 class TrainConfig(Config):
     """What the engine needs to know about any training."""
 
-    batch_size: int = Field(128, gt=0, description="global batch, shared among the workers")
+    batch_size: int = Field(128, gt=0, description="rows of a batch; whose, says batch_rule")
+    batch_rule: Literal["global", "per_worker"] = Field(
+        "global",
+        description="global: the workers share a batch; per_worker: each has one, and the learning "
+        "rate grows with their number, with two warm-up epochs (Goyal et al. 2017)",
+    )
+    sync_norms: bool = Field(
+        False, description="batch norms over all workers' rows (SyncBatchNorm, CUDA only)"
+    )
+    compile: bool = Field(
+        False, description="torch.compile the step; on a CPU that needs a C++ compiler"
+    )
     epochs: int = Field(50, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig()
-    precision: Literal["float32", "bf16", "fp16"] = Field(
-        "float32", description="autocast type; fp16 scales its gradients (CUDA only)"
+    precision: Literal["float32", "tf32", "bf16", "fp16"] = Field(
+        "float32",
+        description="autocast type; fp16 scales its gradients (CUDA only); tf32 is float32 with "
+        "products of 10-bit mantissas (CUDA only)",
     )
     clip_norm: float | None = Field(None, description="gradient norm limit")
     early_stopping: int | None = Field(
         None, ge=1, description="epochs without gain before stopping"
     )
     checkpoint_seconds: float = Field(
-        30.0, ge=0, description="save at an epoch's end when the last save is this old"
+        30.0, ge=0, description="save when the last save is this old, also inside an epoch"
     )
     checkpoint_every_steps: int | None = Field(
         None, description="also save inside an epoch, every so many steps"
@@ -71,6 +88,20 @@ class TrainConfig(Config):
         description="rows that take no more than this stay in a worker's memory; others are read "
         "batch by batch, in the same order",
     )  # fmt: skip
+
+    def for_workers(self, workers: int) -> TrainConfig:
+        """Return the configuration of a run that was planned for so many workers.
+
+        With ``batch_rule=per_worker`` the global batch and the learning rate grow with them, with
+        two warm-up epochs at least (Goyal et al. 2017, arXiv:1706.02677).
+        """
+        if self.batch_rule == "global" or workers == 1:
+            return self
+        warmup = max(2.0, self.optimizer.warmup_epochs)
+        rate = {"lr": self.optimizer.lr * workers, "warmup_epochs": warmup}
+        optimizer = self.optimizer.model_copy(update=rate)
+        size = self.batch_size * workers
+        return self.model_copy(update={"batch_size": size, "optimizer": optimizer})
 
 
 class Recipe(Config):
@@ -88,44 +119,6 @@ class Recipe(Config):
 
 
 @dataclass(frozen=True)
-class DataInfo:
-    """What a dataset tells a family: its grid or images, its classes and where it came from.
-
-    `fingerprint` and `version` name the snapshot; `features` the metadata of alerts in their order.
-    """
-
-    card: str
-    record: str
-    classes: tuple[str, ...]
-    coarse: Mapping[str, str]
-    fingerprint: str
-    grid: Grid | None = None
-    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    min_good_pixels: int = 100
-    bands: tuple[str, ...] = ()
-    image_size: int | None = None
-    image_fit: str = "exact"
-    pixel_scale_arcsec: float | None = None
-    features: tuple[str, ...] = ()
-    version: int = 0
-
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            **{field.name: getattr(self, field.name) for field in fields(self)},
-            **{name: list(getattr(self, name)) for name in ("classes", "bands", "features")},
-            "coarse": dict(self.coarse),
-            "counts": {k: dict(v) for k, v in self.counts.items()},
-            "grid": self.grid.to_dict() if self.grid else None,
-        }
-
-    @classmethod
-    def from_dict(cls, value: Mapping[str, Any]) -> DataInfo:
-        grid = Grid(**value["grid"]) if value.get("grid") else None
-        lists = {k: tuple(value.get(k, ())) for k in ("classes", "bands", "features")}
-        return cls(**{**value, **lists, "grid": grid})
-
-
-@dataclass(frozen=True)
 class Stage:
     """One phase of training.
 
@@ -137,6 +130,10 @@ class Stage:
         model → the sub-module this stage trains and saves; the rest stays frozen.
     loss : callable
         (part, batch) → (scalar loss, dict of scalar metrics). Called under autocast.
+    after : tuple of str, optional
+        Stages that this one builds on: they are finished, and in the model, before it begins, and
+        no others are. Those that need nothing from one another run side by side. Default: all
+        before it.
     rows : callable, optional
         columns → boolean array: the rows of a split this stage uses. Default: all. Each column is
         read from the prepared table when it is asked for: ask for labels, not for pixels.
@@ -146,6 +143,9 @@ class Stage:
         Validation metric that chooses the best epoch, and whether ``min`` or ``max`` is better.
     keep : str
         ``best`` epoch by `monitor`, or the ``last`` one (a loss that changes with the epoch).
+    arrange : callable, optional
+        batch on the host → tensors to add to it, before it goes to the device: what the loss would
+        else have to ask the device for and wait, such as the places of the rows of each kind.
     features : callable, optional
         (model, batch) → the tensors this stage trains on, made by frozen parts of the model. They
         are computed once, with the model in evaluation mode, and kept in a table of their own.
@@ -165,10 +165,12 @@ class Stage:
     part: Callable[[nn.Module], nn.Module]
     loss: Callable[[nn.Module, Tensors], tuple[torch.Tensor, dict[str, torch.Tensor]]]
     train: TrainConfig
+    after: tuple[str, ...] | None = None
     rows: Callable[[Mapping[str, np.ndarray]], np.ndarray] | None = None
     monitor: str = "loss"
     better: Literal["min", "max"] = "min"
     keep: Literal["best", "last"] = "best"
+    arrange: Callable[[Tensors], Tensors] | None = None
     features: Callable[[nn.Module, Tensors], Tensors] | None = None
     prepare: Callable[[nn.Module, Mapping[str, torch.Tensor]], None] | None = None
     at_epoch: Callable[[int], None] | None = None
@@ -264,6 +266,14 @@ class Family(ABC):
         With `training`, targets are added. Must not depend on other rows of the batch.
         """
 
+    def answer_inputs(self, columns: Columns) -> Columns:
+        """Return what `infer` needs beside the rows of `transform`, [B, ...] each.
+
+        Made when a bundle answers (predict, serve, evaluate) and never kept in prepared tables:
+        what training does not read need not be stored. Names differ from those of `transform`.
+        """
+        return {}
+
     def transform_settings(self) -> dict[str, Any]:
         """Return all that ``transform(training=True)`` reads of recipe and data, as JSON types.
 
@@ -336,6 +346,10 @@ class Family(ABC):
         """Return the outputs of `predict` that no catalogue holds: arrays [B, ...] on request."""
         return []
 
+    def array_columns(self) -> list[OutputColumn]:
+        """Describe those of `detail_columns` that a table beside the catalogue can hold."""
+        return []
+
     def truth_columns(self) -> list[str]:
         """Return the dataset columns that `evaluate` compares with."""
         return []
@@ -358,6 +372,20 @@ class Family(ABC):
     def optimise_for_inference(self, model: nn.Module) -> nn.Module:
         """Return the model in evaluation form; families may fold or re-order layers here."""
         return model.eval()
+
+    def plain(self, model: nn.Module) -> nn.Module:
+        """Return what `predict` takes, in torch's own layers and float32; `export` is given it."""
+        return model.eval()
+
+    def export(self, model: nn.Module, calibration: dict[str, Any], tensors: Tensors) -> Export:
+        """Return the graph that answers as `predict` does for the rows of `transform` alone.
+
+        Raises
+        ------
+        NotExportable
+            With the reason, where there is none; so is the default.
+        """
+        raise NotExportable(f"family {self.name}: says of no network how it is exported")
 
 
 def load_family(name: str) -> type[Family]:

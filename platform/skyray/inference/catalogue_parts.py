@@ -19,7 +19,7 @@ from skyray.inference.results import ABOUT, Results
 from skyray.runtime import places
 
 PART_ROWS = 500_000
-_ROWS_PER_GROUP = 65_536
+_ROWS_PER_GROUP, _BYTES_PER_GROUP = 65_536, 64 << 20
 Extend = Callable[[int, pa.Table], pa.Table]
 
 
@@ -28,6 +28,7 @@ def write_catalogue(
     described: Sequence[OutputColumn],
     extend: Extend | None = None,
     beside: ray.data.Dataset | None = None,
+    out: str | None = None,
 ) -> Catalogue:
     """Turn a results table into a catalogue in its folder; Ray must be running.
 
@@ -42,12 +43,17 @@ def write_catalogue(
         (piece number, its table) → the table with further columns.
     beside : ray.data.Dataset, optional
         Further columns of all rows in any order, found by the column ``row``.
+    out : str, optional
+        Another folder for the catalogue; the results keep their pieces then.
 
     Raises
     ------
     ValueError
         If a described column is missing or cannot be stored as its type, or names repeat.
     """
+    uri = out or results.uri
+    if out and Catalogue.exists(out):
+        return Catalogue.open(out)
     if results.finished:
         results.remove_pieces()  # of a job that was killed just before it did so
         return Catalogue.open(results.uri)
@@ -60,7 +66,7 @@ def write_catalogue(
     def write(number: int, further: pa.Table | None) -> dict[str, int]:
         chosen = range(number * pieces, min((number + 1) * pieces, results.count))
         tables = (_piece(results, piece, chosen[0], extend, further) for piece in chosen)
-        rows, widths = write_part(part_uri(results.uri, number), tables, described)
+        rows, widths = write_part(part_uri(uri, number), tables, described)
         return {"part": number, "rows": rows, **{f"width/{n}": w for n, w in widths.items()}}
 
     if beside is None or not results.rows:
@@ -76,8 +82,9 @@ def write_catalogue(
     made = sorted(written.take_all(), key=lambda row: row["part"])
     if (rows := sum(row["rows"] for row in made)) != results.rows:
         raise RuntimeError(f"{results.uri}: expected {results.rows} rows, found {rows}")
-    catalogue = publish(results.uri, described, made)
-    results.remove_pieces()
+    catalogue = publish(uri, described, made)
+    if out is None:
+        results.remove_pieces()
     return catalogue
 
 
@@ -145,13 +152,13 @@ def write_part(
 
 
 def _regrouped(tables: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """Yield the rows of tables in tables of a row group's size."""
-    held, rows = [], 0
+    """Yield the rows of tables in tables of a row group's size, by rows or by bytes."""
+    held, rows, size = [], 0, 0
     for table in tables:
         held.append(table)
-        rows += table.num_rows
-        if rows >= _ROWS_PER_GROUP:
+        rows, size = rows + table.num_rows, size + table.nbytes
+        if rows >= _ROWS_PER_GROUP or size >= _BYTES_PER_GROUP:
             yield pa.concat_tables(held)
-            held, rows = [], 0
+            held, rows, size = [], 0, 0
     if held:
         yield pa.concat_tables(held)

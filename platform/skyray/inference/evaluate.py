@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 
 from skyray.bundles.bundle import Predictor, add_metrics, history_rows, read_bundle
+from skyray.bundles.named import located
+from skyray.bundles.registry import describe
 from skyray.data.dataset import Dataset
 from skyray.families.base import Columns
 from skyray.inference.predict import KEY, VERSION, predict_dataset
 from skyray.inference.results import Results, row_bytes
 from skyray.pages.report import write_report
-from skyray.runtime import places, tracking
+from skyray.runtime import outbox, places, tracking
 
 # Of larger tables the figures, and scores of arrays, are made from a random part.
 _DRAWN_ROWS, _DRAWN_BYTES = 20_000, 64 << 20
@@ -28,6 +30,7 @@ def evaluate(
     workers: int | None = None,
     use_gpu: bool = False,
     figures: bool = True,
+    progress: bool = False,
 ) -> dict[str, Any]:
     """Return the family's metrics of `bundle` on a dataset; write them with figures to `out`.
 
@@ -41,7 +44,7 @@ def evaluate(
     split : str or None
         ``test`` by default; None scores every row (data the model has never seen).
     """
-    dataset = Dataset.open(data)
+    bundle, dataset = located(bundle), Dataset.open(data)
     if not dataset.count(split):
         raise ValueError(f"{data}: split {split!r} holds no rows; nothing to score")
     predictor = Predictor.without_network(bundle)
@@ -49,6 +52,7 @@ def evaluate(
     results = predict_dataset(
         bundle, dataset, places.join(out, "_predictions"), split=split, training=True,
         keep=["object_id", *family.truth_columns()], workers=workers, use_gpu=use_gpu, replace=True,
+        progress="evaluate" if progress else None,
     )  # fmt: skip
     drawn = drawn_rows(results)
     metrics = family.evaluate(drawn, predictor.calibration)
@@ -59,9 +63,9 @@ def evaluate(
     places.write_json(places.join(out, "metrics.json"), metrics)
     name = split or "all"
     content = read_bundle(bundle)
-    if dataset.manifest.fingerprint == content["data"]["fingerprint"]:
+    own = dataset.manifest.fingerprint == content["data"]["fingerprint"]
+    if own:
         add_metrics(bundle, name, metrics)
-    _log(content.get("run_id"), f"{dataset.card.name}/{name}", metrics)
     if figures:
         drawn["history"] = history_rows(bundle)
         summary = {
@@ -74,6 +78,7 @@ def evaluate(
         with places.local_folder(out) as folder:
             paths = family.figures(drawn, metrics, folder / "figures")
             write_report(folder, title, summary, paths, {"Scores": _numbers(metrics)}, {})
+    _tell(bundle, content.get("run_id"), f"{dataset.card.name}/{name}", own, metrics, out, figures)
     return metrics
 
 
@@ -90,8 +95,15 @@ def _numbers(metrics: dict[str, Any]) -> dict[str, float]:
     return {k: v for k, v in metrics.items() if isinstance(v, int | float)}
 
 
-def _log(run_id: str | None, prefix: str, metrics: dict[str, Any]) -> None:
-    if run_id is None or not tracking.has_run(run_id):
+def _tell(bundle, run_id: str | None, where: str, own: bool, metrics, out, figures: bool) -> None:
+    """Tell the bundle's run its scores and pages; those on its own test split have no prefix."""
+    if run_id is None or not tracking.knows(run_id):
         return
-    values = {f"{prefix}/{k}": float(v) for k, v in _numbers(metrics).items()}
+    prefix = "" if own and where.endswith("/test") else f"{where}/"
+    values = {f"{prefix}{k}": float(v) for k, v in _numbers(metrics).items()}
     tracking.log_metrics(tracking.tracking_uri(), run_id, values, step=0)
+    names = ["metrics.json", *(["index.html", "figures"] if figures else [])]
+    tracking.log_files(run_id, out, names, f"evaluation/{where}")
+    if own:
+        describe(bundle, run_id)
+    outbox.send_or_say(run_id)

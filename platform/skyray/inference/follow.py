@@ -2,210 +2,88 @@
 
 Delivery is at least once, the result holds everything once: a batch is written as one file, whole
 or not at all, before the source is told; what is delivered again after a crash is recognised by
-its object_id and left out. Packets that cannot be used are kept with their reason.
+its observation and content, and counted. Packets that cannot be used are kept with their reason,
+those of a stream with their bytes.
 
 Layout::
 
-    OUT/scored/*.parquet     one row an object: identity, predictions, model version, source
-    OUT/refused/*.parquet    source, observation_id, object_id, reason, detail
+    OUT/scored/*.parquet     one row an object: identity, predictions, model version, source, digest
+    OUT/refused/*.parquet    source, observation_id, object_id, reason, detail, digest, content
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, Protocol
-from urllib.parse import parse_qs, urlsplit
+from functools import partial
+from typing import Any
 
 import pyarrow as pa
 import ray
-from pyarrow.parquet import write_table
-from tqdm import tqdm
 
 from skyray.bundles.bundle import Predictor, read_bundle
+from skyray.bundles.named import located
 from skyray.cards import Card, load_card
-from skyray.config import ConfigError
-from skyray.data.outcomes import REFUSAL_FIELDS
-from skyray.data.rows import check_record
+from skyray.inference.follow_ledger import DIGEST, FollowResult, Ledger
 from skyray.inference.predict import IDENTITY
-from skyray.readers import foreign_arrow
-from skyray.readers.base import make_reader
-from skyray.readers.memory import memory_file
-from skyray.records import InvalidRecord, Record
-from skyray.runtime import places
+from skyray.inference.streams import Message, Source, decoded, open_source, with_registry
+from skyray.records import InvalidRecord, Record, each_or_all
+from skyray.runtime import bounded, places
+from skyray.runtime.progress import Row, task
 
-SCORED, REFUSED = "scored", "refused"
 _RESTARTS = 3  # of a scorer whose node is lost
-
-
-@dataclass(frozen=True)
-class Message:
-    """One delivery: where it came from, and its bytes."""
-
-    source: str
-    content: bytes
-
-
-class Source(Protocol):
-    """What can be followed."""
-
-    def poll(self, most: int, wait_s: float) -> list[Message]:
-        """Return up to `most` deliveries; none after `wait_s` seconds without any."""
-
-    def done(self, messages: Sequence[Message]) -> None:
-        """Take note that these are safe: they need not be delivered again."""
-
-    def close(self) -> None:
-        """Let go of the stream; what is not safe is delivered to the next who follows."""
-
-
-class FolderSource:
-    """New files of a folder, in the order of their names, without those `known` already.
-
-    Files must appear whole (written aside and renamed), as brokers' archives do.
-    """
-
-    def __init__(self, card: Card, folder: str, known: Iterable[str] = ()):
-        self._reader = make_reader(card.reader, card.reader_options)
-        self._folder = places.absolute(folder)
-        self._seen = set(known)
-
-    def poll(self, most: int, wait_s: float) -> list[Message]:
-        deadline = time.monotonic() + wait_s
-        while True:
-            filesystem, _ = places.resolve(self._folder)
-            new = [
-                path
-                for path, _ in places.list_files(self._folder)
-                if path not in self._seen and self._reader.claims(path)
-            ][:most]
-            if new or time.monotonic() >= deadline:
-                self._seen.update(new)
-                return [Message(path, _read(filesystem, path)) for path in new]
-            time.sleep(min(0.5, wait_s))
-
-    def done(self, messages: Sequence[Message]) -> None:
-        """Nothing to note: files of a finished batch are known by what was written."""
-
-    def close(self) -> None:
-        """Nothing is held."""
-
-
-def _read(filesystem, path: str) -> bytes:
-    with filesystem.open_input_file(path) as stream:
-        return stream.read()
-
-
-class KafkaSource:
-    """A Kafka topic as a consumer group; offsets are committed after a batch has been written.
-
-    Parameters
-    ----------
-    uri : str
-        ``kafka://HOST:PORT/TOPIC?group=NAME``; further query parameters are passed to the client
-        (``security.protocol=SASL_SSL`` …).
-    """
-
-    def __init__(self, uri: str):
-        try:
-            from confluent_kafka import Consumer
-        except ImportError:
-            raise ConfigError(
-                f"{uri}: needs the Kafka client: pip install 'skyray[kafka]'"
-            ) from None
-        parts = urlsplit(uri)
-        topic = parts.path.strip("/")
-        if not parts.netloc or not topic:
-            raise ConfigError(f"{uri}: expected kafka://HOST:PORT/TOPIC?group=NAME")
-        options = {key: values[-1] for key, values in parse_qs(parts.query).items()}
-        settings = {
-            "group.id": options.pop("group", "skyray"),
-            "auto.offset.reset": "earliest",
-            **options,
-            "bootstrap.servers": parts.netloc,
-            "enable.auto.commit": False,
-        }
-        self._consumer = Consumer(settings)
-        self._consumer.subscribe([topic])
-        self._offsets: dict[str, Any] = {}
-
-    def poll(self, most: int, wait_s: float) -> list[Message]:
-        found = []
-        for message in self._consumer.consume(most, timeout=wait_s):
-            if message.error():
-                if message.error().retriable() or not message.error().fatal():
-                    continue
-                raise RuntimeError(f"kafka: {message.error()}")
-            source = f"{message.topic()}/{message.partition()}/{message.offset()}"
-            self._offsets[source] = message
-            found.append(Message(source, message.value() or b""))  # None: a tombstone
-        return found
-
-    def done(self, messages: Sequence[Message]) -> None:
-        from confluent_kafka import TopicPartition
-
-        ends: dict[tuple[str, int], int] = {}
-        for message in messages:
-            kept = self._offsets.pop(message.source)
-            place = (kept.topic(), kept.partition())
-            ends[place] = max(ends.get(place, 0), kept.offset() + 1)
-        positions = [TopicPartition(*place, end) for place, end in ends.items()]
-        self._consumer.commit(offsets=positions, asynchronous=False)
-
-    def close(self) -> None:
-        """Leave the group: else its next member waits until this one's session has timed out."""
-        self._consumer.close()
 
 
 @ray.remote
 class Scorer:
     """Reads and scores batches of messages; one of the pool."""
 
-    def __init__(self, bundle: str, card: str, threads: int):
+    def __init__(self, bundle: str, card: str, bounds: bounded.Bounds, keeps: bool, threads: int):
         import torch
 
         torch.set_num_threads(threads)
         self._predictor = Predictor.from_bundle(bundle)
         self._card = Card.model_validate_json(card)
-        self._reader = make_reader(self._card.reader, self._card.reader_options)
+        self._decode = partial(decoded, card, self._predictor.info)
+        self._bounds, self._keeps = bounds, keeps
 
-    def score(self, messages: list[Message]) -> tuple[pa.Table | None, list[dict[str, str]]]:
-        """Return the predictions of all usable records, and why the others are not."""
+    def score(self, messages: list[Message]) -> tuple[pa.Table | None, list[dict[str, Any]]]:
+        """Return the predictions of all usable records, and why the others are not.
+
+        Raises
+        ------
+        RegistryDown
+            The schemas of messages cannot be had now; the messages are to be delivered again.
+        """
         records: list[Record] = []
-        sources: list[str] = []
-        refused: list[dict[str, str]] = []
-        for message in messages:
-            for item in self._items(message):
+        about: list[dict[str, Any]] = []
+        refused: list[dict[str, Any]] = []
+        sizes = [len(message.content) for message in messages]
+        decoded = bounded.each(self._decode, messages, sizes, self._bounds)
+        for message, found in zip(messages, decoded, strict=True):
+            told = {
+                "source": message.source, "delivery": message.digest,
+                "content": None if self._keeps else message.content,
+            }  # fmt: skip
+            for item, digest in [(found, "")] if isinstance(found, InvalidRecord) else found:
                 if isinstance(item, InvalidRecord):
-                    refused.append(_refusal(item, message.source))
+                    refused.append(_refusal(item, told))
                 else:
                     records.append(item)
-                    sources.append(message.source)
-        return (self._predict(records, sources) if records else None), refused
+                    about.append({**told, DIGEST: digest})
+        scored: list[pa.Table] = []
+        answers = each_or_all(self._predict, records) if records else []
+        for answer, told in zip(answers, about, strict=True):
+            if isinstance(answer, InvalidRecord):
+                refused.append(_refusal(answer, told))
+            else:
+                scored.append(_delivered(answer, told))
+        return (pa.concat_tables(scored) if scored else None), refused
 
-    def _items(self, message: Message) -> Iterator[Record | InvalidRecord]:
-        file = memory_file(message.content, message.source)
-        try:
-            for unit in self._reader.units(file):
-                for item in self._reader.read(file, unit):
-                    yield item if isinstance(item, InvalidRecord) else self._admitted(item)
-        except InvalidRecord as error:
-            yield error
-        except Exception as error:  # any damage, in any library below the reader
-            yield InvalidRecord("unreadable", f"{type(error).__name__}: {error}")
-
-    def _admitted(self, record: Record) -> Record | InvalidRecord:
-        try:
-            check_record(record, self._predictor.info)
-        except InvalidRecord as error:
-            return error
-        return record
-
-    def _predict(self, records: list[Record], sources: list[str]) -> pa.Table:
+    def _predict(self, records: Sequence[Record]) -> list[pa.Table]:
+        """Return a table of one row a record."""
         table = self._predictor.predict_records(records)
         rows = [
             {
@@ -219,85 +97,25 @@ class Scorer:
             if column.name not in table.column_names:
                 values = pa.array([row[column.name] for row in rows])
                 table = table.add_column(1, column.name, values)
-        return table.append_column("source", pa.array(sources))
+        return [table.slice(row, 1) for row in range(len(records))]
 
 
-def _refusal(error: InvalidRecord, source: str) -> dict[str, str]:
+def _delivered(answer: pa.Table, told: dict[str, Any]) -> pa.Table:
+    for name in ("source", DIGEST, "delivery"):
+        answer = answer.append_column(name, pa.array([told[name]], pa.string()))
+    return answer.append_column("content", pa.array([told["content"]], pa.large_binary()))
+
+
+def _refusal(error: InvalidRecord, told: dict[str, Any]) -> dict[str, Any]:
     return {
-        "source": source,
+        "source": told["source"],
         "observation_id": error.object_id,
         "object_id": error.object_id,
         "reason": error.reason,
         "detail": error.detail[:1000],
+        DIGEST: told["delivery"],
+        "content": told["content"],
     }
-
-
-@dataclass(frozen=True)
-class FollowResult:
-    """What was done in this call; `repeated` deliveries were known already."""
-
-    out: str
-    scored: int
-    refused: int
-    repeated: int
-
-
-class _Ledger:
-    """What the output holds, so that nothing enters it twice."""
-
-    def __init__(self, out: str):
-        self.out = out
-        self.objects = set(_column(places.join(out, SCORED), "object_id"))
-        self.refused = set(_column(places.join(out, REFUSED), "source"))
-        self.sources = set(_column(places.join(out, SCORED), "source"))
-
-    def write(self, table: pa.Table | None, refused: list[dict[str, str]]) -> FollowResult:
-        """Write what is new of a batch; the file's name follows from its rows."""
-        new = table.filter(pa.array(self._new(table))) if table is not None else None
-        rows = [row for row in refused if row["source"] not in self.refused]
-        scored = new.num_rows if new is not None else 0
-        if rows:  # first: a file counts as done when its scores are there
-            content = pa.Table.from_pylist(rows, schema=pa.schema(REFUSAL_FIELDS))
-            _write_table(self._place(REFUSED, [row["source"] for row in rows]), content)
-            self.refused.update(row["source"] for row in rows)
-        if scored:
-            _write_table(self._place(SCORED, new["object_id"].to_pylist()), new)
-            self.objects.update(new["object_id"].to_pylist())
-        total = table.num_rows if table is not None else 0
-        repeated = total - scored + len(refused) - len(rows)
-        return FollowResult(self.out, scored, len(rows), repeated)
-
-    def _new(self, table: pa.Table) -> list[bool]:
-        fresh, within = [], set()
-        for name in table["object_id"].to_pylist():
-            fresh.append(name not in self.objects and name not in within)
-            within.add(name)
-        return fresh
-
-    def _place(self, folder: str, names: Sequence[str]) -> str:
-        digest = hashlib.sha256("\n".join(names).encode()).hexdigest()[:20]
-        return places.join(self.out, folder, f"{digest}.parquet")
-
-
-def _write_table(uri: str, table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    write_table(table, sink, compression="zstd")
-    places.write_bytes(uri, sink.getvalue())
-
-
-def _column(folder: str, name: str) -> Iterator[str]:
-    if places.exists(folder):
-        filesystem, _ = places.resolve(folder)
-        for path, _ in places.list_files(folder):
-            if path.endswith(".parquet"):
-                yield from foreign_arrow.read_table(path, columns=[name], filesystem=filesystem)[
-                    name
-                ].to_pylist()
-
-
-def open_source(uri: str, card: Card, known: Iterable[str] = ()) -> Source:
-    """Return what a URI names: a Kafka topic, or a folder."""
-    return KafkaSource(uri) if uri.startswith("kafka://") else FolderSource(card, uri, known)
 
 
 def follow(
@@ -319,7 +137,8 @@ def follow(
     Parameters
     ----------
     source : str
-        Folder (or URI of one) that survey files arrive in, or ``kafka://HOST:PORT/TOPIC``.
+        Folder (or URI of one) that survey files arrive in, or
+        ``kafka://HOST:PORT/TOPIC?group=NAME&schema.registry.url=URL`` (both optional).
     card : str, optional
         Card of the stream; default: the bundle's own.
     workers : int
@@ -333,16 +152,19 @@ def follow(
     most : int, optional
         Stop after so many deliveries.
     """
-    chosen = load_card(card or read_bundle(bundle)["data"]["card"])
-    ledger = _Ledger(places.absolute(out))
+    bundle = located(bundle)
+    chosen = with_registry(load_card(card or read_bundle(bundle)["data"]["card"]), source)
+    ledger = Ledger(places.absolute(out))
     following = open_source(source, chosen, ledger.sources)
     place = Scorer.options(
         num_cpus=1, num_gpus=1 if use_gpu else 0, max_restarts=_RESTARTS, max_task_retries=_RESTARTS
     )
     text = chosen.model_dump_json()
-    pool = [place.remote(places.absolute(bundle), text, 1) for _ in range(workers)]
-    with closing(following), tqdm(desc="follow", unit="object", disable=not progress) as bar:
-        pump = _Pump(following, ledger, deque(pool), bar)
+    uri = places.absolute(bundle)
+    bounds = bounded.Bounds.of_environment()
+    pool = [place.remote(uri, text, bounds, following.keeps, 1) for _ in range(workers)]
+    with closing(following), task("follow", unit="object", show=progress) as shown:
+        pump = _Pump(following, ledger, deque(pool), shown)
         last = time.monotonic()
         while True:
             wanted = batch if most is None else min(batch, most - pump.taken)
@@ -357,8 +179,8 @@ def follow(
 class _Pump:
     """Moves deliveries from the source through the scorers into the ledger, in order."""
 
-    def __init__(self, source: Source, ledger: _Ledger, pool: deque, bar: tqdm):
-        self.source, self.ledger, self.pool, self.bar = source, ledger, pool, bar
+    def __init__(self, source: Source, ledger: Ledger, pool: deque, shown: Row):
+        self.source, self.ledger, self.pool, self.shown = source, ledger, pool, shown
         self.running: deque[tuple[Any, Any, list[Message]]] = deque()
         self.taken = 0
         self.total = FollowResult(ledger.out, 0, 0, 0)
@@ -368,9 +190,8 @@ class _Pump:
         messages = self.source.poll(wanted, wait_s) if self.pool and wanted else []
         if messages:
             self.taken += len(messages)
-            new = [m for m in messages if m.source not in self.ledger.sources]
             scorer = self.pool.popleft()
-            self.running.append((scorer.score.remote(new), scorer, messages))
+            self.running.append((scorer.score.remote(messages), scorer, messages))
         if self.running and not (messages and self.pool):
             self._finish()
         return bool(messages)
@@ -380,11 +201,6 @@ class _Pump:
         done = self.ledger.write(*ray.get(answer))
         self.source.done(messages)
         self.pool.append(scorer)
-        self.total = FollowResult(
-            done.out,
-            self.total.scored + done.scored,
-            self.total.refused + done.refused,
-            self.total.repeated + done.repeated,
-        )
-        self.bar.update(done.scored)
-        self.bar.set_postfix(refused=self.total.refused, repeated=self.total.repeated)
+        self.total = self.total.plus(done)
+        more = f"{self.total.refused:,} refused, {self.total.repeated:,} repeated"
+        self.shown.advance(done.scored, more)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from skyray.bundles.named import located
 from skyray.data.dataset import RECORDS, Dataset, NotADataset, refuse_former
 from skyray.inference.catalogue import Catalogue
 from skyray.readers import foreign_arrow as pq
 from skyray.readers.base import SurveyFile
-from skyray.readers.fits_bytes import check_headers
+from skyray.readers.fits_image import astropy_file, is_fits_name
+from skyray.records.reasons import reason_of
 from skyray.runtime import places
 
 _EXAMPLES = 2
@@ -31,7 +34,7 @@ def inspect(uri: str | os.PathLike, version: int | None = None) -> dict[str, Any
     FileNotFoundError
         If nothing is there.
     """
-    uri = os.fspath(uri)
+    uri = located(uri)
     if not places.exists(uri):
         raise FileNotFoundError(f"{uri}: no such file or folder")
     if Dataset.started(uri):
@@ -43,9 +46,9 @@ def inspect(uri: str | os.PathLike, version: int | None = None) -> dict[str, Any
         return _inspect_bundle(uri)
     if Catalogue.exists(uri):
         return _inspect_catalogue(Catalogue.open(uri))
-    if uri.endswith((".parquet", ".pq")):
+    if uri.lower().endswith((".parquet", ".pq")):
         return _inspect_parquet(uri)
-    if uri.endswith((".fits", ".fits.gz")):
+    if is_fits_name(uri):
         return _inspect_fits(uri)
     raise ValueError(
         f"{uri}: expected a dataset (with {RECORDS}), a bundle (with {_BUNDLE_FILE}) or a "
@@ -78,6 +81,7 @@ def inspect_dataset(dataset: Dataset) -> dict[str, Any]:
             for label in labels
         },
         "ranges": _ranges(dataset),
+        "decided": {name: _decided(rows) for name, rows in manifest.statements.items()},
         "quarantine": _quarantine(dataset),
         "data files": len(dataset.table.get_fragments()),
         "size": _size(dataset.size_bytes()),
@@ -125,8 +129,20 @@ def _quarantine(dataset: Dataset) -> dict[str, str]:
             f"{places.name(row['source'])}: {row['detail'][:120]}"
             for row in dataset.quarantine(reason, _EXAMPLES).to_pylist()
         ]
-        found[reason] = "\n  ".join([str(count), *examples])
+        entry = reason_of(reason)
+        about = f"{count}: {entry.means}" if entry else str(count)
+        found[reason] = _lines([about, *examples])
     return found
+
+
+def _decided(rows: Mapping[str, int]) -> str:
+    """Return what was decided and from which statement, the commonest first."""
+    commonest = sorted(rows.items(), key=lambda item: (-item[1], item[0]))
+    return _lines([f"{n} row{'s' * (n != 1)}: {text}" for text, n in commonest])
+
+
+def _lines(texts: Sequence[str]) -> str:
+    return "\n  ".join(texts)
 
 
 def _version(dataset: Dataset) -> str:
@@ -195,17 +211,16 @@ def _inspect_parquet(uri: str) -> dict[str, Any]:
 
 
 def _inspect_fits(uri: str) -> dict[str, Any]:
-    import io
-
     from astropy.io import fits
 
-    check_headers(SurveyFile(*places.resolve(uri)))  # astropy follows whatever they say
-    content = places.read_bytes(uri)
-    with fits.open(io.BytesIO(content)) as hdus:
+    file = SurveyFile(*places.resolve(uri))
+    with astropy_file(file) as hdus:
         tables = [hdu for hdu in hdus if isinstance(hdu, fits.BinTableHDU)]
         if not tables:
             raise ValueError(f"{uri}: expected a FITS table, found none")
         table = tables[0]
+        if table.header.get("ZTABLE"):
+            raise ValueError(f"{uri}: expected a plain table, found a compressed one; funpack it")
         columns = {}
         for number, column in enumerate(table.columns, start=1):
             values = table.data[column.name]
@@ -214,7 +229,8 @@ def _inspect_fits(uri: str) -> dict[str, Any]:
                 column.format, column.unit or "", table.header.get(f"TCOMM{number}", ""), numbers
             )
         rows = len(table.data)
-    return {"kind": "catalogue", "rows": rows, "columns": columns, "size": _size(len(content))}
+    size = _size(file.filesystem.get_file_info(file.path).size or 0)
+    return {"kind": "catalogue", "rows": rows, "columns": columns, "size": size}
 
 
 def _column(kind: str, unit: str, description: str, values: np.ndarray | None) -> str:

@@ -76,8 +76,7 @@ class Job:
 
     def transform(self, columns: Columns) -> Columns:
         """Return the network's input, and the columns kept."""
-        family = _without_network(self.bundle, self.digest).family
-        inputs = family.transform(columns, training=self.training)
+        inputs = _without_network(self.bundle, self.digest).inputs(columns, self.training)
         if self.change is not None:
             inputs = self.change(int(columns[_PIECE][0]), inputs)
         kept = {f"{_KEPT}{name}": columns[name] for name in self.keep}

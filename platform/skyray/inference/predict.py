@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.compute as pc
-from tqdm import tqdm
 
-from skyray.bundles.bundle import Predictor, bundle_digest, read_bundle
+from skyray.bundles.bundle import Predictor, bundle_digest, check_layout, read_bundle
+from skyray.bundles.named import located
+from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.families.base import OutputColumn
 from skyray.inference import pipeline
@@ -20,6 +21,7 @@ from skyray.inference.hats import write_hats
 from skyray.inference.results import Results, piece_rows
 from skyray.inference.single_file import MOST_BYTES, MOST_ROWS, fits_in_one, write_single
 from skyray.runtime import places
+from skyray.runtime.progress import task
 
 KEY = "observation_id"
 _POSITION = (
@@ -87,14 +89,15 @@ def predict_dataset(
     change : callable, optional
         What is done to the network's inputs (see `pipeline.Job`); name it in `note`.
     progress : str, optional
-        Name of a progress bar.
+        Name under which progress is shown.
 
     Raises
     ------
     OtherResults
         If `out` holds results of another bundle, dataset version or question.
     """
-    _check_layout(bundle, dataset)
+    bundle = located(bundle)
+    check_layout(bundle, dataset)
     content = read_bundle(bundle)
     chosen = row_numbers(dataset, split) if rows is None else np.asarray(rows, np.int64)
     keep = tuple(dict.fromkeys([KEY, *keep]))
@@ -119,10 +122,12 @@ def predict_dataset(
         about["fingerprint"], keep, training, detail, results, change,
     )  # fmt: skip
     there = len(chosen) - sum(map(results.rows_of, results.missing()))
-    with tqdm(total=len(chosen), initial=there, desc=progress, unit="object",
-              disable=progress is None) as bar:  # fmt: skip
+    with task(
+        progress or "predict", len(chosen), "object", done=there, show=progress is not None
+    ) as shown:
+        shown.wait("networks to start")
         for written in pipeline.run(job, chosen, workers, use_gpu):
-            bar.update(written)
+            shown.advance(written)
     if left := len(results.missing()):
         raise RuntimeError(f"{out}: expected {results.count} pieces, {left} of them are missing")
     return results
@@ -141,17 +146,6 @@ def row_numbers(dataset: Dataset, split: str | None) -> np.ndarray:
     if len(numbers) != rows:
         raise RuntimeError(f"{dataset.uri}: {split}: expected {rows} rows, found {len(numbers)}")
     return numbers
-
-
-def _check_layout(bundle: str, dataset: Dataset) -> None:
-    """Refuse a dataset whose pixels or features are not those the bundle was trained on."""
-    expected, found = read_bundle(bundle)["data"], dataset.info().to_dict()
-    for name in ("record", "grid", "bands", "image_size", "features"):
-        if name in expected and expected[name] != found[name]:
-            raise ValueError(
-                f"{dataset.uri}: {name}: the bundle expects {expected[name]}, found "
-                f"{found[name]}; ingest the files with card {expected['card']!r}"
-            )
 
 
 def _digest(rows: np.ndarray) -> str:
@@ -180,6 +174,7 @@ def predict(
     fits: bool | None = None,
     votable: bool = False,
     hats: bool = False,
+    arrays: bool = False,
     progress: bool = True,
 ) -> PredictResult:
     """Write a catalogue of predictions for a dataset, or for survey files; Ray must be running.
@@ -200,27 +195,42 @@ def predict(
         Write ``OUT/catalogue.fits`` too; default: up to 5 million rows and 2 GB.
     votable, hats : bool
         Write ``OUT/catalogue.vot``, and ``OUT/hats``, partitioned by sky.
+    arrays : bool
+        Write the family's arrays, one row an object in the catalogue's order, to ``OUT/arrays``
+        (and ``OUT/arrays.fits`` as `fits` says).
 
     Raises
     ------
+    ConfigError
+        If `arrays` are wanted of a family that has none.
     OtherResults
         If `out` holds the catalogue of another bundle or dataset version.
     """
+    bundle = located(bundle)
+    family = Predictor.without_network(bundle).family
+    if arrays and not family.array_columns():
+        raise ConfigError(f"arrays: a bundle of {family.name} has none, or its recipe makes none")
     dataset = as_dataset(bundle, sources, out, card, progress)
     identity = IDENTITY[dataset.manifest.record]
-    family = Predictor.without_network(bundle).family
     folder = places.join(out, "catalogue")
     results = predict_dataset(
         bundle, dataset, folder, keep=[column.name for column in (*identity, SOURCE)],
-        workers=workers, use_gpu=use_gpu, progress="predict" if progress else None,
+        detail=arrays, workers=workers, use_gpu=use_gpu, progress="predict" if progress else None,
     )  # fmt: skip
+    more = []
+    if arrays:
+        described = [*identity, *family.array_columns(), VERSION]
+        beside = write_catalogue(results, described, out=places.join(out, "arrays"))
+        more, _ = write_beside(beside, fits=fits)
     catalogue = write_catalogue(results, [*identity, *family.output_columns(), VERSION, SOURCE])
     if catalogue.rows != dataset.count():
         raise RuntimeError(f"{out}: expected {dataset.count()} rows, found {catalogue.rows}")
     files, note = write_beside(catalogue, fits=fits, votable=votable)
     if hats:
         files.append(write_hats(catalogue.uri, places.join(out, "hats")).uri)
-    return PredictResult(folder, catalogue.rows, dataset.manifest.rows_quarantined, files, note)
+    return PredictResult(
+        folder, catalogue.rows, dataset.manifest.rows_quarantined, files + more, note
+    )
 
 
 def write_beside(

@@ -124,7 +124,7 @@ def _fits_header(record: np.dtype, columns: Sequence[OutputColumn], rows: int) -
     header = fits.BinTableHDU.from_columns(described, nrows=0, name="CATALOGUE").header
     header["NAXIS2"] = rows
     for number, column in enumerate(columns, start=1):
-        header[f"TCOMM{number}"] = column.description.encode("ascii", "replace").decode()
+        header[f"TCOMM{number}"] = column.description.encode("ascii", "backslashreplace").decode()
     header["CHECKSUM"], header["DATASUM"] = "0" * 16, "0"  # room: filled when the data are there
     return header
 

@@ -203,7 +203,8 @@ class PlainEncoder(nn.Module):
     def maps(self, image: torch.Tensor) -> torch.Tensor:
         """Return the group-pooled maps [B, fields, h, w]."""
         image = _resized(image, self.size).to(self.dtype, memory_format=self.layout)
-        return self.blocks(image).unflatten(1, (-1, self.order)).amax(dim=2)
+        maps = self.blocks(image)
+        return maps.unflatten(1, (int(maps.shape[1]) // self.order, self.order)).amax(dim=2)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         return self.dense(_read_out(self.maps(image).float(), self.readout))

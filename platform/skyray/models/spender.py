@@ -122,8 +122,12 @@ class SpectrumEncoder(nn.Module):
         return values, torch.softmax(logits.float(), dim=-1)
 
     def _plain(self, y_BL: torch.Tensor) -> bool:
-        """Layer by layer where the fused blocks give no input gradients or gain nothing."""
-        return y_BL.device.type != "cpu" or (y_BL.requires_grad and torch.is_grad_enabled())
+        """Layer by layer where the fused blocks give no input gradients or gain nothing.
+
+        So also in an export: other runtimes know layers only.
+        """
+        wanted = y_BL.requires_grad and torch.is_grad_enabled()
+        return y_BL.device.type != "cpu" or wanted or torch.onnx.is_in_onnx_export()
 
     def _blocks_plain(self, y_BL: torch.Tensor) -> torch.Tensor:
         x = y_BL[:, None, None, :].contiguous(memory_format=torch.channels_last)

@@ -1,5 +1,31 @@
 """Survey files → records. No Ray, MLflow or HTTP here."""
 
-from skyray.readers import desi, fourmost, frames, images, lsst, sdss, tables, ztf
+from skyray.readers import (
+    desi,
+    fourmost,
+    frames,
+    image_fits,
+    images,
+    lamost,
+    lsst,
+    sdss,
+    spectrum_images,
+    tables,
+    ztf,
+    ztf_triplets,
+)
 
-__all__ = ["desi", "fourmost", "frames", "images", "lsst", "sdss", "tables", "ztf"]
+__all__ = [
+    "desi",
+    "fourmost",
+    "frames",
+    "image_fits",
+    "images",
+    "lamost",
+    "lsst",
+    "sdss",
+    "spectrum_images",
+    "tables",
+    "ztf",
+    "ztf_triplets",
+]

@@ -51,6 +51,8 @@ def measure_of(node: Node) -> Measure:
         return _skip(node.size)
     if node.kind in ("int", "long"):
         return _integer
+    if node.kind == "bytes" and node.size:
+        return _decimal(node.size)
     if node.kind in ("bytes", "string"):
         return _text
     if node.kind == "enum":
@@ -79,6 +81,16 @@ def _text(content: bytes, at: int, left: list[int]) -> int:
     if size < 0:
         raise Damaged(f"expected a length of at least 0, found {size}")
     return at + size
+
+
+def _decimal(most: int) -> Measure:
+    def measure(content: bytes, at: int, left: list[int]) -> int:
+        size, at = _long(content, at)
+        if not 0 <= size <= most:
+            raise Damaged(f"expected a decimal of at most {most} bytes, found {size}")
+        return at + size
+
+    return measure
 
 
 def _symbol(count: int) -> Measure:

@@ -12,6 +12,7 @@ Source: Apache Avro 1.11 specification, "Schema Declaration" and "Names".
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -23,7 +24,7 @@ MAX_FIXED_BYTES = 64 << 20
 
 _LEAST = {"null": 0, "boolean": 1, "int": 1, "long": 1, "float": 4, "double": 8, "bytes": 1,
           "string": 1}  # fmt: skip
-# Decimals are left as the bytes they are: to turn a long one into digits takes for ever.
+MAX_DIGITS = 1_000  # of a decimal: to turn a long one into digits takes for ever
 _LOGICAL = {
     "int": ("date", "time-millis"),
     "long": ("time-micros", "timestamp-millis", "timestamp-micros", "local-timestamp-millis",
@@ -55,7 +56,9 @@ class Node:
     parts : tuple of Node
         Fields, branches or items.
     size : int
-        Bytes of a fixed, symbols of an enum.
+        Bytes of a fixed, symbols of an enum; of bytes that are a decimal: how many there may be.
+    name : str
+        Of the record at the top: its full name as it was written.
     """
 
     kind: str
@@ -66,6 +69,7 @@ class Node:
     depth: int = 1
     parts: tuple[Node, ...] = ()
     size: int = 0
+    name: str = ""
 
 
 def check_schema(text: bytes) -> Node:
@@ -81,14 +85,16 @@ def check_schema(text: bytes) -> Node:
     if len(text) > MAX_SCHEMA_BYTES:
         raise BadSchema(f"expected at most {MAX_SCHEMA_BYTES:,} bytes, found {len(text):,}")
     try:
-        found = _Checker().node(json.loads(text), "", "schema", 1)
+        schema = json.loads(text)
+        found = _Checker().node(schema, "", "schema", 1)
     except BadSchema:
         raise
     except (ValueError, RecursionError) as error:  # RecursionError: JSON within JSON within JSON …
         raise BadSchema(f"expected JSON, found {type(error).__name__}: {error}"[:200]) from None
     if found.kind != "record":
         raise BadSchema(f"expected a record, found {found.kind}")
-    return found
+    space = schema.get("namespace")
+    return replace(found, name=_full_name(schema["name"], space if isinstance(space, str) else ""))
 
 
 class _Checker:
@@ -115,7 +121,9 @@ class _Checker:
             _refuse(path, "a type", schema)
         found = self._by_name(kind, namespace, path)
         logical = schema.get("logicalType")
-        if logical in _LOGICAL.get(found.kind, ()):
+        if logical == "decimal" and found.kind == "bytes":
+            return _decimal(found, schema, path)
+        if isinstance(logical, str) and logical in _LOGICAL.get(found.kind, ()):
             return replace(found, schema={"type": found.kind, "logicalType": logical})
         return found
 
@@ -165,6 +173,8 @@ class _Checker:
             found = _enum(schema, short, path)
         else:
             found = _fixed(schema, short, path)
+            if schema.get("logicalType") == "decimal":
+                found = _decimal(found, schema, path)
         self._named[full] = found
         return found
 
@@ -200,6 +210,22 @@ def _fixed(schema: dict, short: str, path: str) -> Node:
     if type(size) is not int or not 0 <= size <= MAX_FIXED_BYTES:
         _refuse(path, f"fixed with a size of 0–{MAX_FIXED_BYTES:,}", size)
     return Node("fixed", {"type": "fixed", "name": short, "size": size}, size, size=size)
+
+
+def _decimal(found: Node, schema: dict, path: str) -> Node:
+    """Return a type as the decimal it is said to be; what is no valid one stays bytes."""
+    precision, scale = schema.get("precision"), schema.get("scale", 0)
+    if type(precision) is not int or type(scale) is not int or not 0 <= scale <= precision > 0:
+        return found
+    if precision > MAX_DIGITS:
+        _refuse(path, f"decimal of at most {MAX_DIGITS:,} digits", precision)
+    most = math.ceil((precision * math.log2(10) + 1) / 8) + 1
+    if found.kind == "fixed" and found.size > MAX_DIGITS:
+        _refuse(path, f"decimal of at most {MAX_DIGITS:,} bytes", found.size)
+    about = {"logicalType": "decimal", "precision": precision, "scale": scale}
+    base = found.schema if isinstance(found.schema, dict) else {"type": "bytes"}
+    size = found.size if found.kind == "fixed" else most
+    return replace(found, schema={**base, **about}, size=size)
 
 
 def _joined(

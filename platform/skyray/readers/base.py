@@ -18,14 +18,23 @@ from skyray.records import InvalidRecord, Record
 
 @dataclass(frozen=True)
 class SurveyFile:
-    """One survey file on any filesystem that pyarrow knows (local, ``s3://``, ``gs://``)."""
+    """One survey file on any filesystem that pyarrow knows (local, ``s3://``, ``gs://``).
+
+    `tree_path` is its path below the folder that was given to be read, where there is one.
+    """
 
     filesystem: fs.FileSystem
     path: str
+    tree_path: str = ""
 
     @property
     def name(self) -> str:
         return posixpath.basename(self.path)
+
+    @property
+    def below(self) -> str:
+        """The path below the folder that was given; of a file given itself, its name."""
+        return self.tree_path or self.name
 
     def read_bytes(self) -> bytes:
         """Return the whole content."""
@@ -54,14 +63,24 @@ class Reader(ABC):
 
     name: ClassVar[str]
     patterns: ClassVar[tuple[str, ...]]
+    companions: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, options: Mapping[str, Any] | None = None):
         self.options = dict(options or {})
 
     def claims(self, path: str) -> bool:
-        """Return whether a file found in a folder is one of this reader's (by its name)."""
-        name = posixpath.basename(path)
-        return any(fnmatch.fnmatch(name, pattern) for pattern in self.patterns)
+        """Return whether a file found in a folder is to be read; letter case does not matter.
+
+        `patterns` choose the files that are looked at, `companions` among them those known to hold
+        no spectra or images. What a file then is, its content says: one that is none of this
+        reader's is refused by name.
+        """
+        name = posixpath.basename(path).lower()
+        looked_at, known = (
+            any(fnmatch.fnmatchcase(name, pattern.lower()) for pattern in patterns)
+            for patterns in (self.patterns, self.companions)
+        )
+        return looked_at and not known
 
     def units(self, file: SurveyFile) -> list[int]:
         """Return the numbers of the pieces a file is read in; large tables give several."""

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import io
-import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.compute as pc
 
 from skyray.readers.base import SurveyFile
+from skyray.readers.column_facts import Facts, fits_facts, parquet_facts
+from skyray.readers.csv_columns import csv_columns
 from skyray.readers.fits_bytes import FitsFile, Hdu
-from skyray.readers.fits_header import Header
+from skyray.readers.fits_header import Header, decode_text
+from skyray.readers.fits_image import is_fits_name
 from skyray.readers.foreign_arrow import ParquetFile
+from skyray.readers.unpacked import SUFFIXES, plain_name, unpacked_bytes
 from skyray.records import InvalidRecord
 
+CSV_NAMES = ("*.csv", *(f"*.csv{suffix}" for suffix in SUFFIXES))
+
+_FITS_BYTES_AT_ONCE = 64 << 20  # of rows; the pixels of one spectrum, a row each, are far less
 _ROWS_AT_ONCE = 256  # of a Parquet row group: 256 spectra of 5,000 px in three arrays are 15 MB
 
 
@@ -35,24 +42,33 @@ class Columns:
         Number of the first row in its file.
     header : Header, optional
         FITS keywords, which stand in for columns that do not exist.
+    names : sequence of str
+        Every column of the file, where `columns` holds only those asked for.
+    facts : Facts
+        What the file states of its columns: units, UCDs.
     """
 
     source: str
     columns: Mapping[str, np.ndarray | pa.Array]
     first_row: int = 0
     header: Header | None = field(default=None, compare=False)
+    names: Sequence[str] = ()
+    facts: Facts = field(default_factory=Facts, compare=False)
 
     def _column(self, name: str) -> np.ndarray | pa.Array:
         if name not in self.columns:
+            found = sorted(self.names or self.columns)[:40]
             raise InvalidRecord(
-                "column_missing",
-                f"expected a column {name!r}, found {sorted(self.columns)[:40]}",
-                self.source,
+                "column_missing", f"expected a column {name!r}, found {found}", self.source
             )
         return self.columns[name]
 
     def rows(self, name: str) -> int:
-        return len(self._column(name))
+        column = self._column(name)
+        if _is_numpy(column) and column.ndim == 0:
+            detail = f"{name}: expected a row an object, found a single value"
+            raise InvalidRecord("column_type", detail, self.source)
+        return len(column)
 
     def array(self, name: str, row: int | None, shared: bool = False) -> np.ndarray:
         """Return the array in a cell; the whole column for row None or a `shared` 1-D array.
@@ -63,11 +79,17 @@ class Columns:
             ``column_missing``; ``column_type`` where the cell holds no numbers.
         """
         column = self._column(name)
+        if row is not None and not shared:
+            self._check_row(name, column, row)
         if isinstance(column, pa.Array):
             cell = column if row is None else _list_values(column, row)
-            values = None if cell is None else cell.to_numpy(zero_copy_only=False)
+            values = None if cell is None else self._numbers(name, cell)
         else:
-            values = column if row is None or (shared and column.ndim == 1) else column[row]
+            one = shared and column.ndim == 1 and column.dtype != object  # else lists of the heap
+            single = column.ndim == 0  # one value for all rows: no array, refused below
+            values = column if row is None or one or single else column[row]
+        if isinstance(values, np.ma.MaskedArray):
+            values = values.astype(np.float64).filled(np.nan)
         if values is None or np.ndim(values) != 1 or values.dtype.kind not in "fiub":
             found = "none" if values is None else f"{values.dtype} of shape {np.shape(values)}"
             where = self.source if row is None else f"{self.source}#{self.first_row + row}"
@@ -76,16 +98,109 @@ class Columns:
             )
         return values
 
+    def _numbers(self, name: str, cell: pa.Array) -> np.ndarray:
+        """Return Arrow's numbers; among integers a null is NaN, where a float can hold them."""
+        values = cell.to_numpy(zero_copy_only=False)
+        if cell.null_count and pa.types.is_integer(cell.type):
+            low, high = pc.min_max(cell).values()
+            if max(abs(low.as_py() or 0), abs(high.as_py() or 0)) > 2**53:
+                detail = f"{name}: expected integers without nulls, or below 2^53, found both"
+                raise InvalidRecord("column_type", detail, self.source)
+        return values
+
+    def identifier(self, name: str, row: int | None) -> str:
+        """Return a cell as an exact name: text as it is written, an integer in full.
+
+        Raises
+        ------
+        InvalidRecord
+            ``column_missing``; ``field_invalid`` for a null, an empty text, or what names nothing;
+            ``id_not_exact`` for a float that is no integer, or so large that its neighbour has the
+            same value.
+        """
+        value = self.exact(name, row)
+        if isinstance(value, int | str | Decimal) and not isinstance(value, bool):
+            text = f"{value:f}" if isinstance(value, Decimal) else str(value)
+            if text.strip():
+                return text
+        detail = f"{name}: expected an identifier, found {value!r}"
+        where = f"{self.source}#{self.first_row + (row or 0)}"
+        raise InvalidRecord("id_not_exact" if isinstance(value, float) else "field_invalid",
+                            detail, where)  # fmt: skip
+
+    def exact(self, name: str, row: int | None) -> Any:
+        """Return a cell as `scalar` does, a float that is an integer as that integer.
+
+        Raises
+        ------
+        InvalidRecord
+            ``id_not_exact`` for one so large that a neighbouring integer has the same value.
+        """
+        value = self.scalar(name, row)
+        if not isinstance(value, float) or not value.is_integer():
+            return value
+        limit = 2 ** (np.finfo(_float_type(self.columns.get(name))).nmant + 1)
+        if abs(value) < limit:
+            return int(value)
+        detail = f"{name}: expected integers below {limit} in a column of floats, found {value:.0f}"
+        raise InvalidRecord("id_not_exact", detail, f"{self.source}#{self.first_row + (row or 0)}")
+
+    def _check_row(self, name: str, column: np.ndarray | pa.Array, row: int) -> None:
+        one = _is_numpy(column) and column.ndim == 0
+        if not one and row >= len(column):
+            detail = f"{name}: expected row {row}, as other columns have, found {len(column)} rows"
+            raise InvalidRecord("shape_mismatch", detail, self.source)
+
     def scalar(self, name: str, row: int | None) -> Any:
-        """Return a cell as a Python scalar; None for null. Row None means the first row."""
+        """Return a cell as a Python object, bytes as text; None for null. Row None: the first."""
         if name not in self.columns and self.header is not None:
             value = self.header.get(name.upper())
             if value is not None:
                 return value
-        cell = self._column(name)[row or 0]
+        cell = self._cell(name, row or 0)
+        return decode_text(cell.rstrip(b"\x00 ")) if isinstance(cell, bytes) else cell
+
+    def content(self, name: str, row: int) -> bytes | None:
+        """Return the bytes of a cell, an encoded image; None for null.
+
+        Raises
+        ------
+        InvalidRecord
+            ``column_missing``; ``column_type`` where it holds something else.
+        """
+        cell = self._cell(name, row)
+        if cell is None or isinstance(cell, bytes):
+            return cell
+        detail = f"{name}: expected bytes, found {type(cell).__name__}"
+        raise InvalidRecord("column_type", detail, f"{self.source}#{self.first_row + row}")
+
+    def _cell(self, name: str, row: int) -> Any:
+        column = self._column(name)
+        self._check_row(name, column, row)
+        cell = column[()] if _is_numpy(column) and column.ndim == 0 else column[row]
         if isinstance(cell, pa.Scalar):
-            return cell.as_py()
-        return cell.item() if hasattr(cell, "item") else cell
+            found = cell.as_py()
+            return float(found) if isinstance(found, np.floating) else found
+        if cell is np.ma.masked:
+            return None
+        if isinstance(cell, np.datetime64 | np.timedelta64):
+            return str(cell)
+        return cell.item() if isinstance(cell, np.generic) else cell
+
+
+def _float_type(column: np.ndarray | pa.Array | None) -> np.dtype:
+    """Return the type of a column of floats; float64 for what is none, such as a keyword."""
+    kind = None if column is None else column.dtype if _is_numpy(column) else column.type
+    if isinstance(kind, pa.DictionaryType):
+        kind = kind.value_type
+    if isinstance(kind, pa.DataType):
+        kind = kind.to_pandas_dtype()
+    kind = np.dtype(np.float64 if kind is None else kind)
+    return kind if kind.kind == "f" else np.dtype(np.float64)
+
+
+def _is_numpy(column: np.ndarray | pa.Array) -> bool:
+    return isinstance(column, np.ndarray)
 
 
 def _list_values(column: pa.Array, row: int) -> pa.Array | None:
@@ -108,9 +223,16 @@ def parquet_units(file: SurveyFile) -> list[int]:
 
 
 def open_columns(
-    file: SurveyFile, unit: int, names: set[str], hdu: str | int | None = None
+    file: SurveyFile,
+    unit: int,
+    names: set[str],
+    hdu: str | int | None = None,
+    text: Collection[str] = (),
 ) -> Iterator[Columns]:
-    """Yield the rows of a file in pieces of bounded size (npz, CSV and FITS: in one piece).
+    """Yield the rows of a file in pieces of bounded size (npz and CSV: in one piece).
+
+    Columns of a nested Parquet file have names such as ``candidate.ra``. Those in `text` hold
+    names: of a CSV file they are taken as they are written.
 
     Raises
     ------
@@ -120,14 +242,15 @@ def open_columns(
     """
     if file.filesystem.get_file_info(file.path).size == 0:
         raise InvalidRecord("file_empty", "expected a table, found 0 bytes", file.path)
-    if file.name.endswith(".parquet"):
+    name = file.name.lower()
+    if name.endswith(".parquet"):
         yield from _open_parquet(file, unit, names)
-    elif file.name.endswith(".npz"):
+    elif name.endswith(".npz"):
         yield Columns(file.path, _open_npz(file, names))
-    elif file.name.endswith(".csv"):
-        yield Columns(file.path, _open_csv(file))
-    elif file.name.removesuffix(".gz").endswith((".fits", ".fit")):
-        yield _open_fits(file, hdu)
+    elif plain_name(name).endswith(".csv"):
+        yield Columns(file.path, csv_columns(unpacked_bytes(file), file.path, text))
+    elif is_fits_name(file.name):
+        yield from _open_fits(file, names, hdu)
     else:
         raise InvalidRecord("format_unknown", "expected .parquet, .npz, .csv or .fits", file.path)
 
@@ -135,8 +258,12 @@ def open_columns(
 def _open_parquet(file: SurveyFile, unit: int, names: set[str]) -> Iterator[Columns]:
     with ParquetFile(file.path, file.filesystem) as parquet:
         first = sum(parquet.metadata.row_group(n).num_rows for n in range(unit))
-        wanted = [name for name in parquet.schema_arrow.names if name in names]
-        batches = parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[unit], columns=wanted)
+        there, facts = parquet.schema_arrow.names, parquet_facts(parquet.schema_arrow)
+        wanted = {name: [name] if name in there else name.split(".") for name in sorted(names)}
+        roots = {path[0] for path in wanted.values()} & set(there)
+        if twice := sorted(name for name in roots if there.count(name) > 1):
+            raise InvalidRecord("column_repeated", f"expected each once: {twice}", file.path)
+        batches = parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[unit], columns=sorted(roots))
         while True:
             try:
                 batch = next(batches, None)
@@ -144,44 +271,57 @@ def _open_parquet(file: SurveyFile, unit: int, names: set[str]) -> Iterator[Colu
                 raise InvalidRecord("parquet_invalid", str(error), file.path) from None
             if batch is None:
                 return
-            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
-            yield Columns(file.path, columns, first)
+            found = {name: _nested(batch, path) for name, path in wanted.items()}
+            columns = {name: column for name, column in found.items() if column is not None}
+            yield Columns(file.path, columns, first, names=there, facts=facts)
             first += len(batch)
 
 
+def _nested(batch: pa.RecordBatch, path: Sequence[str]) -> pa.Array | None:
+    """Return a column, or a field of a struct's; None where there is none."""
+    if path[0] not in batch.schema.names:
+        return None
+    column = batch.column(path[0])
+    for name in path[1:]:
+        if not pa.types.is_struct(column.type) or column.type.get_field_index(name) < 0:
+            return None
+        column = pc.struct_field(column, name)  # null where the struct is
+    return column
+
+
 def _open_npz(file: SurveyFile, names: set[str]) -> dict[str, np.ndarray]:
+    name = "archive"
     try:
         with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files if name in names}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
-        raise InvalidRecord("npz_invalid", str(error), file.path) from None
+            columns = {}
+            for name in sorted(names & set(archive.files)):
+                columns[name] = archive[name]
+            return columns
+    except MemoryError:
+        raise
+    except Exception as error:  # encrypted, damaged, objects: zipfile and numpy have many ways
+        detail = f"{name}: {type(error).__name__}: {error}"[:300]
+        raise InvalidRecord("npz_invalid", detail, file.path) from None
 
 
-def _open_csv(file: SurveyFile) -> dict[str, pa.Array]:
-    try:
-        table = pa.csv.read_csv(io.BytesIO(file.read_bytes()))
-    except pa.ArrowException as error:
-        raise InvalidRecord("csv_invalid", str(error), file.path) from None
-    return {name: table[name].combine_chunks() for name in table.column_names}
-
-
-def _open_fits(file: SurveyFile, wanted: str | int | None) -> Columns:
+def _open_fits(file: SurveyFile, names: set[str], wanted: str | int | None) -> Iterator[Columns]:
+    """Yield the columns named, in any case, of a FITS table; large ones in pieces."""
     with FitsFile(file) as fits:
-        table = _find_table(fits, wanted).table()
-        columns = {}
-        for name in table.layout.dtype.names:
-            columns[name] = columns[name.upper()] = table.column(name)
-        header = Header(next(fits.hdus()).header.block + table.hdu.header.block)
-    return Columns(file.path, columns, header=header)
+        hdu = _table_hdu(fits, wanted)
+        header, facts = next(fits.hdus()).header, fits_facts(hdu.header)
+        header = hdu.header if hdu.header.get("INHERIT") is False else hdu.header.over(header)
+        rows, width = hdu.row_count, max(1, hdu.header.get("NAXIS1"))
+        step = max(1, _FITS_BYTES_AT_ONCE // width)
+        for first in range(0, max(rows, 1), step):
+            table = hdu.table(first, first + step)
+            columns = {name: table.masked(name) for name in names if name in table}
+            yield Columns(file.path, columns, first, header, table.names, facts)
 
 
-def _find_table(fits: FitsFile, wanted: str | int | None) -> Hdu:
+def _table_hdu(fits: FitsFile, wanted: str | int | None) -> Hdu:
+    if wanted is not None:
+        return fits.hdu(wanted)
     for hdu in fits.hdus():
-        if wanted is None:
-            if hdu.header.get("XTENSION") == "BINTABLE":
-                return hdu
-        elif wanted in (hdu.index, hdu.name):
+        if hdu.kind in ("table", "compressed table"):
             return hdu
-    fits.refuse(
-        "hdu_missing", f"expected HDU {wanted!r} or, for None, a binary table; found neither"
-    )
+    fits.refuse("hdu_missing", "expected a table, found none")

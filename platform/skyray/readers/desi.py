@@ -1,134 +1,296 @@
-"""DESI co-added spectra: ``coadd-*.fits`` (healpix or tile) with ``redrock-*.fits`` beside them.
+"""DESI spectra: co-additions of any name, healpix or tile, of any arms, with or without redrock.
 
-The arms B, R and Z are co-added by inverse variance where nothing is masked, on DESI's own grid of
-0.8 Å from 3600 to 9824 Å. Class and redshift come from the redrock file of the same name, joined on
-TARGETID; without one, and for targets missing from it, they are unknown.
+A file is known by its content: a table FIBERMAP (or COADD_FIBERMAP) with a TARGETID a row, and for
+each arm the images ARM_WAVELENGTH, ARM_FLUX, ARM_IVAR and mostly ARM_MASK. Arms are B, R, Z or some
+of them joined (BRZ). They are co-added by inverse variance where nothing is masked, on DESI's own
+grid of 0.8 Å from 3600 to 9824 Å; an arm that is alone may have any wavelengths. Where no arm
+reaches, nothing is measured. Wavelengths are vacuum, barycentric (data model).
 
-Source: https://desidatamodel.readthedocs.io, DESI_SPECTRO_REDUX/SPECPROD/healpix
+Class and redshift come from an HDU REDSHIFTS or ZBEST of the file itself, or else from the redrock
+or zbest file of the same name beside it, joined on TARGETID; without one, and for targets missing
+from it, they are unknown. Fibres that saw no target (``sky_fibre``, ``fibre_unassigned``) or could
+not (``fibre_broken``) are refused: redrock gives those a class and a redshift all the same.
+
+Source: https://desidatamodel.readthedocs.io, DESI_SPECTRO_REDUX/SPECPROD/healpix, …/tiles, bitmasks
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 
-from skyray.readers.base import Reader, SurveyFile, register
-from skyray.readers.fits_bytes import FitsFile, Hdu, Header, Table
-from skyray.records import Grid, InvalidRecord, Spectrum, ivar_fault
+from skyray.readers.base import Reader, SurveyFile, name_by_content, register
+from skyray.readers.desi_fibres import INTEGERS, bad_arms, fibre_fault, target_fields
+from skyray.readers.desi_redshifts import redshift_table, redshifts_of
+from skyray.readers.fits_bytes import FitsFile, Hdu, Table
+from skyray.readers.layout import fits_names, refuse_companion, refuse_layout
+from skyray.readers.medium import decide_medium, medium_said
+from skyray.readers.units import flux_factor, to_angstrom
+from skyray.readers.velocity_frame import model_frame
+from skyray.records import Grid, InvalidRecord, Spectrum, attempt, ivar_fault
 from skyray.transforms.spectra import coadd_arms, median_snr
 
 DESI_GRID = Grid("linear", 3600.0, 0.8, 7781)
 ARMS = ("B", "R", "Z")
 _ROWS_AT_ONCE = 64  # 64 spectra × 3 arms × (flux, ivar, mask): 6 MB, however many a file holds
-
-# Bits of DESI_TARGET that mean the same in the main survey and in validation (SV1–SV3).
-_BGS_ANY, _MWS_ANY = 1 << 60, 1 << 61
-_DESI_TARGET = ("desi_target", "sv1_desi_target", "sv2_desi_target", "sv3_desi_target")
-_TARGET_COLUMNS = (
-    *_DESI_TARGET,
-    *(f"{sv}{name}" for name in ("bgs_target", "mws_target") for sv in ("", "sv1_", "sv3_")),
-)
+_ARM = re.compile(r"([BRZ]{1,3})_(WAVELENGTH|FLUX|IVAR)")
+_LAYOUT = "DESI spectra: FIBERMAP and images ARM_WAVELENGTH, ARM_FLUX, ARM_IVAR"
+# Primary keywords that name a co-addition, in this order; each file has those of its kind.
+_HEALPIX, _TILE = ("SURVEY", "PROGRAM", "HPXPIXEL"), ("TILEID", "SPGRP", "SPGRPVAL", "PETAL")
 
 
 @register
 class DesiCoaddReader(Reader):
     """Many spectra a file; object_id is the TARGETID, which is unique only in one co-addition.
 
-    `Spectrum.extra`: fiberstatus (COADD_FIBERSTATUS), objtype, deltachi2, the target bits the file
-    has (desi_target, sv1_desi_target, bgs_target …), and is_bgs and is_mws, which are true where
+    A file with a row an exposure (``spectra-…``) is refused unless ``exposures: true`` says that
+    each is to be an observation of its own.
+
+    `Spectrum.extra`: targetid (integer), program, healpix, tileid, petal, fiberstatus, objtype,
+    ebv, the co-addition's exposures (coadd_numexp …), deltachi2, the target bits the file has
+    (desi_target, sv1_desi_target, bgs_target …), and is_bgs and is_mws, which are true where
     BGS_ANY or MWS_ANY is set in the DESI_TARGET of any phase.
     """
 
     name = "desi_coadd"
-    patterns = ("coadd-*.fits", "coadd-*.fits.gz")
+    patterns = fits_names("*")
+    companions = fits_names(
+        "redrock-*", "zbest-*", "rrdetails-*", "qso_mgii-*", "qso_qn-*", "emline-*", "tile-qa-*",
+        "zmtl-*",
+    )  # fmt: skip
 
     def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Spectrum | InvalidRecord]:
-        redshifts = _redshifts(file)
         with FitsFile(file) as fits:
-            fibermap = fits.need("FIBERMAP").table()
+            fibermap = _fibermap(fits)
             targets = fibermap.column("targetid")
-            arms = [_Arm(fits, arm, len(targets)) for arm in ARMS]
-            header = next(fits.hdus()).header
-            survey, coaddition = str(header.get("SURVEY", "desi")), _coaddition(header, file)
+            arms = _arms(fits, len(targets))
+            if exposures := _exposures(fibermap):
+                self._check_exposures(fits, targets)
+            about = replace(_Coaddition.of(fits, exposures), statements=arms[0].statements)
+            fitted = redshifts_of(fits, file)
             for start in range(0, len(targets), _ROWS_AT_ONCE):
                 rows = range(start, min(start + _ROWS_AT_ONCE, len(targets)))
-                blocks = [arm.block(rows) for arm in arms]
-                bad = _bad_ivar(blocks)
-                try:
-                    coadded = coadd_arms(DESI_GRID, blocks)
-                except ValueError as error:
-                    fits.refuse("wavelength_off_grid", str(error))
-                for row, *arrays in zip(rows, *coadded, strict=True):
-                    where, target = f"{fits.source}#{row}", fibermap.value("targetid", row)
-                    if row - start in bad:
-                        yield InvalidRecord(*bad[row - start], where, str(target))
-                        continue
-                    yield _record(
-                        where, survey, coaddition, fibermap, row, arrays, redshifts.get(target, {})
-                    )
+                yield from _read_rows(fits, fibermap, arms, about, fitted, rows)
+
+    def _check_exposures(self, fits: FitsFile, targets: np.ndarray) -> None:
+        if not self.options.get("exposures"):
+            fits.refuse(
+                "exposures_not_coadded",
+                f"expected one row a target, found {len(targets)} exposures of "
+                f"{len(np.unique(targets))} targets; use the coadd file, or the reader option "
+                "exposures: true, which makes each an observation of its own",
+            )
 
 
-def _coaddition(header: Header, file: SurveyFile) -> str:
-    """Return what tells one co-addition of exposures from another: healpix or tile, else the file.
+def _read_rows(
+    fits: FitsFile,
+    fibermap: Table,
+    arms: list[_Arm],
+    about: _Coaddition,
+    fitted: Mapping[int, Mapping[str, Any]],
+    rows: range,
+) -> Iterator[Spectrum | InvalidRecord]:
+    faults = {row: fibre_fault(fibermap, row, {arm.name for arm in arms}) for row in rows}
+    blocks = [arm.block(rows) for arm in arms]
+    for row in rows:
+        dead = bad_arms(fibermap, row)
+        for arm, (_, _, _, mask) in zip(arms, blocks, strict=True):
+            if arm.name in dead:
+                mask[row - rows.start] = 1
+    bad = _bad_ivar(arms, blocks)
+    try:
+        wavelength, coadded = _coadd(blocks)
+    except ValueError as error:
+        fits.refuse("wavelength_off_grid", str(error))
+    for row, *arrays in zip(rows, *coadded, strict=True):
+        where, target = f"{fits.source}#{row}", int(fibermap.value("targetid", row))
+        if fault := faults[row] or bad.get(row - rows.start):
+            yield InvalidRecord(*fault, where, str(target))
+            continue
+        known = fitted.get(target, {})
+        spectrum = (wavelength, *arrays)
+        yield attempt(partial(_record, where, about, fibermap, row, spectrum, known), where)
 
-    The same target is observed in several programmes, pixels of the sky and nights.
+
+def _fibermap(fits: FitsFile) -> Table:
+    """Return the table of fibres, its TARGETID as exact integers."""
+    hdu = fits.find("COADD_FIBERMAP") or fits.find("FIBERMAP")
+    if hdu is None or not any(_ARM.fullmatch(h.name) for h in fits.hdus()):
+        if redshift_table(fits):
+            refuse_companion(fits, "redshifts alone")
+        if hdu is None:
+            refuse_layout(fits, _LAYOUT)
+    table = hdu.table()
+    for name in ("targetid", *(name for name in INTEGERS if name in table)):
+        values = table.column(name)
+        if values.dtype.kind not in "iu" or values.ndim != 1:
+            found = f"{values.dtype} of shape {values.shape}"
+            fits.refuse("column_type", f"{name.upper()}: expected integers, found {found}")
+    return table
+
+
+def _arms(fits: FitsFile, rows: int) -> list[_Arm]:
+    """Return the arms a file has, in the order of their wavelengths."""
+    names = {m[1]: None for hdu in fits.hdus() if (m := _ARM.fullmatch(hdu.name))}
+    if not names:
+        refuse_layout(fits, _LAYOUT)
+    letters = "".join(names)
+    if len(set(letters)) != len(letters):
+        fits.refuse(
+            "layout_ambiguous",
+            f"expected every arm once, found {', '.join(names)}: which of them is wanted?",
+        )
+    return [_Arm(fits, name, rows) for name in sorted(names, key=lambda name: "BRZ".find(name[0]))]
+
+
+def _exposures(fibermap: Table) -> bool:
+    """Return whether a row is one exposure: it has an EXPID, and nothing counts what was joined."""
+    counted = any(name.startswith(("coadd_", "num_")) for name in fibermap.layout.names)
+    return "expid" in fibermap and not counted
+
+
+@dataclass(frozen=True)
+class _Coaddition:
+    """What tells one co-addition of exposures from another.
+
+    The same target is observed in several programmes, pixels of the sky, tiles and nights. `name`
+    joins what the header states; where that is not all (`whole` is false), a record is told apart
+    by its content too, for names of files say nothing.
     """
-    for keys in (("SURVEY", "PROGRAM", "HPXPIXEL"), ("TILEID", "SPGRP", "SPGRPVAL", "PETAL")):
-        if all(header.get(key) is not None for key in keys):
-            return "-".join(str(header.get(key)).strip() for key in keys)
-    return file.name.partition(".fits")[0]
+
+    survey: str
+    name: str
+    whole: bool
+    exposures: bool
+    extra: Mapping[str, Any]
+    statements: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, fits: FitsFile, exposures: bool) -> _Coaddition:
+        header = next(fits.hdus()).header
+        stated = {key: header.get(key) for key in (*_HEALPIX, *_TILE)}
+        stated["PETAL"] = header.get("SPECTRO") if stated["PETAL"] is None else stated["PETAL"]
+        if stated["HPXPIXEL"] is None and str(stated["SPGRP"]).strip() == "healpix":
+            stated["HPXPIXEL"] = stated["SPGRPVAL"]
+        text = {key: str(value).strip() for key, value in stated.items() if value is not None}
+        for keys in (_HEALPIX, _TILE):
+            whole = all(text.get(key) for key in keys)
+            if whole:
+                break
+        else:
+            keys = tuple(key for key in (*_HEALPIX, *_TILE) if text.get(key))
+        extra = {"program": text.get("PROGRAM"), "healpix": stated["HPXPIXEL"],
+                 "tileid": stated["TILEID"], "petal": stated["PETAL"],
+                 "night": header.get("NIGHT")}  # fmt: skip
+        return cls(
+            text.get("SURVEY") or "desi",
+            "-".join(text[key] for key in keys) or "desi",
+            whole,
+            exposures,
+            {key: value for key, value in extra.items() if value is not None},
+        )
+
+    def observation_id(self, fibermap: Table, row: int, flux: np.ndarray) -> str:
+        parts = [self.name, str(int(fibermap.value("targetid", row)))]
+        if self.exposures:
+            known = fibermap.values(("expid", "fiber"), row)
+            parts += [str(value) for value in known.values()]
+        name = "-".join(parts)
+        return name if self.whole else name_by_content(name, flux)
 
 
 class _Arm:
-    """The four images of one arm, their shapes checked."""
+    """The images of one arm, their shapes checked."""
 
-    def __init__(self, fits: FitsFile, arm: str, rows: int):
-        self.wavelength = fits.need(f"{arm}_WAVELENGTH").image()
-        self.images: list[Hdu] = [fits.need(f"{arm}_{kind}") for kind in ("FLUX", "IVAR")]
-        mask = fits.find(f"{arm}_MASK")  # absent in some early and reduced files
-        self.mask = mask
+    def __init__(self, fits: FitsFile, name: str, rows: int):
+        self.name = name
+        wavelength = fits.need(f"{name}_WAVELENGTH")
+        unit = str(wavelength.header.get("BUNIT") or "Angstrom")  # without one, the data model's
+        self.wavelength = to_angstrom(fits.source, wavelength.name, unit, wavelength.image())
+        self.images: list[Hdu] = [fits.need(f"{name}_{kind}") for kind in ("FLUX", "IVAR")]
+        self.mask = fits.find(f"{name}_MASK")  # absent in some early and reduced files
         expected = (rows, len(self.wavelength))
-        for hdu in (*self.images, *([mask] if mask else [])):
+        for hdu in (*self.images, *([self.mask] if self.mask else [])):
             if hdu.shape != expected:
                 fits.refuse(
                     "shape_mismatch", f"HDU {hdu.name}: expected {expected}, found {hdu.shape}"
                 )
             hdu.check_whole()
+        unit = str(self.images[0].header.get("BUNIT") or "").strip()
+        # The data model: vacuum and barycentric; a file that says air is refused.
+        header = wavelength.header.over(next(fits.hdus()).header)
+        _, medium = decide_medium(fits.source, "vacuum", medium_said(header))
+        self.statements = {
+            "flux_unit": f"{unit}: BUNIT" if unit else "1e-17 erg/s/cm²/Å: data model",
+            "medium": medium.replace(": card", ": data model"),
+            "frame": model_frame(fits.source, header, "barycentric"),
+        }
+        self.factor = (
+            flux_factor(fits.source, f"{name}_FLUX", unit, self.wavelength) if unit else 1.0
+        )
 
     def block(self, rows: range) -> tuple[np.ndarray, ...]:
         """Return wavelength [P], flux, ivar and mask [rows, P]."""
         flux, ivar = (hdu.image_rows(rows.start, rows.stop) for hdu in self.images)
         mask = self.mask.image_rows(rows.start, rows.stop) if self.mask else np.zeros(flux.shape)
+        if np.ndim(self.factor) or self.factor != 1.0:
+            flux = flux.astype(np.float64) * self.factor
+            ivar = ivar.astype(np.float64) / np.square(self.factor)
         return self.wavelength, flux, ivar, mask
 
 
-def _bad_ivar(blocks: list[tuple[np.ndarray, ...]]) -> dict[int, tuple[str, str]]:
+def _coadd(blocks: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """Return wavelength [L] and flux, ivar and mask [rows, L] of all arms together.
+
+    Raises
+    ------
+    ValueError
+        If several arms do not lie on DESI's grid.
+    """
+    try:
+        return DESI_GRID.wavelength(), coadd_arms(DESI_GRID, blocks)
+    except ValueError:
+        if len(blocks) > 1:
+            raise
+    wavelength, flux, ivar, mask = blocks[0]
+    bad = (mask != 0) | ~(ivar > 0)
+    return wavelength.astype(np.float64), (
+        np.where(bad, 0, flux).astype(np.float32), np.where(bad, 0, ivar).astype(np.float32), bad
+    )  # fmt: skip
+
+
+def _bad_ivar(arms: list[_Arm], blocks: list[tuple[np.ndarray, ...]]) -> dict[int, tuple[str, str]]:
     """Return the rows whose unmasked ivar makes no sense; the co-addition would hide it as 0."""
     found = {}
-    for arm, (_, _, ivar, mask) in zip(ARMS, blocks, strict=True):
+    for arm, (_, _, ivar, mask) in zip(arms, blocks, strict=True):
         with np.errstate(invalid="ignore"):
             bad = (mask == 0) & ~((ivar >= 0) & (ivar < np.inf))
         for row in np.flatnonzero(bad.any(axis=1)).tolist():
             reason, detail = ivar_fault(ivar[row][mask[row] == 0])
-            found[row] = reason, f"{arm}_IVAR: {detail}"
+            found[row] = reason, f"{arm.name}_IVAR: {detail}"
     return found
 
 
 def _record(
     where: str,
-    survey: str,
-    coaddition: str,
+    about: _Coaddition,
     fibermap: Table,
     row: int,
-    arrays: list[np.ndarray],
-    fitted: dict[str, Any],
+    arrays: tuple[np.ndarray, ...],
+    fitted: Mapping[str, Any],
 ) -> Spectrum:
-    flux, ivar, mask = arrays
+    wavelength, flux, ivar, mask = arrays
+    extra = {**about.extra, **target_fields(fibermap, row)}
+    if fitted.get("deltachi2") is not None:
+        extra["deltachi2"] = fitted["deltachi2"]
     return Spectrum(
-        object_id=str(fibermap.value("targetid", row)),
-        wavelength=DESI_GRID.wavelength(),
+        object_id=str(extra["targetid"]),
+        wavelength=wavelength,
         flux=flux,
         ivar=ivar,
         mask=mask,
@@ -140,41 +302,9 @@ def _record(
         redshift_err=fitted.get("zerr", float("nan")),
         zwarning=fitted.get("zwarn", -1),
         snr=median_snr(flux, ivar, mask),
-        survey=survey,
+        survey=about.survey,
         source=where,
-        extra=_extra(fibermap, row, fitted),
-        observation_id=f"{coaddition}-{fibermap.value('targetid', row)}",
+        extra=extra,
+        observation_id=about.observation_id(fibermap, row, flux),
+        statements=about.statements,
     )
-
-
-def _extra(fibermap: Table, row: int, fitted: dict[str, Any]) -> dict[str, Any]:
-    targets = {n: fibermap.value(n, row) for n in _TARGET_COLUMNS if n in fibermap}
-    any_phase = 0
-    for name in _DESI_TARGET:
-        any_phase |= targets.get(name, 0)
-    found = {
-        "fiberstatus": fibermap.value("coadd_fiberstatus", row),
-        "objtype": fibermap.value("objtype", row),
-        "deltachi2": fitted.get("deltachi2"),
-        "is_bgs": bool(any_phase & _BGS_ANY),
-        "is_mws": bool(any_phase & _MWS_ANY),
-    }
-    return {**targets, **{key: value for key, value in found.items() if value is not None}}
-
-
-def _redshifts(coadd: SurveyFile) -> dict[int, dict[str, Any]]:
-    """Return redrock's columns by TARGETID, empty where there is no redrock file."""
-    name = coadd.name.replace("coadd-", "redrock-", 1)
-    choices = [coadd.sibling(n) for n in (name, name.removesuffix(".gz"), f"{name}.gz")]
-    file = next((f for f in choices if f.exists()), None)
-    if file is None:
-        return {}
-    with FitsFile(file) as fits:
-        table = fits.need("REDSHIFTS", at=1).table()
-        names = ("z", "zerr", "zwarn", "spectype", "subtype", "deltachi2")
-        columns = {n: table.column(n).tolist() for n in names if n in table}
-        targets = table.column("targetid").tolist()
-    return {
-        target: {name: values[row] for name, values in columns.items()}
-        for row, target in enumerate(targets)
-    }

@@ -1,36 +1,32 @@
-"""Headers of FITS HDUs: keywords, the numbers that say where data lie, the layout of tables.
+"""Headers of FITS HDUs: keywords, and the numbers that say where data lie.
 
 Whatever says how many bytes there are to read is checked here before it is used: that it is an
-integer, and within bounds. An HDU so never ends before its own header does.
+integer, within bounds, and said once. An HDU so never ends before its own header does.
 
-Source: FITS Standard 4.0 (Pence et al. 2010, A&A 524, A42; version of 2018), sections 4.4 and 7.3.
+Source: FITS Standard 4.0 (Pence et al. 2010, A&A 524, A42; version of 2018), sections 4.2 to 4.4.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from collections import OrderedDict
+from functools import cached_property
 from typing import Any
 
-import numpy as np
+import astropy.io.fits
 
 MAX_AXES = 32  # numpy's own limit before version 2; the standard's is 999
-MAX_FIELDS = 999
-MAX_ROW_BYTES = (1 << 31) - 1  # numpy's limit
 MAX_DATA_BYTES = 1 << 50
+MAX_FIELDS = 999
 IMAGE_TYPES = {8: "u1", 16: ">i2", 32: ">i4", 64: ">i8", -32: ">f4", -64: ">f8"}
 CARD = 80
 
-_COLUMN_TYPES = {
-    "L": "S1", "X": "u1", "B": "u1", "I": ">i2", "J": ">i4", "K": ">i8", "E": ">f4", "D": ">f8",
-    "C": ">c8", "M": ">c16", "P": ">i4", "Q": ">i8",
-}  # fmt: skip
 _VALUE = re.compile(rb"\s*(?:'((?:[^']|'')*)'|([^/\s]+))")
-_INTEGER = re.compile(r"[+-]?\d+")
+_INTEGER = re.compile(r"[+-]?\d{1,400}")
 _REAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(E[+-]?\d+)?")
-_CACHED_BYTES = 128 << 10  # larger headers are not kept
+_KEPT_BYTES = 8 << 20  # of headers kept for the next file that has the same
+_LONGEST_KEPT = 128 << 10
 
 
 class BadHeader(ValueError):
@@ -38,30 +34,34 @@ class BadHeader(ValueError):
 
 
 class Header:
-    """The cards of one HDU, searched on demand; of a keyword given twice the first counts."""
+    """The cards of one HDU, searched on demand; of a keyword given twice the first counts.
+
+    Long strings (CONTINUE) are joined and ESO's ``HIERARCH`` keywords found, with or without that
+    word before them. Text is ASCII by the standard; UTF-8 is understood, other bytes are escaped.
+    """
 
     def __init__(self, block: bytes):
         self.block = block
-        self.layout: TableLayout | None = None  # once `table_layout` was asked for it
+        self.layout: Any = None  # once `table_layout` was asked for it
         self._values: dict[str, Any] = {}
 
     @staticmethod
     def of(block: bytes) -> Header:
         """Return the header of these cards: one for all HDUs that share them."""
-        return _kept_header(block) if len(block) <= _CACHED_BYTES else Header(block)
+        return _KEPT.header(block) if len(block) <= _LONGEST_KEPT else Header(block)
 
     def get(self, key: str, default: Any = None) -> Any:
-        """Return the value of a keyword as str, bool, int or float."""
+        """Return the value of a keyword (upper case) as str, bool, int or float."""
         if key not in self._values:
             at = self._find(key)
-            self._values[key] = None if at < 0 else _parse_value(self.block[at + 9 : at + CARD])
+            self._values[key] = None if at < 0 else self._value(at)
         value = self._values[key]
         return default if value is None else value
 
     def number(self, key: str) -> float:
         """Return the value of a numeric keyword, NaN without one."""
         value = self.get(key)
-        return float(value) if isinstance(value, int | float) else float("nan")
+        return float(value) if type(value) in (int, float) else float("nan")
 
     def integer(self, key: str, low: int, high: int, default: int | None = None) -> int:
         """Return an integer keyword within ``low`` to ``high``; `default` where there is none.
@@ -69,9 +69,9 @@ class Header:
         Raises
         ------
         BadHeader
-            For another value, or none without a default.
+            For another value, none without a default, or two that differ.
         """
-        value = self.get(key)
+        value = self._only(key)
         if type(value) is int and low <= value <= high:
             return value
         if default is not None and self._find(key) < 0:
@@ -79,24 +79,66 @@ class Header:
         raise BadHeader(f"{key}: expected an integer {low}–{high}, found {self._shown(key)}")
 
     def factor(self, key: str, default: float) -> float:
-        """Return a real keyword (BZERO, TSCALn …); `default` where there is none.
+        """Return a finite real keyword (BZERO, TSCALn …); `default` where there is none.
 
         Raises
         ------
         BadHeader
-            For a value that is no number.
+            For a value that is no number, or two that differ.
         """
-        value = self.get(key)
-        if type(value) in (int, float):
+        value = self._only(key)
+        if type(value) is int or (type(value) is float and math.isfinite(value)):
             return value
         if self._find(key) < 0:
             return default
         raise BadHeader(f"{key}: expected a number, found {self._shown(key)}")
 
+    def text(self, key: str, default: str = "") -> str:
+        """Return a keyword's text; `default` where there is none.
+
+        Raises
+        ------
+        BadHeader
+            For a value that is no text, or two that differ.
+        """
+        value = self._only(key)
+        if isinstance(value, str):
+            return value
+        if self._find(key) < 0 or not self._shown(key).strip("' "):
+            return default
+        raise BadHeader(f"{key}: expected text, found {self._shown(key)}")
+
+    def states(self, key: str) -> bool:
+        """Return whether a keyword is given with a value, of whatever type."""
+        return self._find(key) >= 0 and bool(self._shown(key).strip("' "))
+
+    def index(self) -> None:
+        """Prepare for hundreds of keywords to be asked for."""
+        _ = self._index
+
+    def scale(self, zero: str, scale: str) -> tuple[float, float]:
+        """Return the offset and the factor, not 0, that two keywords give: BZERO and BSCALE."""
+        factor = self.factor(scale, 1)
+        if factor == 0:
+            raise BadHeader(f"{scale}: expected a number other than 0, found {factor}")
+        return self.factor(zero, 0), factor
+
     @cached_property
     def name(self) -> str:
         """EXTNAME in upper case, '' where there is none."""
         return str(self.get("EXTNAME", "")).upper()
+
+    @cached_property
+    def compressed(self) -> str:
+        """What a binary table holds in compressed tiles: ``image``, ``table`` or nothing."""
+        if self.get("XTENSION") != "BINTABLE":
+            return ""
+        return next((kind for kind in ("image", "table") if self.get(f"Z{kind.upper()}")), "")
+
+    @cached_property
+    def random_groups(self) -> bool:
+        """Whether the primary HDU holds random groups (section 6)."""
+        return self.get("GROUPS") is True and self.get("NAXIS1") == 0 and self._find("SIMPLE") == 0
 
     @cached_property
     def data_bytes(self) -> int:
@@ -114,6 +156,7 @@ class Header:
         sizes = [self.integer(f"NAXIS{n + 1}", 0, MAX_DATA_BYTES) for n in range(axes)]
         extra = self.integer("PCOUNT", 0, MAX_DATA_BYTES, default=0)
         groups = self.integer("GCOUNT", 1, MAX_DATA_BYTES, default=1)
+        self.integer("TFIELDS", 0, MAX_FIELDS, default=0)  # astropy counts up to it
         width = abs(bits) // 8
         # An axis of 0 must not hide from numpy's integers how long the others are.
         if width * groups * (extra + math.prod(size or 1 for size in sizes)) > MAX_DATA_BYTES:
@@ -121,20 +164,83 @@ class Header:
                 f"NAXISn, PCOUNT, GCOUNT: expected at most {MAX_DATA_BYTES:,} bytes of data, "
                 f"found BITPIX {bits}, axes {sizes}, PCOUNT {extra}, GCOUNT {groups}"
             )
+        if self.random_groups:
+            sizes = sizes[1:]
         return width * groups * (extra + math.prod(sizes)) if axes else 0
+
+    def over(self, other: Header) -> Header:
+        """Return these keywords, and of another header those that are not here."""
+        return Header(self.block + other.block)
+
+    def astropy(self) -> astropy.io.fits.Header:
+        """Return these cards as astropy has them, for its WCS."""
+        return astropy.io.fits.Header.fromstring(self.block.decode("latin-1"))
+
+    def _only(self, key: str) -> Any:
+        """Return the value of a keyword on which others depend; twice must be the same."""
+        value, first = self.get(key), self._find(key)
+        if first < 0:
+            return value
+        for again in self._repeats(first):
+            if self._value(again) != value:
+                found = f"{value!r} and {self._value(again)!r}"
+                raise BadHeader(f"{key}: expected one value, found {found}")
+        return value
+
+    def _value(self, at: int) -> Any:
+        start = self.block.find(b"=", at) + 1 if self.block.startswith(b"HIERARCH", at) else at + 9
+        value = _parse_value(self.block[start : at + CARD])
+        while isinstance(value, str) and value.endswith("&"):
+            at += CARD
+            if not self.block.startswith(b"CONTINUE  ", at):
+                break
+            more = _parse_value(self.block[at + 10 : at + CARD])
+            if not isinstance(more, str):
+                break
+            value = value[:-1] + more
+        return value
 
     def _find(self, key: str) -> int:
         """Return where the card of a keyword lies, -1 where there is none."""
-        prefix = key.encode().ljust(8) + b"="
+        if len(key) > 8 or " " in key:
+            return self._hierarchy.get(key.removeprefix("HIERARCH ").strip(), -1)
+        prefix = key.encode("ascii", "replace").ljust(8) + b"="
+        if "_index" in self.__dict__:
+            return self._index.get(prefix, -1)
         at = self.block.find(prefix)
         return at if at < 0 or at % CARD == 0 else self._index.get(prefix, -1)
 
     @cached_property
     def _index(self) -> dict[bytes, int]:
-        """All keywords; made only where text looks like a keyword, so that a search stays short."""
+        """All keywords; made where many are asked for, or where text looks like a keyword."""
         found: dict[bytes, int] = {}
         for at in range(0, len(self.block), CARD):
             found.setdefault(self.block[at : at + 9], at)
+        return found
+
+    def _repeats(self, first: int) -> list[int]:
+        """Return where the keyword of a card is given again."""
+        prefix = self.block[first : first + 9]
+        if "_index" not in self.__dict__ and self.block.find(prefix, first + CARD) < 0:
+            return []
+        return [at for at in self._again.get(prefix, []) if at > first]
+
+    @cached_property
+    def _again(self) -> dict[bytes, list[int]]:
+        found: dict[bytes, list[int]] = {}
+        for at in range(0, len(self.block), CARD):
+            prefix = self.block[at : at + 9]
+            if self._index[prefix] != at:
+                found.setdefault(prefix, []).append(at)
+        return found
+
+    @cached_property
+    def _hierarchy(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for at in range(0, len(self.block), CARD):
+            if self.block.startswith(b"HIERARCH ", at):
+                words = self.block[at + 9 : at + CARD].partition(b"=")[0].split()
+                found.setdefault(b" ".join(words).decode("ascii", "replace").upper(), at)
         return found
 
     def _shown(self, key: str) -> str:
@@ -143,7 +249,30 @@ class Header:
         return "none" if at < 0 else repr(text.partition("/")[0].strip())
 
 
-_kept_header = lru_cache(maxsize=256)(Header)
+class _KeptHeaders:
+    """The headers seen last, as long as they are together no larger than a limit."""
+
+    def __init__(self):
+        self._headers: OrderedDict[bytes, Header] = OrderedDict()
+        self._bytes = 0
+
+    def header(self, block: bytes) -> Header:
+        found = self._headers.pop(block, None)
+        if found is None:
+            found = Header(block)
+            self._bytes += len(block)
+            while self._bytes > _KEPT_BYTES:
+                self._bytes -= len(self._headers.popitem(last=False)[0])
+        self._headers[found.block] = found  # the last one asked for
+        return found
+
+
+_KEPT = _KeptHeaders()
+
+
+def decode_text(text: bytes) -> str:
+    """Return bytes as text, different bytes as different text: UTF-8, others escaped."""
+    return text.decode("utf-8", "backslashreplace")
 
 
 def _parse_value(text: bytes) -> Any:
@@ -151,7 +280,7 @@ def _parse_value(text: bytes) -> Any:
     if match is None:
         return None
     if match[1] is not None:
-        return match[1].replace(b"''", b"'").rstrip().decode("ascii", "replace")
+        return decode_text(match[1].replace(b"''", b"'").rstrip())
     word = match[2].decode("ascii", "replace")
     if word in ("T", "F"):
         return word == "T"
@@ -159,87 +288,3 @@ def _parse_value(text: bytes) -> Any:
         return int(word)
     word = word.upper().replace("D", "E")
     return float(word) if _REAL.fullmatch(word) else None
-
-
-# tables ----------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class TableLayout:
-    """How a row of a binary table is built; column names in lower case."""
-
-    dtype: np.dtype
-    names: frozenset[str]
-    zeros: dict[str, float]
-    scales: dict[str, float]
-    _parts: dict[tuple[str, ...], np.dtype] = field(default_factory=dict)
-
-    def part(self, names: tuple[str, ...]) -> np.dtype:
-        """Return the layout of those columns alone that are there, within the same row."""
-        if names not in self._parts:
-            fields = {n: self.dtype.fields[n] for n in names if n in self.names}
-            self._parts[names] = np.dtype({
-                "names": list(fields), "formats": [kind for kind, _ in fields.values()],
-                "offsets": [at for _, at in fields.values()], "itemsize": self.dtype.itemsize,
-            })  # fmt: skip
-        return self._parts[names]
-
-
-def table_layout(header: Header) -> TableLayout:
-    """Return the layout of a binary table; computed once for tables that share their header.
-
-    Raises
-    ------
-    BadHeader
-        Where TFIELDS, NAXIS1, TTYPEn, TFORMn, TZEROn or TSCALn are impossible.
-    """
-    if header.layout:
-        return header.layout
-    fields, zeros, scales = [], {}, {}
-    for n in range(1, header.integer("TFIELDS", 0, MAX_FIELDS) + 1):
-        name = str(header.get(f"TTYPE{n}") or f"col{n}").lower()
-        fields.append((name, *_column_type(f"TFORM{n}", str(header.get(f"TFORM{n}")))))
-        if zero := header.factor(f"TZERO{n}", 0):
-            zeros[name] = zero
-        if (scale := header.factor(f"TSCAL{n}", 1)) != 1:
-            scales[name] = scale
-    width = header.integer("NAXIS1", 1, MAX_ROW_BYTES)
-    try:
-        dtype = np.dtype(fields)
-    except ValueError as error:
-        raise BadHeader(f"TTYPEn, TFORMn: {error}") from None
-    if dtype.itemsize != width:
-        raise BadHeader(
-            f"NAXIS1: expected the {dtype.itemsize} bytes of the columns, found {width}"
-        )
-    header.layout = TableLayout(dtype, frozenset(dtype.names or ()), zeros, scales)
-    return header.layout
-
-
-def _column_type(key: str, form: str) -> tuple:
-    match = re.match(r"\s*(\d*)([A-Z])", form)
-    if match is None or match[2] not in (*_COLUMN_TYPES, "A"):
-        raise BadHeader(f"{key}: expected a type of binary tables, found {form!r}")
-    repeat, code = int(match[1] or 1), match[2]
-    if repeat > MAX_ROW_BYTES:
-        raise BadHeader(f"{key}: expected a repeat of at most {MAX_ROW_BYTES}, found {form!r}")
-    if code == "A":
-        return (f"S{repeat}",)
-    if code in "PQ":
-        return (_COLUMN_TYPES[code], (2 * repeat,))
-    if code == "X":
-        repeat = -(-repeat // 8)
-    return (_COLUMN_TYPES[code],) if repeat == 1 else (_COLUMN_TYPES[code], (repeat,))
-
-
-def scaled(values: np.ndarray, zero: float, scale: float) -> np.ndarray:
-    """Return ``zero + scale · values``; as integers where the standard stores them so."""
-    if scale == 1 and zero == 0:
-        return values
-    kind, bits = values.dtype.kind, 8 * values.dtype.itemsize
-    if scale == 1 and kind == "i" and zero == 2 ** (bits - 1):
-        # The standard's way to store unsigned integers: flip the sign bit.
-        unsigned = values.view(np.dtype(f"u{values.dtype.itemsize}"))
-        return unsigned ^ unsigned.dtype.type(1 << (bits - 1))
-    if scale == 1 and values.dtype == np.uint8 and zero == -128:
-        return (values ^ np.uint8(128)).view(np.int8)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return values * float(scale) + float(zero)

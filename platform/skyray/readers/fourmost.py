@@ -1,49 +1,55 @@
-"""4MOST 1-D spectra in the layout of ESO's phase 3 products (SDPS): one spectrum a file.
+"""ESO phase 3 1-D spectra (SDPS), 4MOST's among them: one spectrum a file, of any name.
 
 Layout
 ------
-Primary header, no data:
+Primary header:
 
-=========  =======================================================================
-OBJECT     target identifier (text); becomes ``object_id``
-RA, DEC    degrees, ICRS
-SNR        median signal-to-noise a pixel
-SPECSYS    BARYCENT, HELIOCEN or TOPOCENT
-TRG_CLS    class of the target as text (``ClusB``); absent or empty where unknown
-TRG_Z      redshift of the target; absent where unknown
-=========  =======================================================================
+===========  =====================================================================
+OBJECT       target identifier (text); becomes ``object_id``
+ARCFILE      the archive's own name of the file; becomes ``observation_id``
+RA, DEC      degrees, ICRS
+SNR          median signal-to-noise a pixel
+SPECSYS      BARYCENT or HELIOCEN; TOPOCENT is corrected where site, time and
+             position are told, else refused
+TRG_CLS      class of the target as text (``ClusB``); absent or empty where unknown
+TRG_Z        redshift of the target; absent where unknown
+===========  =====================================================================
 
-HDU 1, BINTABLE ``SPECTRUM`` with a single row of array columns of one length:
+The first BINTABLE with WAVE and FLUX (called SPECTRUM, PHASE3SPECTRUM or nothing), a single row of
+array columns of one length:
 
-========  =====  ==================================================================
-WAVE      nD     wavelength; TUNIT ``angstrom`` or ``nm``; vacuum unless its TUCD
-                 contains ``air``, as the ESO standard writes it
-FLUX      nE     TUNIT ``10**(-17)erg.cm**(-2).s**(-1).angstrom**(-1)``, or without
-                 the power of ten
-ERR_FLUX  nE     1 σ in the unit of FLUX; 0 = not measured
-QUAL      nJ     0 = good
-========  =====  ==================================================================
+================  ================================================================
+WAVE              wavelength, TUNIT a length; vacuum unless its TUCD says air
+                  (``em.wl;obs.atmos``, ``em.wl;obs.air``), as the ESO standard writes it
+FLUX              TUNIT any flux density per wavelength, such as
+                  ``10**(-17)erg.cm**(-2).s**(-1).angstrom**(-1)``
+ERR_FLUX or ERR   1 σ in the unit of FLUX; 0 = not measured
+QUAL              0 = good; absent: the file flags no pixel
+================  ================================================================
 
-TRG_CLS and TRG_Z are the mock's own; ESO's standard has no keyword for a class.
-Files are called ``qmost_<OBJECT>.fits``, or ``ADP.<date>.fits`` in the ESO archive.
+TRG_CLS and TRG_Z are the mock's own; ESO's standard has no keyword for a class. A file that does
+not name itself (ARCFILE) is told apart from others of its target by its content.
 
 Source: ESO External Data Products Standard, issue 8, section 5.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
-from skyray.readers.base import Reader, SurveyFile, register
-from skyray.readers.fits_bytes import FitsFile, Table
+from skyray.readers.base import Reader, SurveyFile, name_by_content, register
+from skyray.readers.column_facts import fits_facts
+from skyray.readers.fits_bytes import FitsFile, Header, Table
+from skyray.readers.layout import columns_of, fits_names, refuse_layout, stem
+from skyray.readers.medium import medium_said
+from skyray.readers.spectrum_values import Meaning, decide
+from skyray.readers.table_options import WavelengthOptions
+from skyray.readers.units import FLUX, is_flux, parse_unit
 from skyray.records import InvalidRecord, Spectrum
-from skyray.transforms.spectra import air_to_vacuum, ivar_of_error, median_snr
-
-_POWER = re.compile(r"10\s*(?:\*\*|\^)?\s*\(?\s*([-+]\d+)\s*\)?")
-_ANGSTROM = {"": 1.0, "angstrom": 1.0, "a": 1.0, "0.1nm": 1.0, "nm": 10.0}
+from skyray.transforms.spectra import median_snr
 
 
 @register
@@ -51,7 +57,7 @@ class FourmostReader(Reader):
     """One spectrum a file. `Spectrum.extra`: specsys and, where given, prog_id and exptime."""
 
     name = "fourmost"
-    patterns = ("qmost*.fits", "ADP.*.fits")
+    patterns = fits_names("*")
 
     def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Spectrum | InvalidRecord]:
         with FitsFile(file) as fits:
@@ -60,27 +66,20 @@ class FourmostReader(Reader):
 
 def _read_spectrum(fits: FitsFile, name: str) -> Spectrum:
     header = next(fits.hdus()).header
-    table = fits.need("SPECTRUM", at=1).table()
-    if len(table) != 1:
-        fits.refuse("table_empty", f"HDU SPECTRUM: expected one row, found {len(table)}")
-    units = _column_cards(table, "TUNIT")
-    wave, flux, error, quality = (
-        np.atleast_1d(table.column(c)[0]) for c in ("wave", "flux", "err_flux", "qual")
-    )
-    scale = _flux_scale(units.get("flux", ""))
-    wavelength = wave.astype(np.float64) * _wavelength_scale(fits, units.get("wave", ""))
-    if "air" in _column_cards(table, "TUCD").get("wave", "").split(";"):
-        wavelength = air_to_vacuum(wavelength)
-    flux = (flux * scale).astype(np.float32)
-    mask = quality != 0
-    ivar = ivar_of_error(error * scale, mask)
+    table = _spectrum_table(fits)
+    wavelength, flux, ivar, mask, statements = _pixels(fits, table)
     spectype = str(header.get("TRG_CLS", "")).strip()
     snr = header.number("SNR")
     same = len({wavelength.size, flux.size, ivar.size, mask.size}) == 1
+    object_id = str(header.get("OBJECT") or "").strip() or stem(name)
+    if object_id.upper() == "SKY":
+        raise InvalidRecord(
+            "sky_fibre", f"expected a target, found OBJECT {object_id!r}", fits.source
+        )
     extra = {"specsys": header.get("SPECSYS"), "prog_id": header.get("PROG_ID"),
              "exptime": header.get("EXPTIME")}  # fmt: skip
     return Spectrum(
-        object_id=str(header.get("OBJECT") or name.removesuffix(".fits")),
+        object_id=object_id,
         wavelength=wavelength,
         flux=flux,
         ivar=ivar,
@@ -91,26 +90,73 @@ def _read_spectrum(fits: FitsFile, name: str) -> Spectrum:
         redshift=header.number("TRG_Z"),
         zwarning=0 if spectype else -1,
         snr=median_snr(flux, ivar, mask) if np.isnan(snr) and same else snr,
-        survey="4most",
+        survey=_survey(header),
         source=fits.source,
-        observation_id=name.partition(".fits")[0],  # a target is observed more than once
+        observation_id=_observation_id(header, object_id, flux),
         extra={key: value for key, value in extra.items() if value is not None},
+        statements=statements,
     )
 
 
-def _column_cards(table: Table, keyword: str) -> dict[str, str]:
-    header = table.hdu.header
-    names = table.rows.dtype.names
-    return {name: str(header.get(f"{keyword}{n + 1}", "")).lower() for n, name in enumerate(names)}
+def _pixels(fits: FitsFile, table: Table) -> tuple[np.ndarray, ...]:
+    """Return vacuum wavelength (Å), flux and ivar as `Spectrum` has them, and what is flagged.
+
+    And the statements that this rests on.
+    """
+    error_name = "err" if "err" in table and "err_flux" not in table else "err_flux"
+    wave, flux, error = (np.atleast_1d(table.column(c)[0]) for c in ("wave", "flux", error_name))
+    mask = np.atleast_1d(table.column("qual")[0]) if "qual" in table else np.zeros(flux.shape)
+    mask = mask != 0
+    meaning = _meaning(fits, table, error_name)
+    wavelength = meaning.wavelength(wave)
+    if not wave.shape == flux.shape == error.shape:  # `check_spectrum` says what is wrong
+        return wavelength, flux, error, mask, meaning.statements
+    return wavelength, *meaning.flux(wavelength, flux, error, mask), mask, meaning.statements
 
 
-def _flux_scale(unit: str) -> float:
-    """Return the factor that brings a flux to 1e-17 erg/s/cm²/Å."""
-    power = _POWER.match(unit.strip())
-    return 10.0 ** (int(power[1]) + 17) if power else 1e17
+def _meaning(fits: FitsFile, table: Table, error_name: str) -> Meaning:
+    header = table.hdu.header.over(next(fits.hdus()).header)
+    columns = fits_facts(table.hdu.header)
+    facts = {"wavelength": columns.of("WAVE"), "flux": columns.of("FLUX"),
+             "noise": columns.of(error_name)}  # fmt: skip
+    for role in ("wavelength", "flux"):
+        if not facts[role].unit:
+            detail = f"{facts[role].name}: expected a unit, as the standard has it, found none"
+            fits.refuse("unit_unknown", detail)
+    unit = parse_unit(facts["flux"].unit)
+    if unit is not None and is_flux(facts["flux"].unit) and not unit.is_equivalent(FLUX):
+        detail = f"FLUX: expected a flux density per wavelength, found {facts['flux'].unit!r}"
+        fits.refuse("unit_unknown", detail)
+    length = parse_unit(facts["wavelength"].unit)
+    if length is None or not length.is_equivalent("Angstrom"):
+        detail = f"WAVE: expected a unit of length, found {facts['wavelength'].unit!r}"
+        fits.refuse("unit_unknown", detail)
+    # The standard: vacuum unless it says air.
+    silent = not medium_said(header, facts["wavelength"].told())
+    medium = "vacuum" if silent else "from_file"
+    found = decide(fits.source, header, facts, WavelengthOptions(column="WAVE"), medium, None, True)
+    if silent:
+        told = {**found.statements, "medium": "vacuum: ESO standard, no TUCD of WAVE"}
+        return replace(found, statements=told)
+    return found
 
 
-def _wavelength_scale(fits: FitsFile, unit: str) -> float:
-    if unit.strip() not in _ANGSTROM:
-        fits.refuse("unit_unknown", f"WAVE: expected one of {sorted(_ANGSTROM)}, found {unit!r}")
-    return _ANGSTROM[unit.strip()]
+def _spectrum_table(fits: FitsFile) -> Table:
+    for hdu in fits.hdus():
+        if {"wave", "flux"} <= columns_of(hdu):
+            table = hdu.table()
+            if len(table) != 1:
+                fits.refuse("table_empty", f"HDU {hdu.name}: expected one row, found {len(table)}")
+            return table
+    refuse_layout(fits, "an ESO phase 3 spectrum: a table of WAVE, FLUX, ERR_FLUX and QUAL")
+
+
+def _survey(header: Header) -> str:
+    instrument = str(header.get("INSTRUME") or "").strip().lower()
+    return instrument if instrument not in ("", "qmost") else "4most"
+
+
+def _observation_id(header: Header, object_id: str, flux: np.ndarray) -> str:
+    """Return the archive's name of the file: a target is observed more than once."""
+    archived = str(header.get("ARCFILE") or "").strip()
+    return stem(archived) if archived else name_by_content(object_id, flux)

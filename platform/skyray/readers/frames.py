@@ -17,24 +17,24 @@ sky position are refused::
 
 from __future__ import annotations
 
-import io
 import math
 import posixpath
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from string import Formatter
 from typing import Any, Literal
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
-from astropy.io import fits
-from astropy.wcs import WCS
+from astropy.coordinates import SkyCoord
 from pydantic import Field
 
 from skyray.config import Config
 from skyray.readers.base import Reader, SurveyFile, register
-from skyray.readers.foreign_arrow import read_table
-from skyray.readers.images import ImageOptions
+from skyray.readers.columns import open_columns, parquet_units
+from skyray.readers.frame_files import FrameOptions, Frames
+from skyray.readers.image_wcs import check_scale
+from skyray.readers.images import ImageOptions, attempt
+from skyray.readers.units import agreed_angle, to_degrees
 from skyray.records import Cutout, InvalidRecord
 from skyray.transforms.cutting import (
     DES_PIXEL_ARCSEC,
@@ -45,8 +45,6 @@ from skyray.transforms.cutting import (
     first_on_sky,
     sdss_half_width,
 )
-
-_OPEN_FRAMES = 8
 
 
 class SizeRule(Config):
@@ -81,12 +79,18 @@ class MatchOptions(Config):
     columns: list[str] = Field(min_length=1)
 
 
-class FrameOptions(ImageOptions):
+class FrameCutoutOptions(FrameOptions, ImageOptions):
     frames: str = Field(description="path of a band's frame relative to the catalogue, with {band}")
     bands: tuple[str, ...] = ("g", "r", "i")
-    hdu: int = Field(0, description="HDU of the image")
     ra: str = "ra"
     dec: str = "dec"
+    frame: Literal["icrs", "fk5", "fk4", "galactic"] = Field(
+        "icrs", description="of the catalogue's positions; fk5 is J2000, fk4 B1950"
+    )
+    ra_unit: Literal["deg", "hourangle", "rad"] | None = Field(
+        None, description="where the catalogue states none; default: degrees, hours in 12:34:56"
+    )
+    dec_unit: Literal["deg", "rad"] | None = Field(None, description="as ra_unit; degrees")
     size: SizeRule = SizeRule()
     match: MatchOptions | None = None
     duplicates_arcsec: float | None = Field(
@@ -103,22 +107,30 @@ class FrameCutoutReader(Reader):
 
     def __init__(self, options=None):
         super().__init__(options)
-        self.settings = FrameOptions.load(self.options)
-        self._frames: OrderedDict[str, tuple[Any, WCS]] = OrderedDict()
+        self.settings = FrameCutoutOptions.load(self.options)
+        self._frames = Frames(self.settings)
+
+    def claims(self, path: str) -> bool:
+        return super().claims(path.lower())
 
     def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Cutout | InvalidRecord]:
         options = self.settings
-        table = _load_table(file, [options.ra, options.dec])
-        ra, dec = (table[name].to_numpy(np.float64) for name in (options.ra, options.dec))
+        stated: dict[str, str] = {}
+        table = _load_table(file, self._names(), (options.ra, options.dec), stated)
+        ra, dec, faults = self._positions(file.path, table, stated)
         placed = np.isfinite(ra) & np.isfinite(dec)
         kept = placed.copy()
         if options.duplicates_arcsec:
             kept[placed] = first_on_sky(ra[placed], dec[placed], options.duplicates_arcsec)
         matched = self._matched(file, ra, dec, kept)
-        for number, row in enumerate(table.to_dict("records")):
+        for number in range(len(ra)):
+            row = {name: values[number] for name, values in table.items()}
             source = f"{file.path}#{number}"
             name = str(row.get(options.fields.get("object_id", ""), f"{file.name}-{number}"))
-            try:
+
+            def make(number=number, row=row, source=source, name=name) -> Cutout:
+                if number in faults:
+                    raise InvalidRecord("position_invalid", faults[number])
                 if not placed[number]:
                     raise InvalidRecord("position_missing", "expected ra and dec, found none")
                 if not kept[number]:
@@ -133,83 +145,107 @@ class FrameCutoutReader(Reader):
                         f"{options.match.radius_arcsec}″, found none",
                     )
                 values = {**row, **matched.get(number, {})}
-                yield self._cutout(file, values, ra[number], dec[number], source, name)
-            except InvalidRecord as error:
-                yield InvalidRecord(error.reason, error.detail, source, name)
-            except (KeyError, TypeError, ValueError) as error:
-                yield InvalidRecord("field_invalid", str(error), source, name)
+                return self._cutout(file, values, ra[number], dec[number], source, name)
+
+            yield attempt(make, source, name)
+
+    def _names(self) -> set[str]:
+        """Return the columns of the catalogue that are asked for."""
+        options, size = self.settings, self.settings.size
+        template = {name for _, name, _, _ in Formatter().parse(options.frames) if name}
+        sizes = {size.petro_rad, size.kron_radius, size.a_image}
+        return {options.ra, options.dec} | options.names() | (template - {"band"}) | sizes
+
+    def _positions(
+        self, path: str, table: dict[str, list], stated: dict[str, str]
+    ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+        """Return positions in degrees, ICRS (NaN where there is none), and why some are wrong."""
+        options, faults = self.settings, {}
+        ra, dec = table[options.ra], table[options.dec]
+        units = (
+            agreed_angle(path, options.ra, options.ra_unit, stated.get(options.ra, "")),
+            agreed_angle(path, options.dec, options.dec_unit, stated.get(options.dec, "")),
+        )
+        hours = options.frame not in ("galactic",)
+        angles = np.full((2, len(ra)), np.nan)
+        for number, pair in enumerate(zip(ra, dec, strict=True)):
+            try:
+                found = [
+                    to_degrees(path, options.ra, units[0], pair[0], hours=hours),
+                    to_degrees(path, options.dec, units[1], pair[1]),
+                ]
+                if abs(found[0]) > 360 or abs(found[1]) > 90:
+                    raise ValueError("out of range")
+                angles[:, number] = found
+            except (ValueError, TypeError, OverflowError) as error:
+                faults[number] = f"expected ra and dec in degrees, found {pair}: {error}"[:300]
+        good = np.isfinite(angles).all(axis=0)
+        if options.frame != "icrs" and good.any():
+            sky = SkyCoord(*angles[:, good], unit="deg", frame=options.frame).icrs
+            angles[:, good] = sky.ra.deg, sky.dec.deg
+        return angles[0], angles[1], faults
 
     def _matched(self, file: SurveyFile, ra, dec, kept) -> dict[int, dict[str, Any]]:
         match = self.settings.match
         if match is None:
             return {}
-        other = _load_table(file.sibling(match.table), [match.ra, match.dec, *match.columns])
-        place = other[[match.ra, match.dec]].to_numpy(np.float64)
+        wanted = {match.ra, match.dec, *match.columns}
+        other = _load_table(file.sibling(match.table), wanted, tuple(sorted(wanted)))
+        place = np.array([other[match.ra], other[match.dec]], np.float64).T
+        place[~np.isfinite(place).all(axis=1)] = np.nan
         rows = np.flatnonzero(kept)
-        pairs = cross_match(ra[rows], dec[rows], place[:, 0], place[:, 1], match.radius_arcsec)
-        columns = other[match.columns].to_dict("records")
-        return {int(rows[i]): columns[j] for i, j in zip(pairs.first, pairs.second, strict=True)}
+        there = np.flatnonzero(np.isfinite(place[:, 0]))
+        pairs = cross_match(ra[rows], dec[rows], *place[there].T, match.radius_arcsec)
+        return {
+            int(rows[i]): {name: other[name][there[j]] for name in match.columns}
+            for i, j in zip(pairs.first, pairs.second, strict=True)
+        }
 
     def _cutout(self, file, row: dict[str, Any], ra, dec, source: str, name: str) -> Cutout:
         options = self.settings
-        planes, scale = [], math.nan
-        for band in options.bands:
-            frame, wcs = self._frame(file, options.frames.format(band=band, **row))
-            scale = _pixel_arcsec(wcs)
-            planes.append(cut(frame, wcs, ra, dec, options.size.half_width(row, scale)))
+        names = [options.frames.format(band=band, **row) for band in options.bands]
+        paths = [posixpath.normpath(posixpath.join(posixpath.dirname(file.path), n)) for n in names]
+        frames = self._frames.open_all(file, paths, options.bands)
+        planes = [
+            cut(frame, frame.wcs, ra, dec, options.size.half_width(row, frame.sampling[0]))
+            for frame in frames
+        ]
         # Neighbouring frames of one survey may differ by a pixel in size.
         side = min(len(plane) for plane in planes)
         image = np.stack([plane[:side, :side] for plane in planes])
-        kept = {"pixel_scale_arcsec": scale} if options.pixel_scale_arcsec is None else {}
-        made = options.cutout(image, row.__getitem__, source, name, {})
-        fields = {"ra": float(ra), "dec": float(dec), **kept}
-        return Cutout(**{**{n: getattr(made, n) for n in made.__slots__}, **fields})
-
-    def _frame(self, file: SurveyFile, name: str) -> tuple[Any, WCS]:
-        path = posixpath.normpath(posixpath.join(posixpath.dirname(file.path), name))
-        if path in self._frames:
-            self._frames.move_to_end(path)
-            return self._frames[path]
-        frame = SurveyFile(file.filesystem, path)
-        if not frame.exists():
-            raise InvalidRecord("frame_missing", f"expected a file {path}, found none")
-        try:
-            hdu = fits.open(io.BytesIO(frame.read_bytes()))[self.settings.hdu]
-            found = np.asarray(hdu.data, np.float32), WCS(hdu.header)
-        except (OSError, ValueError, IndexError, TypeError) as error:
-            raise InvalidRecord("frame_invalid", f"{path}: {error}") from None
-        if found[0].ndim != 2 or not found[1].has_celestial:
-            raise InvalidRecord(
-                "frame_invalid", f"{path}: expected an image with a celestial WCS in HDU "
-                f"{self.settings.hdu}, found shape {found[0].shape}",
-            )  # fmt: skip
-        self._frames[path] = found
-        if len(self._frames) > _OPEN_FRAMES:
-            self._frames.popitem(last=False)
-        return found
+        made = options.cutout(image, row.__getitem__, source, name, {}, self._frames.told(frames))
+        fields = {"ra": float(ra), "dec": float(dec)}
+        if options.pixel_scale_arcsec is None and "pixel_scale_arcsec" not in options.fields:
+            fields["pixel_scale_arcsec"] = frames[0].sampling[0]
+        check_scale(frames[0].sampling[0], made.pixel_scale_arcsec)
+        return replace(made, **fields)
 
 
-def _pixel_arcsec(wcs: WCS) -> float:
-    return 3600.0 * math.sqrt(abs(np.linalg.det(wcs.pixel_scale_matrix)))
+def _load_table(
+    file: SurveyFile,
+    names: set[str],
+    needed: tuple[str, ...],
+    stated: dict[str, str] | None = None,
+) -> dict[str, list]:
+    """Return columns of a catalogue as lists of Python's own values, integers exact.
 
-
-def _load_table(file: SurveyFile, needed: list[str]) -> pd.DataFrame:
+    `stated` gets the units that it states.
+    """
     if not file.exists():
         raise InvalidRecord("table_missing", f"expected a table {file.path}", file.path)
-    try:
-        if file.name.endswith(".parquet"):
-            table = read_table(file.path, filesystem=file.filesystem)
-            table = table.to_pandas(ignore_metadata=True)  # pandas has a registry of types too
-        else:
-            table = pd.read_csv(io.BytesIO(file.read_bytes()))
-    except InvalidRecord:
-        raise
-    except (pa.ArrowException, pd.errors.ParserError, ValueError, OSError) as error:
-        raise InvalidRecord("table_invalid", str(error), file.path) from None
-    missing = set(needed) - set(table.columns)
-    if missing:
+    columns: dict[str, list] = {}
+    units = parquet_units(file) if file.name.lower().endswith(".parquet") else [0]
+    for unit in units:
+        for piece in open_columns(file, unit, names):
+            for name in names & set(piece.columns):
+                values = piece.columns[name]
+                new = values.to_pylist() if hasattr(values, "to_pylist") else values.tolist()
+                columns.setdefault(name, []).extend(new)
+                if stated is not None:
+                    stated[name] = piece.facts.of(name).unit
+    if missing := set(needed) - set(columns):
         raise InvalidRecord(
             "column_missing",
-            f"expected columns {sorted(missing)}, found {list(table.columns)[:40]}", file.path,
+            f"expected columns {sorted(missing)}, found {sorted(columns)[:40]}", file.path,
         )  # fmt: skip
-    return table
+    return columns

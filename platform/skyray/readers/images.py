@@ -1,9 +1,9 @@
-"""Cutouts from image tables, folders of images, FITS images and numpy files.
+"""Cutouts from image tables, folders of images and numpy files; FITS is in `image_fits`.
 
-Four readers share one column map (`ImageOptions`); a card gives it in ``reader_options``:
+The readers share one column map (`ImageOptions`); a card gives it in ``reader_options``:
 
-- ``image_table``: Parquet with a column of JPEG or PNG bytes;
-- ``image_files``: one JPEG or PNG an object, with an optional table of labels;
+- ``image_table``: Parquet with a column of PNG, JPEG or TIFF bytes;
+- ``image_files``: one PNG, JPEG or TIFF an object, with an optional table of labels;
 - ``image_fits``: one FITS file an object, a cube or an HDU a band;
 - ``image_arrays``: ``.npy`` (one image) and ``.npz`` (an image a name) in folders named by class.
 
@@ -13,6 +13,11 @@ Four readers share one column map (`ImageOptions`); a card gives it in ``reader_
       bands: [red, green, blue]
       fields: {object_id: objid}
       extra: [label]
+
+A file's object is named by its path below the folder that was given: class folders number their
+files from 1 each. `extra` holds ``folder`` (the last one, often the class) and ``folders`` (the
+whole path: ``train/spiral``). Splits that a tree has are not taken over, since the same object may
+be in several; a cut on ``folders`` (``op: startswith``) takes one part.
 """
 
 from __future__ import annotations
@@ -20,8 +25,9 @@ from __future__ import annotations
 import math
 import posixpath
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from typing import Any
+from fnmatch import fnmatch
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -29,10 +35,12 @@ from pydantic import Field, model_validator
 from skyray.config import Config
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.columns import Columns, open_columns, parquet_units
-from skyray.readers.fits_bytes import FitsFile
-from skyray.readers.fits_header import Header
-from skyray.readers.image_bytes import MAX_PIXELS, as_planes, decode_image, load_npy, load_npz
-from skyray.records import Cutout, InvalidRecord
+from skyray.readers.image_bytes import decode_image
+from skyray.readers.numpy_bytes import load_npy, load_npz
+from skyray.readers.pixels import MAX_PIXELS, as_planes
+from skyray.readers.units import to_degrees
+from skyray.readers.unpacked import plain_name
+from skyray.records import Cutout, InvalidRecord, refusal_of
 
 _FIELDS = ("object_id", "ra", "dec", "redshift", "pixel_scale_arcsec", "survey")
 
@@ -69,17 +77,25 @@ class ImageOptions(Config):
         source: str,
         object_id: str,
         extra: dict[str, Any] | None = None,
+        statements: dict[str, str] | None = None,
+        unit: Callable[[str], str] = lambda name: "",
     ) -> Cutout:
-        """Return the record of an image; `value` gives a column's value."""
+        """Return the record of an image; `value` gives a column's value, `unit` its unit."""
         found: dict[str, Any] = {"survey": self.survey, "object_id": object_id}
+        told = dict(statements or {})
         if self.pixel_scale_arcsec is not None:
             found["pixel_scale_arcsec"] = self.pixel_scale_arcsec
+            told.setdefault("pixel_scale_arcsec", f"{self.pixel_scale_arcsec:g} (card)")
         for field, name in self.fields.items():
             cell = value(name)
             if field in ("object_id", "survey"):
-                found[field] = "" if cell is None else str(cell).strip()
+                found[field] = _text(field, cell)
+            elif field in ("ra", "dec"):
+                found[field] = to_degrees(source, name, unit(name), cell, hours=field == "ra")
             else:
-                found[field] = math.nan if cell is None else float(cell)
+                found[field] = math.nan if cell is None else _number(field, cell)
+            if field == "pixel_scale_arcsec" and math.isfinite(found[field]):
+                told[field] = f"{found[field]:g} ({name})"
         if not found["object_id"]:
             raise ValueError("object_id: expected text, found none")
         columns = {name: value(name) for name in self.extra}
@@ -90,13 +106,32 @@ class ImageOptions(Config):
             bands=self.bands,
             source=source,
             extra={**columns, **(extra or {})},
+            statements=told,
             **found,
         )
 
 
-def _attempt(
-    make: Callable[[], Cutout], source: str, object_id: str = ""
-) -> Cutout | InvalidRecord:
+def _text(field: str, cell: Any) -> str:
+    """Return a name exactly as the survey has it; a float has lost digits beyond 2⁵³."""
+    if isinstance(cell, float):
+        if not (cell.is_integer() and abs(cell) < 2**53):
+            raise ValueError(f"{field}: expected text or an integer, found the float {cell!r}")
+        return str(int(cell))
+    if isinstance(cell, bytes):
+        return cell.decode("utf-8").strip()
+    return "" if cell is None else str(cell).strip()
+
+
+def _number(field: str, cell: Any) -> float:
+    if isinstance(cell, bool) or not isinstance(cell, int | float | str):
+        raise ValueError(f"{field}: expected a number, found {type(cell).__name__}")
+    try:
+        return float(cell)
+    except (ValueError, OverflowError):
+        raise ValueError(f"{field}: expected a number, found {str(cell)[:80]!r}") from None
+
+
+def attempt(make: Callable[[], Cutout], source: str, object_id: str = "") -> Cutout | InvalidRecord:
     """Return a record or, for one that cannot be read, why."""
     try:
         return make()
@@ -104,13 +139,15 @@ def _attempt(
         if error.reason == "column_missing":  # the same for every record: refuse the file
             raise
         return InvalidRecord(error.reason, error.detail, source, error.object_id or object_id)
-    except (TypeError, ValueError) as error:
-        return InvalidRecord("field_invalid", str(error), source, object_id)
+    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+        return InvalidRecord("field_invalid", f"{error}"[:300], source, object_id)
+    except Exception as error:  # the boundary, as in `skyray.records.attempt`
+        return refusal_of(error, source, object_id)
 
 
 # tables ----------------------------------------------------------------------------------------
 class ImageTableOptions(ImageOptions):
-    image: str = Field("image", description="column of JPEG or PNG bytes")
+    image: str = Field("image", description="column of PNG, JPEG or TIFF bytes")
 
 
 @register
@@ -138,20 +175,20 @@ class ImageTableReader(Reader):
         source = f"{file.path}#{number}"
 
         def make() -> Cutout:
-            content = columns.scalar(self.table.image, row)
-            if content is not None and not isinstance(content, bytes):
-                raise InvalidRecord(
-                    "column_type", f"{self.table.image}: expected bytes, found {type(content)}"
-                )
-            image = decode_image(content, len(self.table.bands), self.table.max_pixels)
-            default = f"{file.name.split('.')[0]}-{number}"
-            return self.table.cutout(image, lambda name: columns.scalar(name, row), source, default)
+            content = columns.content(self.table.image, row)
+            image, told = decode_image(content, len(self.table.bands), self.table.max_pixels)
+            default = f"{object_name(file)}-{number}"
+            value = partial(columns.scalar, row=row)
+            return self.table.cutout(
+                image, value, source, default, statements=told,
+                unit=lambda name: columns.facts.of(name).unit,
+            )  # fmt: skip
 
-        return _attempt(make, source, self._object_id(columns, row))
+        return attempt(make, source, self._object_id(columns, row))
 
     def _object_id(self, columns: Columns, row: int) -> str:
         name = self.table.fields.get("object_id")
-        return str(columns.scalar(name, row)) if name else ""
+        return str(columns.scalar(name, row))[:200] if name else ""
 
 
 # one file an image -----------------------------------------------------------------------------
@@ -159,16 +196,26 @@ class ImageFileOptions(ImageOptions):
     table: str | None = Field(
         None, description="CSV or Parquet of labels, relative to the image's folder: ../labels.csv"
     )
-    table_key: str = Field("name", description="its column that holds the file names, without .jpg")
+    table_key: str = Field(
+        "name",
+        description="its column of file names, with or without suffix and folders: spiral/1.png",
+    )
+    files: list[str] = Field(
+        default_factory=list,
+        description="names or ends of paths of the files taken from a folder (``*_sci.fits``, "
+        "``vis/data.fits``); none: by suffix",
+    )
+
+    keywords: ClassVar[bool] = False  # whether the files themselves have fields
 
     @model_validator(mode="after")
     def _needs_table(self):
-        if self.table is None and type(self) is ImageFileOptions and self.names():
+        if self.table is None and not self.keywords and self.names():
             raise ValueError("fields and extra: need `table`, which these columns are of")
         return self
 
 
-class _FileReader(Reader):
+class FileReader(Reader):
     """Readers of files that hold images; labels may come from a table beside them."""
 
     options_type: type[ImageFileOptions] = ImageFileOptions
@@ -176,9 +223,14 @@ class _FileReader(Reader):
     def __init__(self, options=None):
         super().__init__(options)
         self.settings = self.options_type.load(self.options)
-        self._tables: dict[str, dict[str, Callable[[str], Any]]] = {}
+        self._tables: dict[str, dict[str, Callable[[str], Any] | None]] = {}
 
-    def _check_bytes(self, file: SurveyFile) -> None:
+    def claims(self, path: str) -> bool:
+        path = f"/{path.lower()}"
+        wanted = self.settings.files or self.patterns
+        return any(fnmatch(path, f"*/{pattern.lower()}") for pattern in wanted)
+
+    def check_bytes(self, file: SurveyFile) -> None:
         size = file.filesystem.get_file_info(file.path).size
         # Headers, and 16 bytes a pixel and band: double precision twice over.
         limit = (1 << 20) + 16 * self.settings.max_pixels * len(self.settings.bands)
@@ -187,7 +239,7 @@ class _FileReader(Reader):
                 "file_too_large", f"expected at most {limit:,} bytes, found {size:,}", file.path
             )
 
-    def _row(self, file: SurveyFile) -> Callable[[str], Any]:
+    def row(self, file: SurveyFile) -> Callable[[str], Any]:
         """Return the look-up of the label table's columns for an image."""
         if self.settings.table is None:
             return lambda name: None
@@ -199,179 +251,135 @@ class _FileReader(Reader):
                 detail = f"{self.settings.table}: {error.detail}"
                 raise InvalidRecord(error.reason, detail) from None
         rows = self._tables[path]
-        if (stem := _stem(file)) not in rows:
+        parts = without_suffix(file.path).split("/")
+        names = ["/".join(parts[n:]) for n in range(len(parts))]
+        if (name := next((name for name in names if name in rows), None)) is None:
             raise InvalidRecord(
                 "label_row_missing",
-                f"{self.settings.table}: expected a row with {self.settings.table_key} = {stem!r}",
+                f"{self.settings.table}: expected a row with {self.settings.table_key} = "
+                f"{parts[-1]!r}",
             )
-        return rows[stem]
+        if rows[name] is None:
+            raise InvalidRecord(
+                "label_row_ambiguous",
+                f"{self.settings.table}: expected one row with {self.settings.table_key} = "
+                f"{name!r}, found several",
+            )
+        return rows[name]
 
-    def _load_table(self, table: SurveyFile) -> dict[str, Callable[[str], Any]]:
+    def _load_table(self, table: SurveyFile) -> dict[str, Callable[[str], Any] | None]:
         if not table.exists():
             raise InvalidRecord("label_table_missing", f"expected a table {table.path}")
         key, names = self.settings.table_key, self.settings.names()
-        rows: dict[str, Callable[[str], Any]] = {}
-        units = parquet_units(table) if table.name.endswith(".parquet") else [0]
+        rows: dict[str, Callable[[str], Any] | None] = {}
+        units = parquet_units(table) if table.name.lower().endswith(".parquet") else [0]
         for unit in units:
             for columns in open_columns(table, unit, names | {key}):
                 for row in range(columns.rows(key)):
-                    name = str(columns.scalar(key, row))
-                    stem = posixpath.splitext(posixpath.basename(name))[0]
-                    rows[stem] = lambda n, columns=columns, row=row: columns.scalar(n, row)
+                    name = without_suffix(_text(key, columns.scalar(key, row))).lstrip("./")
+                    again = name in rows
+                    rows[name] = None if again else partial(columns.scalar, row=row)
         return rows
 
 
-def _stem(file: SurveyFile) -> str:
-    return posixpath.splitext(file.name.removesuffix(".gz"))[0]
+_SUFFIXES = (".fz",), (
+    ".fits", ".fit", ".fts", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz", ".parquet",
+)  # fmt: skip
 
 
-def _folder(file: SurveyFile) -> str:
-    return posixpath.basename(posixpath.dirname(file.path))
+def without_suffix(name: str) -> str:
+    """Return a name or path without what says its format; dots within it stay."""
+    name = plain_name(name)
+    for suffixes in _SUFFIXES:
+        found = next((s for s in suffixes if name.lower().endswith(s)), "")
+        name = name[: len(name) - len(found)]
+    return name
+
+
+def object_name(file: SurveyFile) -> str:
+    """Return the name of a file's object: its path below the folder that was given."""
+    return without_suffix(file.below)
+
+
+def folders(file: SurveyFile) -> dict[str, str]:
+    """Return what the folders of a file say: ``folder`` and ``folders``."""
+    last = posixpath.basename(posixpath.dirname(file.path))
+    return {"folder": last, "folders": posixpath.dirname(file.below) or last}
 
 
 @register
-class ImageFileReader(_FileReader):
-    """JPEG and PNG files; ``folder`` in `extra` is the name of the file's folder."""
+class ImageFileReader(FileReader):
+    """PNG, JPEG and TIFF files, one an object."""
 
     name = "image_files"
-    patterns = ("*.jpg", "*.jpeg", "*.png", "*.JPG", "*.JPEG", "*.PNG")
+    patterns = ("*.jpg", "*.jpeg", "*.png", "*.tif", "*.tiff")
 
     def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Cutout | InvalidRecord]:
-        self._check_bytes(file)
+        self.check_bytes(file)
 
         def make() -> Cutout:
             options = self.settings
-            image = decode_image(file.read_bytes(), len(options.bands), options.max_pixels)
+            image, told = decode_image(file.read_bytes(), len(options.bands), options.max_pixels)
             return options.cutout(
-                image, self._row(file), file.path, _stem(file), {"folder": _folder(file)}
+                image, self.row(file), file.path, object_name(file), folders(file), told
             )
 
-        yield _attempt(make, file.path, _stem(file))
+        yield attempt(make, file.path, object_name(file))
 
 
-@register
-class ImageArrayReader(_FileReader):
-    """``.npy`` files (one image) and ``.npz`` (an image a name), as DeepLense ships them.
-
-    `extra` holds ``folder`` and, for ``.npz``, ``name``.
-    """
-
-    name = "image_arrays"
-    patterns = ("*.npy", "*.npz")
-
-    def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Cutout | InvalidRecord]:
-        self._check_bytes(file)
-        try:
-            content = file.read_bytes()
-            if file.name.endswith(".npz"):
-                arrays = load_npz(content, self.settings.max_pixels * len(self.settings.bands))
-            else:
-                arrays = {
-                    "": load_npy(content, self.settings.max_pixels * len(self.settings.bands))
-                }
-        except InvalidRecord as error:
-            yield InvalidRecord(error.reason, error.detail, file.path, _stem(file))
-            return
-        for name, array in arrays.items():
-            yield self._record(file, name, array)
-
-    def _record(self, file: SurveyFile, name: str, array) -> Cutout | InvalidRecord:
-        source = f"{file.path}#{name}" if name else file.path
-        # DeepLense numbers its files from 1 in every folder: the folder is part of the name.
-        object_id = "/".join(filter(None, (_folder(file), _stem(file), name)))
-
-        def make() -> Cutout:
-            if isinstance(array, InvalidRecord):
-                raise array
-            image = as_planes(array, len(self.settings.bands))
-            extra = {"folder": _folder(file), **({"name": name} if name else {})}
-            return self.settings.cutout(image, self._row(file), source, object_id, extra)
-
-        return _attempt(make, source, object_id)
-
-
-# FITS ------------------------------------------------------------------------------------------
-class ImageFitsOptions(ImageFileOptions):
-    """Columns named in `fields` and `extra` are FITS keywords, or of `table` where one is given."""
-
-    hdus: dict[str, str | int] = Field(
-        default_factory=dict, description="band → name or number of its HDU; none: one HDU a cube"
-    )
-    hdu: str | int | None = Field(
-        None,
-        description="HDU of a cube [band, y, x], or of the single image; null: the first image",
+class ImageArrayOptions(ImageFileOptions):
+    items: tuple[str, ...] = Field(
+        (),
+        description="names of what an object array holds, one of them ``image``: [image, mass]; "
+        "the others go into `extra`",
     )
 
     @model_validator(mode="after")
-    def _bands(self):
-        if self.hdus and tuple(self.hdus) != self.bands:
-            raise ValueError(f"hdus: expected one a band {self.bands}, found {tuple(self.hdus)}")
+    def _image(self):
+        if self.items and (
+            self.items.count("image") != 1 or len(set(self.items)) < len(self.items)
+        ):
+            raise ValueError(f"items: expected different names, one of them image: {self.items}")
         return self
 
 
 @register
-class ImageFitsReader(_FileReader):
-    """One object's FITS image; the pixel scale comes from its WCS unless it is given."""
+class ImageArrayReader(FileReader):
+    """``.npy`` files (one image) and ``.npz`` (an image a name), as DeepLense ships them.
 
-    name = "image_fits"
-    patterns = ("*.fits", "*.fits.gz", "*.fit")
-    options_type = ImageFitsOptions
-    settings: ImageFitsOptions
+    Object arrays of one image beside numbers are read without pickle's powers. `extra` holds
+    ``name`` for an array of a ``.npz``, and the numbers beside an image as `items` calls them.
+    """
+
+    name = "image_arrays"
+    patterns = ("*.npy", "*.npz")
+    options_type = ImageArrayOptions
+    settings: ImageArrayOptions
 
     def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Cutout | InvalidRecord]:
-        self._check_bytes(file)
-        yield _attempt(lambda: self._cutout(file), file.path, _stem(file))
+        self.check_bytes(file)
+        limit, items = self.settings.max_pixels * len(self.settings.bands), self.settings.items
+        try:
+            content = file.read_bytes()
+            zipped = content.startswith(b"PK")
+            loaded = load_npz(content, limit, items) if zipped else None
+            arrays = {"": load_npy(content, limit, items)} if loaded is None else loaded
+        except InvalidRecord as error:
+            yield InvalidRecord(error.reason, error.detail, file.path, object_name(file))
+            return
+        for name, array in arrays.items():
+            yield self._record(file, name, array)
 
-    def _cutout(self, file: SurveyFile) -> Cutout:
-        options = self.settings
-        with FitsFile(file) as fits:
-            hdus = [_image_hdu(fits, name) for name in (options.hdus.values() or [options.hdu])]
-            headers = [hdus[0].header, next(fits.hdus()).header]
-            for hdu in hdus:
-                if math.prod(hdu.shape) > options.max_pixels * len(options.bands):
-                    raise InvalidRecord(
-                        "image_too_large",
-                        f"expected at most {options.max_pixels:,} pixels a band, found {hdu.shape}",
-                    )
-            planes = [hdu.image() for hdu in hdus]
-        shapes = sorted({plane.shape for plane in planes})
-        if len(shapes) > 1:
-            raise InvalidRecord("image_shape", f"expected one shape in all bands, found {shapes}")
-        image = as_planes(np.stack(planes) if options.hdus else planes[0], len(options.bands))
-        value = self._row(file) if options.table else lambda name: _keyword(headers, name)
-        made = options.cutout(image, value, file.path, _stem(file), {"folder": _folder(file)})
-        if math.isnan(made.pixel_scale_arcsec):
-            made = replace(made, pixel_scale_arcsec=pixel_scale_arcsec(headers[0]))
-        return made
+    def _record(self, file: SurveyFile, name: str, loaded) -> Cutout | InvalidRecord:
+        source = f"{file.path}#{name}" if name else file.path
+        object_id = "/".join(filter(None, (object_name(file), name)))
 
+        def make() -> Cutout:
+            if isinstance(loaded, InvalidRecord):
+                raise loaded
+            array, beside = loaded
+            image = as_planes(array, len(self.settings.bands))
+            extra = {**beside, **folders(file), **({"name": name} if name else {})}
+            return self.settings.cutout(image, self.row(file), source, object_id, extra)
 
-def _image_hdu(fits: FitsFile, wanted: str | int | None):
-    for hdu in fits.hdus():
-        if wanted is None:
-            if hdu.size and hdu.header.get("XTENSION", "IMAGE") == "IMAGE":
-                return hdu
-        elif wanted in (hdu.index, hdu.name):
-            return hdu
-    fits.refuse("hdu_missing", f"expected an image HDU {wanted!r}, found none")
-
-
-def _keyword(headers: list[Header], name: str) -> Any:
-    for header in headers:
-        if (value := header.get(name.upper())) is not None:
-            return value
-    return None
-
-
-def pixel_scale_arcsec(header: Header) -> float:
-    """Return √|det| of the WCS matrix (CD, or CDELT · PC) in arcsec; NaN without one."""
-    pairs = [(i, j) for i in (1, 2) for j in (1, 2)]
-    found = [header.get(f"CD{i}_{j}") for i, j in pairs]
-    if all(value is None for value in found):
-        steps = [header.get(f"CDELT{i}") for i in (1, 2)]
-        if None in steps:
-            return math.nan
-        turn = [header.get(f"PC{i}_{j}", float(i == j)) for i, j in pairs]
-        found = [steps[i - 1] * value for (i, _), value in zip(pairs, turn, strict=True)]
-    xx, xy, yx, yy = (float(value or 0.0) for value in found)
-    area = abs(xx * yy - xy * yx)
-    return 3600.0 * math.sqrt(area) if area > 0 else math.nan
+        return attempt(make, source, object_id)

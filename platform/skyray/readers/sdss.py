@@ -1,10 +1,18 @@
-"""SDSS-I/II, BOSS and eBOSS spectra: ``spec-PLATE-MJD-FIBER.fits`` and their lite variants.
+"""SDSS spectra, one a file, of DR8 to DR19: SDSS-I/II, BOSS and eBOSS (PLATE, MJD, FIBERID) and
+SDSS-V (FIELD, MJD, CATALOGID), full and lite.
 
-HDU 1 (COADD) holds the co-added spectrum, HDU 2 the object's catalogue row; it is called SPECOBJ,
-SPALL or nothing. Wavelengths are vacuum, heliocentric. A file without the catalogue row is still a
-spectrum, of unknown class and redshift.
+A file is known by its content: HDU 1 (COADD) holds the co-added spectrum, one row a pixel, in flux,
+ivar, and_mask and loglam (log10 Å) or wavelength (Å); letter case does not matter. The object's
+catalogue row is a table of one row with CLASS and Z: SPECOBJ, SPALL or without a name; where there
+is none, the first row of SPZALL (ZALL), the best fit. A file without any is still a spectrum, of
+unknown class and redshift. Wavelengths are vacuum, heliocentric (data model; VACUUM = F is
+converted). Fibres on the sky (``sky_fibre``) and unplugged ones (``fibre_broken``) are refused.
 
-Source: https://data.sdss.org/datamodel/files/BOSS_SPECTRO_REDUX/RUN2D/spectra/PLATE4/spec.html
+SDSS-I/II's older spSpec files (DR1 to DR7) and whole plates (spPlate) are refused as
+``layout_unknown``.
+
+Source: https://data.sdss.org/datamodel/files/BOSS_SPECTRO_REDUX/RUN2D/spectra/PLATE4/spec.html,
+https://www.sdss.org/dr19/, data model of specFull and specLite
 """
 
 from __future__ import annotations
@@ -16,9 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from skyray.readers.base import Reader, SurveyFile, register
+from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.fits_bytes import FitsFile, Table
-from skyray.records import InvalidRecord, Spectrum
+from skyray.readers.layout import columns_of, fits_names, image_shape, is_table, refuse_layout, stem
+from skyray.readers.medium import model_medium, to_vacuum
+from skyray.readers.units import column_card, flux_factor, to_angstrom
+from skyray.readers.velocity_frame import model_frame
+from skyray.records import InvalidRecord, Spectrum, as_float32
 from skyray.transforms.spectra import median_snr
 
 # Bits of SPPIXMASK (sdssMaskbits.par) in the AND mask, i.e. set in every exposure, for which the
@@ -33,14 +45,24 @@ BAD_PIXEL_BITS = {
     "NOPLUG": 0, "BADTRACE": 1, "BADARC": 3, "FULLREJECT": 18, "NOSKY": 22, "NODATA": 24,
     "COMBINEREJ": 25, "BADFLUXFACTOR": 26, "BADSKYCHI": 27, "REDMONSTER": 28,
 }  # fmt: skip
-_BAD_PIXEL = np.uint32(sum(1 << bit for bit in BAD_PIXEL_BITS.values()))
+_BAD_PIXEL = sum(1 << bit for bit in BAD_PIXEL_BITS.values())
+# ZWARNING: the fibre looked at the sky; it was unplugged or broken.
+_SKY, _UNPLUGGED = 1 << 0, 1 << 7
 
-_NAME = re.compile(r"spec(?:-lite)?-(\d+)-(\d+)-(\d+)")
-_EXTRA = ("class_noqso", "z_noqso", "rchi2", "sourcetype", "objtype", "thing_id", "specprimary")
+_NAME = re.compile(r"spec(?:-?lite|-?full)?-(\w+)-(\d+)-(\d+)", re.IGNORECASE)
+_LAYOUT = "an SDSS spectrum: a table COADD of flux, ivar, and_mask and loglam or wavelength"
+_PLATE, _FIELD = ("plate", "mjd", "fiberid"), ("field", "mjd", "catalogid")
+_EXTRA = ("class_noqso", "z_noqso", "rchi2", "vdisp", "vdisp_err", "sourcetype", "objtype",
+          "programname", "thing_id", "specprimary", "sdss_id", "ebv", "sfd_ebv")  # fmt: skip
+_POSITIONS = (("plug_ra", "plug_dec"), ("fiber_ra", "fiber_dec"), ("racat", "deccat"))
 _CATALOGUE = (
-    "class", "subclass", "z", "z_err", "zwarning", "sn_median_all", "plate", "mjd", "fiberid",
-    "run2d", "plug_ra", "plug_dec", "survey", *_EXTRA,
+    "class", "subclass", "z", "z_err", "zwarning", "sn_median_all", *_PLATE, *_FIELD, "run2d",
+    "survey", "targettype", *(name for pair in _POSITIONS for name in pair), *_EXTRA,
 )  # fmt: skip
+_UNKNOWN = (-999, -9999)
+_KEYWORDS = {"plate": "PLATEID", "mjd": "MJD", "fiberid": "FIBERID", "field": "FIELDID",
+             "catalogid": "CATALOGID"}  # fmt: skip
+_DIGITS_OF_A_FIBER = 4  # FIBERID is at most 1000; what stands in its place and is longer, CATALOGID
 # The survey's own pixels: loglam = 1e-4 · i as float32, i from the range's lower end on.
 _LOGLAM_STEP, _LOGLAM_FIRST, _LOGLAM_LAST = 1e-4, 30_000, 47_000
 # 10**loglam must be an optical wavelength; a column in Å instead of dex is the usual accident.
@@ -49,12 +71,19 @@ _LOGLAM_RANGE = (3.0, 4.7)
 
 @register
 class SdssSpecReader(Reader):
-    """One spectrum a file. `Spectrum.extra`: plate, mjd, fiberid, run2d and, where the catalogue
-    row has them, class_noqso, z_noqso, rchi2, sourcetype, objtype, thing_id and specprimary.
+    """One spectrum a file; object_id is PLATE-MJD-FIBERID or FIELD-MJD-CATALOGID.
+
+    `Spectrum.extra`: plate, mjd, fiberid or field, mjd, catalogid (integers), run2d and, where the
+    catalogue row has them, vdisp, vdisp_err, ebv, sdss_id, class_noqso, z_noqso, rchi2, sourcetype,
+    objtype, programname, thing_id and specprimary.
     """
 
     name = "sdss_spec"
-    patterns = ("spec-*.fits", "spec-*.fits.gz")
+    patterns = fits_names("*")
+    companions = fits_names(
+        "spplate-*", "spzbest-*", "spzall-*", "spzline-*", "spall-*", "specobj-*", "photoplate-*",
+        "spzlist-*", "spdiag1d-*",
+    )  # fmt: skip
 
     def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Spectrum | InvalidRecord]:
         with FitsFile(file) as fits:
@@ -67,22 +96,28 @@ def read_spectrum(fits: FitsFile, name: str) -> Spectrum:
     Raises
     ------
     InvalidRecord
-        See `FitsFile`; and ``table_empty``, ``column_type``, ``column_shape``,
-        ``wavelength_out_of_range``, ``redshift_not_finite``.
+        See `FitsFile`; and ``layout_unknown``, ``layout_ambiguous``, ``table_empty``,
+        ``column_type``, ``column_shape``, ``wavelength_out_of_range``, ``redshift_not_finite``,
+        ``field_invalid``, ``sky_fibre``, ``fibre_broken``.
     """
-    coadd = fits.need("COADD", at=1).table()
+    coadd = _coadd(fits)
     if len(coadd) == 0:
         fits.refuse("table_empty", "HDU COADD: expected a row for every pixel, found none")
-    loglam, flux, ivar = (_pixels(fits, coadd, column) for column in ("loglam", "flux", "ivar"))
-    bits = coadd.column("and_mask").view(np.uint32)
-    mask = (bits & _BAD_PIXEL) != 0
+    flux, ivar = (_pixels(fits, coadd, column) for column in ("flux", "ivar"))
+    mask = _bad_pixels(fits, coadd)
+    wavelength = _wavelengths(fits, coadd)
+    flux, ivar = _in_flux_units(fits, coadd, wavelength, flux, ivar)
     row = _catalogue(fits)
+    _check_numbers(fits, row)
     ids = _identity(fits, row, name)
+    object_id = _object_id(ids)
+    if fault := _fibre_fault(row):
+        raise InvalidRecord(*fault, fits.source, object_id)
     ra, dec = _position(fits, row)
     snr = _number(row, "sn_median_all")
     return Spectrum(
-        object_id=_object_id(ids, name),
-        wavelength=_wavelength(fits, loglam),
+        object_id=object_id or stem(name),
+        wavelength=wavelength,
         flux=flux,
         ivar=ivar,
         mask=mask,
@@ -92,12 +127,88 @@ def read_spectrum(fits: FitsFile, name: str) -> Spectrum:
         subtype=_text(row, "subclass"),
         redshift=_redshift(fits, row),
         redshift_err=_number(row, "z_err"),
-        zwarning=int(row.get("zwarning", -1)),
+        zwarning=row.get("zwarning", -1),
         snr=median_snr(flux, ivar, mask) if np.isnan(snr) else snr,
         survey=_survey(ids, row),
         source=fits.source,
         extra={**ids, **_extra(row)},
+        observation_id="" if object_id else name_by_content(stem(name), flux),
+        statements=_statements(fits, coadd),
     )
+
+
+def _coadd(fits: FitsFile) -> Table:
+    """Return the table of pixels: COADD, else the first one with flux and ivar."""
+    hdu = fits.find("COADD")
+    if hdu is None:
+        hdu = next((h for h in fits.hdus() if {"flux", "ivar"} <= columns_of(h)), None)
+    if hdu is None:
+        if any(image_shape(h) or is_table(h) for h in fits.hdus()):
+            old = len(image_shape(next(fits.hdus()))) == 2
+            refuse_layout(fits, _LAYOUT + " (spSpec and spPlate files are not read)" * old)
+        hdu = fits.need("COADD")  # refuses
+    return hdu.table()
+
+
+def _bad_pixels(fits: FitsFile, coadd: Table) -> np.ndarray:
+    bits = coadd.column("and_mask")
+    if bits.dtype.kind not in "iu" or bits.ndim != 1:
+        fits.refuse("column_type", f"and_mask: expected integers a pixel, found {bits.dtype}")
+    whole = bits.view(np.uint32) if bits.dtype == np.int32 else bits.astype(np.int64)
+    return (whole & whole.dtype.type(_BAD_PIXEL)) != 0
+
+
+def _in_flux_units(
+    fits: FitsFile, coadd: Table, wavelength: np.ndarray, flux: np.ndarray, ivar: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return flux and ivar in our unit, by TUNIT or BUNIT; without them it is the data model's."""
+    unit, _ = _flux_unit(fits, coadd)
+    factor = flux_factor(fits.source, "flux", unit, wavelength) if unit else 1.0
+    if np.ndim(factor) or factor != 1.0:
+        flux = flux.astype(np.float64) * factor
+        ivar = ivar.astype(np.float64) / np.square(factor)
+    return as_float32("flux", flux), as_float32("ivar", ivar)
+
+
+def _flux_unit(fits: FitsFile, coadd: Table) -> tuple[str, str]:
+    """Return the unit that the file states, '' for none, and where."""
+    if unit := column_card(coadd.hdu, "TUNIT", "flux"):
+        return unit, "TUNIT of flux"
+    return str(next(fits.hdus()).header.get("BUNIT") or "").strip(), "BUNIT"
+
+
+def _statements(fits: FitsFile, coadd: Table) -> dict[str, str]:
+    unit, by = _flux_unit(fits, coadd)
+    told = _told(fits)
+    return {
+        "flux_unit": f"{unit}: {by}" if unit else "1e-17 erg/s/cm²/Å: data model",
+        "medium": model_medium(fits.source, told)[1],
+        "frame": model_frame(fits.source, told, "heliocentric"),
+    }
+
+
+def _told(fits: FitsFile) -> dict[str, Any]:
+    """Return what the survey's files may say of their wavelengths: looking for more costs time."""
+    header = next(fits.hdus()).header
+    return {key: header.get(key) for key in ("VACUUM", "AIRORVAC", "SPECSYS")}
+
+
+def _wavelengths(fits: FitsFile, coadd: Table) -> np.ndarray:
+    """Return vacuum wavelengths, Å, by loglam or wavelength."""
+    if "loglam" in coadd or "wavelength" not in coadd:
+        found = _wavelength(fits, _pixels(fits, coadd, "loglam"))
+        if "wavelength" in coadd:
+            other = _pixels(fits, coadd, "wavelength")
+            if not np.allclose(found, other, rtol=1e-5, atol=0):
+                fits.refuse(
+                    "layout_ambiguous",
+                    f"expected one wavelength a pixel, found loglam {found[0]:.3f} Å and "
+                    f"wavelength {other[0]:.3f} Å",
+                )
+    else:
+        unit = column_card(coadd.hdu, "TUNIT", "wavelength") or "Angstrom"
+        found = to_angstrom(fits.source, "wavelength", unit, _pixels(fits, coadd, "wavelength"))
+    return to_vacuum(model_medium(fits.source, _told(fits))[0], found)
 
 
 def _wavelength(fits: FitsFile, loglam: np.ndarray) -> np.ndarray:
@@ -132,18 +243,47 @@ def _pixels(fits: FitsFile, table: Table, name: str) -> np.ndarray:
         fits.refuse("column_type", f"{where} {values.dtype}")
     if values.ndim != 1:
         fits.refuse("column_shape", f"{where} shape {values.shape}")
-    return values.astype(np.float32, copy=False)
+    return values
 
 
 def _catalogue(fits: FitsFile) -> dict[str, Any]:
     """Return the object's catalogue row; empty where there is none."""
+    best: Table | None = None
     for hdu in fits.hdus():
-        if hdu.name in ("SPECOBJ", "SPALL") or (hdu.index == 2 and not hdu.name):
-            table = hdu.table()
-            return table.values(_CATALOGUE) if len(table) and "class" in table else {}
-        if hdu.index >= 2:
-            return {}
-    return {}
+        if not {"class", "z"} <= columns_of(hdu):
+            continue
+        table = hdu.table()
+        if len(table) == 1:
+            return table.values(_CATALOGUE)
+        if hdu.name not in ("SPZALL", "ZALL", "SPZ_ALL"):
+            fits.refuse(
+                "layout_ambiguous",
+                f"HDU {hdu.name or hdu.index}: expected the row of one object, found {len(table)}",
+            )
+        best = best or table
+    return best.values(_CATALOGUE) if best is not None and len(best) else {}
+
+
+def _check_numbers(fits: FitsFile, row: dict[str, Any]) -> None:
+    """Refuse a catalogue row that has text or an array where a number belongs."""
+    for name in ("z", "z_err", "sn_median_all", *(name for pair in _POSITIONS for name in pair)):
+        if not isinstance(row.get(name, 0.0), int | float):
+            fits.refuse("field_invalid", f"{name}: expected a number, found {row[name]!r}")
+    if type(row.get("zwarning", 0)) is not int:
+        fits.refuse("field_invalid", f"zwarning: expected bits, found {row['zwarning']!r}")
+
+
+def _fibre_fault(row: dict[str, Any]) -> tuple[str, str] | None:
+    for name in ("objtype", "sourcetype", "targettype"):
+        if _text(row, name).upper().startswith("SKY"):
+            detail = f"found {name.upper()} {_text(row, name)!r}"
+            return "sky_fibre", f"expected a target, {detail}: the fibre looks at the sky"
+    warnings = row.get("zwarning", 0)
+    if warnings > 0 and warnings & _SKY:
+        return "sky_fibre", f"expected a target, found ZWARNING {warnings} (SKY)"
+    if warnings > 0 and warnings & _UNPLUGGED:
+        return "fibre_broken", f"expected a plugged fibre, found ZWARNING {warnings} (UNPLUGGED)"
+    return None
 
 
 def _text(row: dict[str, Any], name: str) -> str:
@@ -162,41 +302,58 @@ def _redshift(fits: FitsFile, row: dict[str, Any]) -> float:
 
 
 def _identity(fits: FitsFile, row: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return plate, mjd, fiberid or field, mjd, catalogid: by table, header, then the name."""
     header = next(fits.hdus()).header
-    named = _NAME.match(name)
+    keys = _PLATE if _integer(row.get("catalogid")) is None else _FIELD
     ids: dict[str, Any] = {}
-    for position, key in enumerate(("plate", "mjd", "fiberid")):
-        value = row.get(key)
-        if value is None:
-            value = header.get("PLATEID" if key == "plate" else key.upper())
-        if not isinstance(value, int):
-            value = None
-        if value is None and named:
-            value = int(named[position + 1])
-        ids[key] = value
+    for key in keys:
+        value = _integer(row.get(key))
+        ids[key] = _integer(header.get(_KEYWORDS[key])) if value is None else value
+    if None in ids.values() and (named := _NAME.match(name)):
+        if len(named[3]) > _DIGITS_OF_A_FIBER:
+            ids = {key: ids.get(key) for key in _FIELD}
+        for position, key in enumerate(ids, start=1):
+            if ids[key] is None:
+                ids[key] = _integer(named[position]) or named[position]
     ids["run2d"] = _text(row, "run2d") or str(header.get("RUN2D", ""))
     return ids
 
 
-def _object_id(ids: dict[str, Any], name: str) -> str:
-    if any(ids[key] is None for key in ("plate", "mjd", "fiberid")):
-        return name.removesuffix(".gz").removesuffix(".fits")
-    return f"{ids['plate']:04d}-{ids['mjd']:05d}-{ids['fiberid']:04d}"
+def _integer(value: Any) -> int | None:
+    """Return an exact integer, also of text; None for anything else and for -999."""
+    if isinstance(value, str) and value.strip().isdecimal():
+        value = int(value)
+    return value if type(value) is int and value not in _UNKNOWN else None
+
+
+def _object_id(ids: dict[str, Any]) -> str:
+    """Return the survey's name of what was observed; '' where a part of it is unknown."""
+    keys = _FIELD if "catalogid" in ids else _PLATE
+    if any(ids[key] is None for key in keys):
+        return ""
+    if keys == _FIELD:
+        return "-".join(str(ids[key]) for key in keys)
+    plate, mjd, fiber = (str(ids[key]) for key in keys)
+    return f"{plate.zfill(4)}-{mjd.zfill(5)}-{fiber.zfill(4)}"
 
 
 def _position(fits: FitsFile, row: dict[str, Any]) -> tuple[float, float]:
     header = next(fits.hdus()).header
-    ra, dec = header.number("PLUG_RA"), header.number("PLUG_DEC")
-    if np.isnan(ra) or np.isnan(dec):
-        ra, dec = _number(row, "plug_ra"), _number(row, "plug_dec")
-    return ra, dec
+    pairs = [(header.number("PLUG_RA"), header.number("PLUG_DEC"))]
+    pairs += [(_number(row, ra), _number(row, dec)) for ra, dec in _POSITIONS]
+    for ra, dec in pairs:
+        if 0 <= ra <= 360 and -90 <= dec <= 90:
+            return ra, dec
+    return float("nan"), float("nan")
 
 
 def _survey(ids: dict[str, Any], row: dict[str, Any]) -> str:
-    # spAll rows have no SURVEY; the BOSS pipeline's versions start with a v.
-    return _text(row, "survey") or ("boss" if ids["run2d"].startswith("v") else "sdss")
+    # spAll rows have no SURVEY; the BOSS pipeline's versions start with a v, SDSS-V's with v6.
+    run2d = ids["run2d"]
+    by_version = "sdss5" if run2d.startswith("v6") else "boss" if run2d.startswith("v") else "sdss"
+    return _text(row, "survey") or by_version
 
 
 def _extra(row: dict[str, Any]) -> dict[str, Any]:
-    found = {key: row[key] for key in _EXTRA if row.get(key) is not None}
+    found = {key: row[key] for key in _EXTRA if row.get(key) not in (None, *_UNKNOWN)}
     return {key: value.strip() if isinstance(value, str) else value for key, value in found.items()}

@@ -4,9 +4,10 @@ A card says in ``reader_options`` which column is what (see `TableOptions`)::
 
     reader: spectrum_table
     reader_options:
-      medium: vacuum
+      medium: vacuum                                  # else the file has to say it
       wavelength: {kind: log10, start: loglam0, step: 1.0e-4}
       flux: flux
+      flux_unit: 1e-17 erg/(s cm2 Angstrom)           # likewise
       ivar: ivar
       fields: {object_id: specid, spectype: class, redshift: z}
 """
@@ -14,91 +15,23 @@ A card says in ``reader_options`` which column is what (see `TableOptions`)::
 from __future__ import annotations
 
 from collections.abc import Iterator
-from string import Formatter
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
 
-from skyray.config import Config
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
-from skyray.readers.columns import Columns, open_columns, parquet_units
-from skyray.records import Grid, InvalidRecord, Spectrum, ivar_fault
-from skyray.transforms.spectra import air_to_vacuum, coadd_arms, ivar_of_error, median_snr
-
-
-class WavelengthOptions(Config):
-    """Where the wavelengths of a row are: a column, a shared array, or a regular grid."""
-
-    column: str | None = Field(None, description="array column, or 1-D array shared by all rows")
-    unit_angstrom: float = Field(1.0, gt=0, description="factor to Å for `column`, e.g. 10 for nm")
-    kind: Literal["linear", "log10"] | None = Field(
-        None, description="regular grid: Å, or log10 of Å"
-    )
-    start: str | float | None = Field(None, description="grid: first pixel, a column or a number")
-    step: str | float | None = Field(None, description="grid: step, a column or a number")
-
-    @model_validator(mode="after")
-    def _one_way(self):
-        grid = (self.kind, self.start, self.step)
-        if (self.column is None) == (None in grid):
-            raise ValueError("wavelength: expected either column, or kind, start and step")
-        if self.column is not None and any(part is not None for part in grid):
-            raise ValueError("wavelength: column and a grid exclude each other")
-        return self
-
-
-class TableOptions(Config):
-    """What a table of spectra holds. Array names may contain ``{arm}``."""
-
-    medium: Literal["vacuum", "air"] = Field(description="of the wavelengths; never assumed")
-    wavelength: WavelengthOptions
-    flux: str
-    ivar: str | None = None
-    error: str | None = Field(None, description="1 σ, instead of ivar; 0 = not measured")
-    mask: str | None = None
-    bad_bits: list[int] | None = Field(
-        None, description="bits of mask that make a pixel bad; default: any value but 0"
-    )
-    flux_unit: float = Field(1.0, gt=0, description="factor of flux to 1e-17 erg/s/cm²/Å")
-    layout: Literal["objects", "pixels"] = Field(
-        "objects", description="a row is an object with array columns, or a pixel of one spectrum"
-    )
-    fields: dict[str, str] = Field(
-        default_factory=dict, description="field of Spectrum → column (or FITS keyword)"
-    )
-    id_format: str | None = Field(
-        None, description="object_id of several columns, e.g. '{plate:04d}-{mjd}-{fiberid:04d}'"
-    )
-    extra: list[str] = Field(default_factory=list, description="columns kept for cuts")
-    arms: list[str] = Field(default_factory=list, description="arms to co-add, e.g. [b, r, z]")
-    coadd_grid: dict[str, Any] | None = Field(
-        None, description="with arms: the linear grid {kind, start, step, size} they lie on"
-    )
-    survey: str = ""
-    hdu: str | int | None = Field(None, description="FITS: name or number; default: first table")
-
-    @model_validator(mode="after")
-    def _consistent(self):
-        if (self.ivar is None) == (self.error is None):
-            raise ValueError("expected exactly one of ivar and error")
-        if bool(self.arms) != (self.coadd_grid is not None):
-            raise ValueError("arms and coadd_grid go together")
-        if self.arms and (self.medium == "air" or self.wavelength.column is None):
-            raise ValueError("arms: expected vacuum wavelengths in a column")
-        known = {"object_id", "ra", "dec", "spectype", "subtype", "redshift", "redshift_err",
-                 "zwarning", "snr", "survey"}  # fmt: skip
-        if unknown := set(self.fields) - known:
-            raise ValueError(f"fields: unknown {sorted(unknown)}; known: {sorted(known)}")
-        return self
-
-    def names(self) -> set[str]:
-        """Return every column the options mention."""
-        arrays = [self.flux, self.ivar, self.error, self.mask, self.wavelength.column]
-        found = {n.format(arm=arm) for n in arrays if n for arm in self.arms or [""]}
-        found |= {s for s in (self.wavelength.start, self.wavelength.step) if isinstance(s, str)}
-        found |= {name for _, name, _, _ in Formatter().parse(self.id_format or "") if name}
-        return found | set(self.fields.values()) | set(self.extra)
+from skyray.readers.column_facts import ColumnFacts
+from skyray.readers.columns import CSV_NAMES, Columns, open_columns, parquet_units
+from skyray.readers.fits_image import is_fits_name
+from skyray.readers.layout import fits_names, stem
+from skyray.readers.spectrum_roles import described_by_file
+from skyray.readers.spectrum_values import Meaning, decide
+from skyray.readers.table_options import TableOptions, WavelengthOptions
+from skyray.readers.units import to_degrees
+from skyray.readers.unpacked import plain_name
+from skyray.records import Grid, InvalidRecord, Spectrum, attempt, ivar_fault
+from skyray.transforms.spectra import coadd_arms, median_snr
 
 
 @register
@@ -106,54 +39,84 @@ class SpectrumTableReader(Reader):
     """Spectra of a table. A Parquet file is read row group by row group in bounded memory."""
 
     name = "spectrum_table"
-    patterns = ("*.parquet", "*.npz", "*.csv", "*.fits", "*.fits.gz", "*.fit")
+    patterns = ("*.parquet", "*.npz", *CSV_NAMES, *fits_names("*"))
 
     def __init__(self, options=None):
         super().__init__(options)
         self.table = TableOptions.load(self.options)
 
     def units(self, file: SurveyFile) -> list[int]:
-        return parquet_units(file) if file.name.endswith(".parquet") else [0]
+        return parquet_units(file) if file.name.lower().endswith(".parquet") else [0]
 
     def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Spectrum | InvalidRecord]:
-        options = self.table
-        for columns in open_columns(file, unit, options.names(), options.hdu):
+        options = self._options(file)
+        text = {options.fields.get("object_id", "")}
+        first = options.flux.format(arm=(options.arms or [""])[0])
+        for columns in open_columns(file, unit, options.names(), options.hdu, text):
+            columns.rows(first)  # refuses the file where there is no such column
+            meanings = {arm: _meaning(options, columns, arm) for arm in options.arms or [""]}
+            table = _Table(options, columns, meanings, self._named)
             if options.layout == "pixels":
-                yield self._record(columns, None, file.path, file.name.split(".")[0])
+                yield table.record(None, file.path, _name(file))
                 continue
-            for row in range(columns.rows(options.flux.format(arm=(options.arms or [""])[0]))):
+            for row in range(columns.rows(first)):
                 number = columns.first_row + row
-                stem = f"{file.name.split('.')[0]}-{number}"
-                yield self._record(columns, row, f"{file.path}#{number}", stem)
+                name = f"{_name(file)}-{number}"
+                yield table.record(row, f"{file.path}#{number}", name)
 
-    def _record(
-        self, columns: Columns, row: int | None, source: str, default_id: str
-    ) -> Spectrum | InvalidRecord:
-        try:
-            return self._spectrum(columns, row, source, default_id)
-        except InvalidRecord as error:
-            if error.reason == "column_missing":  # the same for every row: refuse the file
-                raise
-            return error
-        except (TypeError, ValueError) as error:  # a null or text where a number is needed
-            return InvalidRecord("field_invalid", str(error), source)
+    def _options(self, file: SurveyFile) -> TableOptions:
+        if self.table.described:
+            return self.table
+        if not is_fits_name(file.name):
+            detail = "expected the card to name wavelength and flux, which only FITS tables tell"
+            raise InvalidRecord("column_missing", detail, file.path)
+        return described_by_file(file, self.table)
 
-    def _spectrum(self, columns: Columns, row: int | None, source: str, default_id: str):
-        options = self.table
+    @property
+    def _named(self) -> bool:
+        """Whether the card says what names an object; else its content tells it from others."""
+        return bool(self.table.id_format) or "object_id" in self.table.fields
+
+
+class _Table:
+    """Some rows of a table and what their numbers mean."""
+
+    def __init__(
+        self, options: TableOptions, columns: Columns, meanings: dict[str, Meaning], named: bool
+    ):
+        self.options, self.columns, self.meanings = options, columns, meanings
+        self._named = named
+        told = [meaning.statements for meaning in meanings.values()]
+        self.statements = {
+            name: "; ".join(dict.fromkeys(one[name] for one in told if name in one))
+            for name in dict.fromkeys(name for one in told for name in one)
+        }
+
+    def record(self, row: int | None, source: str, default_id: str) -> Spectrum | InvalidRecord:
+        """Return the spectrum of a row, or of all rows, or why it cannot be used."""
+
+        def spectrum() -> Spectrum:
+            try:
+                return self._spectrum(row, source, default_id)
+            except (TypeError, ValueError, OverflowError) as error:  # a null, text, out of range
+                if isinstance(error, InvalidRecord):
+                    raise
+                raise InvalidRecord("field_invalid", str(error), source) from None
+
+        found = attempt(spectrum, source)
+        if isinstance(found, InvalidRecord) and found.reason == "column_missing":
+            raise found  # the same for every row: refuse the file
+        return found
+
+    def _spectrum(self, row: int | None, source: str, default_id: str) -> Spectrum:
+        options, columns = self.options, self.columns
         object_id = _object_id(options, columns, row, default_id)
-        arrays = [_arrays(options, columns, row, arm) for arm in options.arms or [""]]
-        for wavelength, *others in arrays:
-            sizes = [len(wavelength), *(len(a) for a in others)]
-            if len(set(sizes)) != 1:
-                raise InvalidRecord(
-                    "shape_mismatch",
-                    f"expected one length for wavelength, flux, ivar and mask, found {sizes}",
-                    source,
-                    object_id,
-                )
+        try:
+            arrays = [_arrays(options, columns, row, *one) for one in self.meanings.items()]
+        except InvalidRecord as error:
+            raise InvalidRecord(error.reason, error.detail, source, object_id) from None
         wavelength, flux, ivar, mask = _joined(options, arrays, source, object_id)
-        named = options.id_format or "object_id" in options.fields
-        fields = _fields(options, columns, row)
+        fields = _fields(options, columns, row, source)
         if np.isnan(fields.get("snr", np.nan)):
             with np.errstate(invalid="ignore"):
                 fields["snr"] = median_snr(flux, ivar, mask)
@@ -165,45 +128,68 @@ class SpectrumTableReader(Reader):
             mask=mask,
             source=source,
             extra={name: columns.scalar(name, row) for name in options.extra},
-            observation_id="" if named else name_by_content(object_id, flux),
+            observation_id="" if self._named else name_by_content(object_id, flux),
+            statements=self.statements,
             **{"survey": options.survey, **fields},
         )
 
 
-def _arrays(options: TableOptions, columns: Columns, row: int | None, arm: str):
-    """Return wavelength (vacuum Å), flux, ivar and mask of one arm."""
+def _name(file: SurveyFile) -> str:
+    """Return the path below the folder that was given, without its ending: ``run1/J1234.5+12``."""
+    name = plain_name(file.below)
+    ending = next((e for e in (".parquet", ".npz", ".csv") if name.lower().endswith(e)), "")
+    return name[: -len(ending)] if ending else stem(file.below)
+
+
+def _meaning(options: TableOptions, columns: Columns, arm: str) -> Meaning:
+    noise = options.error or options.ivar
+    names = {"flux": options.flux, "noise": noise, "wavelength": options.wavelength.column}
+    facts = {role: columns.facts.of((name or "").format(arm=arm)) for role, name in names.items()}
+    bunit = columns.header.get("BUNIT") if columns.header is not None else None
+    if bunit and not facts["flux"].unit:
+        facts["flux"] = replace(facts["flux"], unit=str(bunit).strip(), origin="BUNIT")
+    return decide(
+        columns.source, columns.header, facts, options.wavelength, options.medium,
+        options.flux_unit, options.error is not None,
+    )  # fmt: skip
+
+
+def _arrays(options: TableOptions, columns: Columns, row: int | None, arm: str, meaning: Meaning):
+    """Return wavelength (vacuum Å), flux, ivar and mask of one arm, wavelengths ascending."""
     flux = columns.array(options.flux.format(arm=arm), row)
+    noise = columns.array((options.error or options.ivar).format(arm=arm), row)
     mask = np.zeros(len(flux), dtype=bool)
     if options.mask is not None:
-        mask = _bad(columns.array(options.mask.format(arm=arm), row), options.bad_bits)
-    if options.ivar is not None:
-        ivar = columns.array(options.ivar.format(arm=arm), row) / options.flux_unit**2
-    else:
-        error = columns.array(options.error.format(arm=arm), row)
-        ivar = ivar_of_error(error * options.flux_unit, mask)
-    wavelength = _wavelength(options.wavelength, columns, row, arm, len(flux))
-    if options.medium == "air":
-        wavelength = air_to_vacuum(wavelength)
-    return (
-        wavelength,
-        (flux * options.flux_unit).astype(np.float32),
-        ivar.astype(np.float32),
-        mask,
-    )
+        mask = _bad(columns.array(options.mask.format(arm=arm), row), options)
+    wavelength = meaning.wavelength(_wavelength(options.wavelength, columns, row, arm, len(flux)))
+    sizes = [len(array) for array in (wavelength, flux, noise, mask)]
+    if len(set(sizes)) != 1:
+        detail = f"expected one length for wavelength, flux, ivar and mask, found {sizes}"
+        raise InvalidRecord("shape_mismatch", detail)
+    arrays = (wavelength, *meaning.flux(wavelength, flux, noise, mask), mask)
+    backwards = len(wavelength) > 1 and (wavelength[1:] < wavelength[:-1]).all()
+    return tuple(array[::-1] for array in arrays) if backwards else arrays
 
 
-def _bad(values: np.ndarray, bits: list[int] | None) -> np.ndarray:
-    if bits is None:
+def _bad(values: np.ndarray, options: TableOptions) -> np.ndarray:
+    """Return which pixels a mask calls bad; a value that is missing does."""
+    unknown = np.isnan(values) if values.dtype.kind == "f" else False
+    if options.mask_means == "good":
+        return (values == 0) | unknown
+    if options.bad_bits is None:
         return values != 0
-    return (values.astype(np.int64) & sum(1 << bit for bit in bits)) != 0
+    if values.dtype.kind == "f" and (values != np.trunc(values))[~unknown].any():
+        detail = f"{options.mask}: expected integers, of which bits can be bad, found fractions"
+        raise InvalidRecord("column_type", detail)
+    bits = np.where(unknown, 0, values).astype(np.int64)
+    return ((bits & sum(1 << bit for bit in options.bad_bits)) != 0) | unknown
 
 
 def _wavelength(
     options: WavelengthOptions, columns: Columns, row: int | None, arm: str, size: int
 ) -> np.ndarray:
     if options.column is not None:
-        found = columns.array(options.column.format(arm=arm), row, shared=True)
-        return found.astype(np.float64) * options.unit_angstrom
+        return columns.array(options.column.format(arm=arm), row, shared=True)
     start, step = (
         float(columns.scalar(part, row) if isinstance(part, str) else part)
         for part in (options.start, options.step)
@@ -230,10 +216,7 @@ def _object_id(options: TableOptions, columns: Columns, row: int | None, default
     if options.id_format:
         return options.id_format.format_map(_Cells(columns, row))
     name = options.fields.get("object_id")
-    found = default if name is None else columns.scalar(name, row)
-    if found is None or found == "":
-        raise ValueError(f"{name}: expected an object_id, found {found!r}")
-    return str(found)
+    return default if name is None else columns.identifier(name, row)
 
 
 class _Cells(dict):
@@ -243,10 +226,15 @@ class _Cells(dict):
         self.columns, self.row = columns, row
 
     def __missing__(self, name: str) -> Any:
-        return self.columns.scalar(name, self.row)
+        value = self.columns.exact(name, self.row)
+        if value is None:
+            raise ValueError(f"{name}: expected a part of an object_id, found none")
+        return value
 
 
-def _fields(options: TableOptions, columns: Columns, row: int | None) -> dict[str, Any]:
+def _fields(
+    options: TableOptions, columns: Columns, row: int | None, source: str
+) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for field, name in options.fields.items():
         value = columns.scalar(name, row)
@@ -254,8 +242,28 @@ def _fields(options: TableOptions, columns: Columns, row: int | None) -> dict[st
             continue
         if field in ("spectype", "subtype", "survey"):
             found[field] = "" if value is None else str(value).strip()
+        elif field in ("ra", "dec"):
+            found[field] = _degrees(source, field, columns.facts.of(name), value)
         elif field == "zwarning":
-            found[field] = -1 if value is None else int(value)
+            found[field] = -1 if value is None else _number(name, value, int)
         else:
-            found[field] = float("nan") if value is None else float(value)
+            found[field] = float("nan") if value is None else _number(name, value, float)
     return found
+
+
+def _number(name: str, value: Any, kind: type) -> int | float:
+    try:
+        return kind(value)
+    except (TypeError, ValueError, OverflowError):
+        shown = f"{type(value).__name__} {str(value)[:80]!r}"
+        raise ValueError(f"{name}: expected a number, found {shown}") from None
+
+
+def _degrees(source: str, field: str, facts: ColumnFacts, value: Any) -> float:
+    """Return a coordinate in degrees, by its column's unit or as sexagesimal text."""
+    found = to_degrees(source, facts.name, facts.unit, value, hours=field == "ra")
+    low, high = (-90, 90) if field == "dec" else (-360, 360)
+    if low <= found <= high or np.isnan(found):
+        return found
+    detail = f"{facts.name}: expected {low}° to {high}°, found {found:g}° (unit {facts.unit!r})"
+    raise InvalidRecord("field_invalid", detail, source)

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from skyray.records.columns import OBJECT_FIELDS, InvalidRecord, schema_metadata, tensor_type
+from skyray.records.columns import (
+    OBJECT_FIELDS,
+    InvalidRecord,
+    position_fault,
+    schema_metadata,
+    tensor_type,
+)
 
 STAMPS = ("science", "template", "difference")
 
@@ -37,7 +43,8 @@ class Alert:
         The survey's fields of this detection under ZTF's names (``magpsf``, ``isdiffpos`` …);
         None where the survey gives nothing.
     history : sequence of mappings
-        Earlier detections and upper limits (their ``magpsf`` is None), same names.
+        Earlier detections and upper limits (their ``magpsf`` is None), same names; ``forced`` is
+        true of photometry at the place of a source that was not detected then.
     ra, dec : float
         Degrees, ICRS.
     source : str
@@ -46,6 +53,13 @@ class Alert:
         Columns beside the packet: labels of other catalogues.
     observation_id : str
         Unique for what was measured once; empty where `object_id` is.
+    source_pixel : ((row, column), …) or None
+        Where the source lies in science, template and difference: pixels from 0, whole numbers at
+        pixel centres. None: in the middle pixel (size // 2) of each.
+    pixel_scale_arcsec : float
+        Of the stamps; NaN where neither packet nor reader tells.
+    statements : mapping
+        What was decided about schema, units, time and place, and from what.
     """
 
     object_id: str
@@ -64,6 +78,15 @@ class Alert:
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     observation_id: str = ""
+    source_pixel: tuple[tuple[float, float], ...] | None = None
+    pixel_scale_arcsec: float = float("nan")
+    statements: Mapping[str, str] = field(default_factory=dict)
+
+    def source_pixels(self) -> tuple[tuple[float, float], ...]:
+        """Return where the source lies in each stamp, (row, column)."""
+        if self.source_pixel is not None:
+            return self.source_pixel
+        return tuple((stamp.shape[0] // 2, stamp.shape[1] // 2) for stamp in self.stamps())
 
     def stamps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return science, template, difference: the order of every triplet."""
@@ -79,26 +102,41 @@ class Alert:
 def check_alert(alert: Alert, size: int) -> None:
     """Raise `InvalidRecord` unless the alert can be used.
 
-    In this order: a finite ``jd`` (``jd_not_finite``); stamps of two axes, of at most `size` pixels
-    a side (``stamp_shape``) and of one shape (``stamps_differ``); no infinite pixel
-    (``stamp_infinite``); something measured and not 0 in each (``stamp_empty``).
+    In this order: a finite ``jd`` (``jd_not_finite``); a position (``position_invalid``); stamps of
+    two axes, of at most `size` pixels a side (``stamp_shape``), and of one shape unless it is known
+    where the source lies in each (``stamps_differ``); the source within them
+    (``stamp_off_source``); no infinite pixel (``stamp_infinite``); something measured and not 0 in
+    each (``stamp_empty``).
     """
     fault = None
     if not np.isfinite(alert.jd):
         fault = "jd_not_finite", f"expected a Julian date, found {alert.jd}"
     stamps = dict(zip(STAMPS, alert.stamps(), strict=True))
-    fault = fault or _stamps_fault(stamps, size)
+    fault = fault or position_fault(alert.ra, alert.dec)
+    fault = fault or _shape_fault(alert, stamps, size) or _pixels_fault(stamps)
     if fault:
         raise InvalidRecord(*fault, alert.source, alert.object_id)
 
 
-def _stamps_fault(stamps: Mapping[str, np.ndarray], size: int) -> tuple[str, str] | None:
+def _shape_fault(
+    alert: Alert, stamps: Mapping[str, np.ndarray], size: int
+) -> tuple[str, str] | None:
     for name, stamp in stamps.items():
         if stamp.ndim != 2 or not 1 <= min(stamp.shape) <= max(stamp.shape) <= size:
             return "stamp_shape", f"{name}: expected at most {size} × {size}, found {stamp.shape}"
     shapes = {name: stamp.shape for name, stamp in stamps.items()}
-    if len(set(shapes.values())) > 1:
-        return "stamps_differ", f"expected stamps of one shape, found {shapes}"
+    if len(set(shapes.values())) > 1 and alert.source_pixel is None:
+        detail = f"expected stamps of one shape, or the source's place in each, found {shapes}"
+        return "stamps_differ", detail
+    for (name, shape), place in zip(shapes.items(), alert.source_pixels(), strict=True):
+        if not all(-0.5 <= at < side - 0.5 for at, side in zip(place, shape, strict=True)):
+            row, column = place
+            detail = f"expected the source within {shape}, found it at {row:.1f}, {column:.1f}"
+            return "stamp_off_source", f"{name}: {detail}"
+    return None
+
+
+def _pixels_fault(stamps: Mapping[str, np.ndarray]) -> tuple[str, str] | None:
     for name, stamp in stamps.items():
         if np.isinf(stamp).any():
             return "stamp_infinite", f"{name}: expected finite pixels"
@@ -111,13 +149,14 @@ def alert_schema(size: int, features: Sequence[str]) -> pa.Schema:
     """Return the Arrow schema of an Alert dataset.
 
     ``triplet`` float32 [3, size, size]: the raw stamps in the order science, template, difference,
-    NaN where unmeasured and beyond the stamp's own size, which is ``stamp_shape`` int32 [2].
+    the source in the middle pixel (size // 2), NaN where unmeasured and beyond the stamp's own
+    pixels, which are ``stamp_box`` int32 [3, 4]: top, left, height, width of each.
     ``metadata`` float32 [len(features)] in the order of `features`, NaN where unknown. ``history``
-    holds the earlier detections and upper limits.
+    holds the earlier detections and upper limits; ``forced``: measured where nothing was detected.
     """
     history = pa.struct(
         [("jd", pa.float64()), ("fid", pa.int32()), ("magpsf", pa.float32()),
-         ("sigmapsf", pa.float32()), ("diffmaglim", pa.float32())]
+         ("sigmapsf", pa.float32()), ("diffmaglim", pa.float32()), ("forced", pa.bool_())]
     )  # fmt: skip
     return pa.schema(
         [
@@ -126,7 +165,7 @@ def alert_schema(size: int, features: Sequence[str]) -> pa.Schema:
             pa.field("jd", pa.float64(), nullable=False),
             pa.field("fid", pa.int32(), nullable=False),
             pa.field("triplet", tensor_type(pa.float32(), [3, size, size]), nullable=False),
-            pa.field("stamp_shape", tensor_type(pa.int32(), [2]), nullable=False),
+            pa.field("stamp_box", tensor_type(pa.int32(), [3, 4]), nullable=False),
             pa.field("metadata", tensor_type(pa.float32(), [len(features)]), nullable=False),
             pa.field("history", pa.list_(history)),
         ],

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SPLITS = ("train", "validation", "test")
 
 
@@ -35,6 +35,14 @@ class InvalidRecord(ValueError):
 
     def __reduce__(self):  # exceptions with several arguments do not pickle by themselves
         return type(self), (self.reason, self.detail, self.source, self.object_id)
+
+
+def position_fault(ra: float, dec: float) -> tuple[str, str] | None:
+    """Return why degrees are no position (``position_invalid``); unknown ones, NaN, are none."""
+    if abs(ra) > 360 or abs(dec) > 90:  # False for NaN
+        found = f"ra {ra:g}, dec {dec:g}"
+        return "position_invalid", f"expected degrees on the sphere, or NaN, found {found}"
+    return None
 
 
 def tensor_type(dtype: pa.DataType, shape: Sequence[int]) -> pa.DataType:
@@ -78,6 +86,7 @@ OBJECT_FIELDS = [
     pa.field("survey", pa.string()),
     pa.field("source", pa.string(), nullable=False),
     pa.field("extra", pa.string()),
+    pa.field("statements", pa.string()),
 ]
 
 

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from skyray.records.columns import OBJECT_FIELDS, InvalidRecord, schema_metadata, tensor_type
+from skyray.records.columns import (
+    OBJECT_FIELDS,
+    InvalidRecord,
+    position_fault,
+    schema_metadata,
+    tensor_type,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,9 @@ class Cutout:
         Further survey columns that cards may cut on or label by (``petro_rad_arcsec``, votes …).
     observation_id : str
         Unique for what was measured once; empty where `object_id` is.
+    statements : mapping
+        What was decided about the values, and from what the file states it: ``bands``, ``unit``,
+        ``hdu``, ``pixel_scale_arcsec`` … (`records.statements`).
     """
 
     object_id: str
@@ -50,6 +59,7 @@ class Cutout:
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     observation_id: str = ""
+    statements: Mapping[str, str] = field(default_factory=dict)
 
     def fields(self) -> dict[str, Any]:
         """Return the scalar columns that cards may name in cuts and label rules."""
@@ -60,12 +70,13 @@ class Cutout:
 def check_cutout(cutout: Cutout, bands: Sequence[str]) -> None:
     """Raise `InvalidRecord` unless the image can be used.
 
-    In this order: three axes (``image_shape``), the card's bands (``bands_wrong``), at least 8
-    pixels a side (``image_too_small``), no infinite pixel (``image_infinite``), in every band at
-    least half of the pixels measured (``image_unmeasured``) and not all the same value
-    (``image_constant``).
+    In this order: a position (``position_invalid``), three axes (``image_shape``), the card's bands
+    (``bands_wrong``), at least 8 pixels a side (``image_too_small``), no infinite pixel
+    (``image_infinite``), in every band at least half of the pixels measured (``image_unmeasured``)
+    and not all the same value (``image_constant``).
     """
-    fault = _image_fault(np.asarray(cutout.image), cutout.bands, tuple(bands))
+    fault = position_fault(cutout.ra, cutout.dec)
+    fault = fault or _image_fault(np.asarray(cutout.image), cutout.bands, tuple(bands))
     if fault:
         raise InvalidRecord(*fault, cutout.source, cutout.object_id)
 

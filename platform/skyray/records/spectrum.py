@@ -13,7 +13,15 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
-from skyray.records.columns import OBJECT_FIELDS, InvalidRecord, schema_metadata, tensor_type
+from skyray.records.columns import (
+    OBJECT_FIELDS,
+    InvalidRecord,
+    position_fault,
+    schema_metadata,
+    tensor_type,
+)
+
+_SMALLEST = 1e-37  # below about this, 32-bit floats lose digits
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +83,9 @@ class Spectrum:
     observation_id : str
         Unique for what was measured once (survey, programme, file, target); empty where
         `object_id` is.
+    statements : mapping
+        What was decided about the values, and from which statement of the file
+        (`records.statements`).
     """
 
     object_id: str
@@ -94,6 +105,7 @@ class Spectrum:
     source: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
     observation_id: str = ""
+    statements: Mapping[str, str] = field(default_factory=dict)
 
     def fields(self) -> dict[str, Any]:
         """Return the scalar columns that cards may name in cuts and label rules."""
@@ -105,12 +117,13 @@ class Spectrum:
 def check_spectrum(spectrum: Spectrum, min_good_pixels: int = 100) -> None:
     """Raise `InvalidRecord` unless the spectrum can be used.
 
-    Checked in this order: shapes agree (``shape_mismatch``, ``too_short``); wavelengths finite and
-    positive (``wavelength_not_finite``), strictly increasing (``wavelength_decreasing`` where they
-    run backwards, ``wavelength_not_increasing`` where some are out of order); ivar finite
-    (``ivar_not_finite``), ≥ 0 (``ivar_negative``) and somewhere > 0 (``ivar_empty``); flux finite
-    where ivar > 0 and no mask is set (``flux_all_nan``, ``flux_infinite``, ``flux_not_finite``); at
-    least `min_good_pixels` such pixels (``too_few_good_pixels``); a signal (``flux_all_zero``).
+    Checked in this order: shapes agree (``shape_mismatch``, ``too_short``); a position
+    (``position_invalid``); wavelengths finite and positive (``wavelength_not_finite``), strictly
+    increasing (``wavelength_decreasing`` where they run backwards, ``wavelength_not_increasing``
+    where some are out of order); ivar finite (``ivar_not_finite``), ≥ 0 (``ivar_negative``) and
+    somewhere > 0 (``ivar_empty``); flux finite where ivar > 0 and no mask is set
+    (``flux_all_nan``, ``flux_infinite``, ``flux_not_finite``); at least `min_good_pixels` such
+    pixels (``too_few_good_pixels``); a signal (``flux_all_zero``).
     """
     wavelength, flux, ivar, mask = (
         np.asarray(a) for a in (spectrum.wavelength, spectrum.flux, spectrum.ivar, spectrum.mask)
@@ -123,7 +136,8 @@ def check_spectrum(spectrum: Spectrum, min_good_pixels: int = 100) -> None:
     else:
         used = (ivar > 0) & ~mask.astype(bool)
         fault = (
-            _wavelength_fault(wavelength)
+            position_fault(spectrum.ra, spectrum.dec)
+            or _wavelength_fault(wavelength)
             or ivar_fault(ivar)
             or _flux_fault(flux[used], min_good_pixels)
         )
@@ -182,6 +196,31 @@ def _flux_fault(flux: np.ndarray, min_good_pixels: int) -> tuple[str, str] | Non
     if not np.any(flux):
         return "flux_all_zero", "expected a signal, found flux 0 in every good pixel"
     return None
+
+
+def as_float32(name: str, values: np.ndarray, hint: str = "") -> np.ndarray:
+    """Return values as float32, native byte order; NaN and infinities stay.
+
+    Raises
+    ------
+    InvalidRecord
+        ``value_out_of_range`` where finite values become infinite, or the largest of them is too
+        small for float32's precision: fluxes in erg/s/cm²/Å have an ivar beyond it.
+    """
+    if values.dtype.kind == "f" and values.dtype.itemsize <= 4:
+        return values.astype(np.float32, copy=False)
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = values.astype(np.float32)
+        size = float(np.max(np.abs(found), initial=0))
+        if not _SMALLEST < size < np.inf and np.any(values):  # NaN is neither
+            size = float(np.max(np.abs(values[np.isfinite(values)]), initial=0))
+            if size > np.finfo(np.float32).max or 0 < size < _SMALLEST:
+                raise InvalidRecord(
+                    "value_out_of_range",
+                    f"{name}: expected values that 32-bit floats hold, found up to {size:.3g}; "
+                    f"flux is to be in 1e-17 erg/s/cm²/Å{hint}",
+                )
+    return found
 
 
 def spectrum_schema(grid: Grid) -> pa.Schema:

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from skyray.runtime import places
+from skyray.config import ConfigError
+from skyray.runtime import noise, places
+from skyray.runtime.progress import is_open, waiting
 
 OBJECT_STORE_BYTES = 1_500_000_000
 CORES = "cores"  # of a private Ray's machine, which may have more logical CPUs than these
@@ -75,19 +77,100 @@ def start_ray(address: str | None = None, num_cpus: int | None = None) -> bool:
             runtime_env=None if submitted else environment,
         )
     else:
-        cores = len(os.sched_getaffinity(0))
-        ray.init(
-            address="local",
-            num_cpus=num_cpus or max(4, cores),
-            resources={CORES: cores},
-            object_store_memory=int(os.environ.get("SKYRAY_OBJECT_STORE", OBJECT_STORE_BYTES)),
-            include_dashboard=False,
-            log_to_driver=bool(os.environ.get("SKYRAY_WORKER_LOGS")),
-            logging_level=logging.WARNING,
-            runtime_env=environment,
-        )
-    _quiet_data()
+        _start_private(num_cpus, environment)
+    if noise.is_kept():
+        noise.workers_into_log()
+    quiet_data()
     return True
+
+
+def private_cpus() -> int:
+    """Return how many logical CPUs a private Ray gets."""
+    return max(4, len(os.sched_getaffinity(0)))
+
+
+def _start_private(num_cpus: int | None, environment: dict[str, dict[str, str]]) -> None:
+    import ray
+
+    ray.init(
+        address="local",
+        num_cpus=num_cpus or private_cpus(),
+        resources={CORES: len(os.sched_getaffinity(0))},
+        object_store_memory=int(os.environ.get("SKYRAY_OBJECT_STORE", OBJECT_STORE_BYTES)),
+        include_dashboard=False,
+        log_to_driver=noise.is_kept() or bool(os.environ.get(noise.SHOW)),
+        logging_level=logging.WARNING,
+        runtime_env=environment,
+    )
+
+
+def require_devices(address: str | None, gpus: int, cpus: int = 0) -> None:
+    """Refuse, before a private Ray is started, what this machine has not got.
+
+    Parameters
+    ----------
+    gpus, cpus : int
+        That the work needs at once, at least.
+
+    Raises
+    ------
+    ConfigError
+        If there are fewer, and no cluster is to be joined.
+    """
+    address = address or os.environ.get("RAY_ADDRESS")
+    if address and address != "local":
+        return
+    if cpus > private_cpus():
+        raise ConfigError(
+            f"{cpus} CPUs at once: expected at most {private_cpus()}, the logical CPUs of a "
+            "private Ray here; ask for fewer workers or threads, or give --address of a cluster"
+        )
+    if not gpus:
+        return
+    if (found := local_gpus()) < gpus:
+        raise ConfigError(
+            f"--gpu: expected {_gpus(gpus)}, found {found} on this machine; leave it out, or give "
+            "--address of a cluster that has them"
+        )
+    import torch
+
+    if not torch.cuda.is_available():
+        raise ConfigError(f"--gpu: expected a torch that reaches it, found {torch.__version__}")
+
+
+def _gpus(count: int) -> str:
+    return f"{count} GPU{'s' * (count > 1)}"
+
+
+def local_gpus() -> int:
+    """Return how many GPUs Ray finds on this machine, as far as CUDA_VISIBLE_DEVICES shows them."""
+    _prepare_environment()
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    manager = get_accelerator_manager_for_resource("GPU")
+    visible = manager.get_current_process_visible_accelerator_ids()
+    found = manager.get_current_node_num_accelerators()
+    return found if visible is None else min(found, len(visible))
+
+
+def require_cluster_gpus(gpus: int) -> None:
+    """Refuse work on GPUs on a Ray that has fewer, and whose autoscaler could not add them.
+
+    Raises
+    ------
+    ConfigError
+        If so.
+    """
+    import ray
+    from ray._private.state import state
+
+    found = int(ray.cluster_resources().get("GPU", 0))
+    limit = (state.get_max_resources_from_cluster_config() or {}).get("GPU", 0)
+    if max(found, limit) < gpus:
+        raise ConfigError(
+            f"--gpu: expected {_gpus(gpus)}, found {found} on the cluster, which "
+            f"grows to no more than {max(found, int(limit))}"
+        )
 
 
 def cores_for(threads: int) -> dict[str, float]:
@@ -101,7 +184,8 @@ def cores_for(threads: int) -> dict[str, float]:
     return {CORES: min(float(threads), cores)} if cores else {}
 
 
-def _quiet_data() -> None:
+def quiet_data() -> None:
+    """Set how Ray Data behaves in this process: quiet, and quick to see what there is to use."""
     from ray.data import DataContext
     from ray.data._internal.execution.resource_manager import ResourceManager
 
@@ -115,12 +199,24 @@ def _quiet_data() -> None:
 
 
 @contextmanager
-def ray_session(address: str | None = None, num_cpus: int | None = None) -> Iterator[None]:
-    """Hold a Ray session for a block; what this call started is shut down at its end."""
-    import ray
+def ray_session(
+    address: str | None = None, num_cpus: int | None = None, gpus: int = 0
+) -> Iterator[None]:
+    """Hold a Ray session for a block; what this call started is shut down at its end.
 
-    started = start_ray(address, num_cpus)
+    Raises
+    ------
+    ConfigError
+        If the work needs `gpus` and neither this machine nor the cluster has them.
+    """
+    require_devices(address, gpus)
+    with waiting("ray", f"the cluster at {address}" if address else "Ray to start", show=is_open()):
+        import ray
+
+        started = start_ray(address, num_cpus)
     try:
+        if gpus:
+            require_cluster_gpus(gpus)
         yield
     finally:
         if started:

@@ -1,16 +1,26 @@
 """MLflow: one run for each training, on SQLite by default and on any tracking URI.
 
-Metrics carry explicit steps, so that an epoch redone after a failure overwrites itself.
+A tracking server is a guest: what it is told goes through `skyray.runtime.outbox`, and no training
+waits for it or fails with it. Metrics carry explicit steps, so that an epoch redone after a failure
+overwrites itself.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 import os
+import time
+import uuid
 from typing import Any
 
-from skyray.runtime import places
+from skyray.runtime import outbox, places
+
+PARENT = "mlflow.parentRunId"
+_OURS = "skyray.run_id"  # tag of runs begun without a server: the id they had until then
+_PARAMS_AT_ONCE = 100  # MLflow's own limit
+_log = logging.getLogger(__name__)
 
 
 def tracking_uri() -> str:
@@ -31,34 +41,118 @@ def client(uri: str):
     """Return an MLflow client; its import takes seconds, so it happens here."""
     for noisy in ("mlflow.store.db.utils", "alembic"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+    # MLflow's own patience, minutes of it, is for those who have no outbox.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
     return MlflowClient(tracking_uri=uri)
 
 
-def open_experiment(name: str) -> str:
-    """Return an experiment's id; make it, and the store around it, where there is none.
+def open_experiment(name: str) -> None:
+    """Make an experiment, and the store around it, where there is none and a server answers.
 
     Whoever starts several trainings at once calls this first: a new SQLite store does not bear two
     that make it at the same time.
     """
     uri = tracking_uri()
+    if outbox.answers(uri):
+        _or_say(lambda: _experiment(uri, name))
+
+
+def _or_say(do):
+    """Return what a call to MLflow gives; None, and a line in the log, when it fails."""
+    try:
+        return do()
+    except Exception as error:  # MLflow raises what its stores and its transport raise
+        _log.warning("MLflow: %s", error or type(error).__name__)
+        return None
+
+
+def _experiment(uri: str, name: str) -> str:
+    """Return an experiment's id; make it where there is none."""
     mlflow = client(uri)
     if found := mlflow.get_experiment_by_name(name):
         return found.experiment_id
     artifacts = None if uri.startswith("http") else places.join(places.home(), "mlartifacts")
-    return mlflow.create_experiment(name, artifact_location=artifacts)
+    try:
+        return mlflow.create_experiment(name, artifact_location=artifacts)
+    except Exception:
+        if found := mlflow.get_experiment_by_name(name):  # made by another in the meantime
+            return found.experiment_id
+        raise
 
 
-def start_run(experiment: str, name: str, params: dict[str, Any], tags: dict[str, str]) -> str:
-    """Create a run and return its id."""
-    experiment_id = open_experiment(experiment)
-    mlflow = client(tracking_uri())
-    run_id = mlflow.create_run(experiment_id, run_name=name, tags=tags).info.run_id
-    for key, value in flatten(params).items():
-        mlflow.log_param(run_id, key, value)
-    mlflow.log_dict(run_id, params, "config.json")
+def start_run(
+    experiment: str,
+    name: str,
+    params: dict[str, Any],
+    tags: dict[str, str],
+    data: dict[str, Any] | None = None,
+) -> str:
+    """Begin a run and return its id; one of ours, where no server answers (`outbox.mlflow_id`).
+
+    Parameters
+    ----------
+    data : dict, optional
+        The dataset that goes in: ``name``, ``digest``, ``source`` and ``profile`` (a dict).
+    """
+    uri = tracking_uri()
+    about = {"experiment": experiment, "name": name, "tags": tags, "time": _now()}
+    if (parent := tags.get(PARENT)) and outbox.answers(uri):
+        outbox.send(parent)
+    run_id = _or_say(lambda: _create(uri, about)) if outbox.answers(uri) else None
+    if run_id is None:
+        run_id = uuid.uuid4().hex
+        about["tags"] = tags | {_OURS: run_id}
+        outbox.post(uri, run_id, outbox.OPEN, about)
+    outbox.post(uri, run_id, "params", {"values": flatten(params), "config": params})
+    if data:
+        outbox.post(uri, run_id, "input", data)
+    outbox.send_or_say(run_id)
     return run_id
+
+
+def _create(uri: str, about: dict[str, Any]) -> str:
+    tags = dict(about["tags"])
+    if PARENT in tags:
+        tags[PARENT] = outbox.mlflow_id(tags[PARENT])
+    experiment = _experiment(uri, about["experiment"])
+    made = client(uri).create_run(
+        experiment, start_time=about["time"], run_name=about["name"], tags=tags
+    )
+    return made.info.run_id
+
+
+@outbox.sends(outbox.OPEN)
+def _open(uri: str, run_id: str, about: dict[str, Any]) -> None:
+    experiment = _experiment(uri, about["experiment"])
+    known = client(uri).search_runs([experiment], f"tags.`{_OURS}` = '{run_id}'")
+    outbox.given(run_id, known[0].info.run_id if known else _create(uri, about))
+
+
+@outbox.sends("params")
+def _params(uri: str, run_id: str, content: dict[str, Any]) -> None:
+    from mlflow.entities import Param
+
+    params, mlflow = [Param(*pair) for pair in content["values"].items()], client(uri)
+    for start in range(0, len(params), _PARAMS_AT_ONCE):
+        mlflow.log_batch(run_id, params=params[start : start + _PARAMS_AT_ONCE])
+    mlflow.log_dict(run_id, content["config"], "config.json")
+
+
+@outbox.sends("input")
+def _input(uri: str, run_id: str, data: dict[str, Any]) -> None:
+    from mlflow.entities import Dataset, DatasetInput, InputTag
+
+    found = Dataset(
+        name=data["name"], digest=data["digest"], source_type="skyray",
+        source=json.dumps({"uri": data["source"]}), profile=json.dumps(data["profile"]),
+    )  # fmt: skip
+    client(uri).log_inputs(
+        run_id, [DatasetInput(found, [InputTag("mlflow.data.context", "train")])]
+    )
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -73,39 +167,76 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def log_metrics(uri: str, run_id: str, metrics: dict[str, float], step: int) -> None:
-    """Log a batch of finite metrics at one step."""
-    import math
-    import time
+    """Post finite metrics at one step, and send them from a thread."""
+    values = {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+    outbox.post(uri, run_id, "metrics", {"values": values, "step": step, "time": _now()})
+    outbox.send_soon(run_id)
 
+
+@outbox.sends("metrics")
+def _metrics(uri: str, run_id: str, content: dict[str, Any]) -> None:
     from mlflow.entities import Metric
 
-    now = int(time.time() * 1000)
-    batch = [Metric(k, float(v), now, step) for k, v in metrics.items() if math.isfinite(v)]
+    at = content["time"], content["step"]
+    batch = [Metric(name, value, *at) for name, value in content["values"].items()]
     client(uri).log_batch(run_id, metrics=batch)
 
 
-def has_run(run_id: str) -> bool:
-    """Return whether this tracking store knows a run; bundles travel further than their runs."""
-    from mlflow.exceptions import MlflowException
+def log_files(run_id: str, source: str, names: list[str], under: str) -> None:
+    """Post files (or folders) `names` at the place `source` as artifacts of a run."""
+    content = {"source": places.absolute(source), "names": names, "under": under}
+    outbox.post(tracking_uri(), run_id, "files", content)
 
+
+@outbox.sends("files")
+def _files(uri: str, run_id: str, content: dict[str, Any]) -> None:
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for name in content["names"]:
+        with places.local_copy(places.join(content["source"], name)) as copy:
+            if copy.is_dir():
+                client(uri).log_artifacts(run_id, copy, f"{content['under']}/{name}")
+            else:
+                client(uri).log_artifact(run_id, copy, content["under"])
+
+
+def knows(run_id: str) -> bool:
+    """Return whether a run is of this ``SKYRAY_HOME`` or tracking store; bundles travel further."""
+    uri = tracking_uri()
+    if places.exists(outbox.folder(run_id)):
+        return True
     try:
-        client(tracking_uri()).get_run(run_id)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
-            raise
+        return outbox.answers(uri) and client(uri).get_run(run_id) is not None
+    except Exception as error:  # MLflow raises what its stores and its transport raise
+        _log.info("MLflow: run %s: %s", run_id, error)
         return False
-    return True
 
 
 def finish_run(run_id: str, failed: bool) -> None:
-    """Close a run."""
-    client(tracking_uri()).set_terminated(run_id, "FAILED" if failed else "FINISHED")
+    """Close a run, and send what is still to be told of it."""
+    status = "FAILED" if failed else "FINISHED"
+    outbox.post(tracking_uri(), run_id, "finish", {"status": status, "time": _now()})
+    outbox.send_or_say(run_id)
+
+
+@outbox.sends("finish")
+def _finish(uri: str, run_id: str, content: dict[str, Any]) -> None:
+    client(uri).set_terminated(run_id, content["status"], content["time"])
 
 
 def delete_other_children(parent: str, kept: set[str]) -> None:
     """Delete the runs below a run that nothing knows of: a kill came before their ids were kept."""
-    mlflow = client(tracking_uri())
+    outbox.post(tracking_uri(), parent, "children", {"kept": sorted(kept - {""})})
+    outbox.send(parent)
+
+
+@outbox.sends("children")
+def _children(uri: str, parent: str, content: dict[str, Any]) -> None:
+    mlflow, kept = client(uri), {outbox.mlflow_id(run_id) for run_id in content["kept"]}
     experiment = mlflow.get_run(parent).info.experiment_id
-    for run in mlflow.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'"):
+    for run in mlflow.search_runs([experiment], f"tags.`{PARENT}` = '{parent}'"):
         if run.info.run_id not in kept:
             mlflow.delete_run(run.info.run_id)
+
+
+def _now() -> int:
+    return int(time.time() * 1000)

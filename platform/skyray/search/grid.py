@@ -1,6 +1,6 @@
 """A grid of trainings as one job: recipes × data sets × changes × seeds, with one result table.
 
-Every cell is a training of its own (see `skyray.search.ensemble`), spread over the cluster; cells
+Every cell is a training of its own (see `skyray.search.cells`), spread over the cluster; cells
 that are done are never repeated.
 """
 
@@ -18,7 +18,8 @@ from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.families.base import load_recipe
 from skyray.runtime import places, tracking
-from skyray.search.ensemble import Cell, Spread, train_cells
+from skyray.search.cells import Cell, train_cells
+from skyray.search.ensemble import Spread
 
 TABLE_FILE = "grid.parquet"
 

@@ -17,13 +17,13 @@ import pandas as pd
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler
 from ray.tune.search.optuna import OptunaSearch
-from tqdm import tqdm
 
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.data.prepared import prepare
 from skyray.families.base import Choice, Family, Objective, Range, Recipe, load_family
-from skyray.runtime import places, tracking
+from skyray.runtime import outbox, places, tracking
+from skyray.runtime.progress import Row, task
 from skyray.runtime.session import cores_for
 from skyray.search.tune_figures import sweep_figures
 from skyray.training.lone import train_alone
@@ -32,9 +32,12 @@ SWEEP_FILE = "sweep.json"
 TRIALS_FILE = "trials.parquet"
 BEST_FILE = "best.json"
 _RUNS, _RAY = "runs", "ray"
+_NODE_DIED = "node has died"  # in Ray's words for the death of an actor
 # How often Ray Tune saves the state of search and trials, s: a killed sweep repeats no more.
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
-os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables; ours is a progress bar
+# How long the process of an ended trial may take before the next one, s: MLflow is told the rest.
+os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "120")
+os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its tables; ours is a row of the display
 
 
 @dataclass(frozen=True)
@@ -110,8 +113,9 @@ def tune_recipe(
     epochs = next(s.train.epochs for s in family.stages() if s.name == objective.stage)
     failed = True
     try:
-        with tqdm(total=trials, desc="tune", unit="trial", disable=not progress) as bar:
-            _bars[out] = bar
+        with task("tune", trials, "trial", show=progress) as shown:
+            shown.wait("the first trial")
+            _rows[out] = shown
             found = _tuner(
                 trainable, space, objective, out, trials, concurrent, recipe.seed, epochs,
                 grace_epochs,
@@ -120,7 +124,7 @@ def tune_recipe(
         tracking.delete_other_children(run_id, set(table["run_id"]))
         failed = False
     finally:
-        _bars.pop(out, None)
+        _rows.pop(out, None)
         tracking.finish_run(run_id, failed)
     return _conclude(out, run_id, table, objective, list(space))
 
@@ -202,29 +206,33 @@ class _Trial:
         )  # fmt: skip
 
 
-_bars: dict[str, tqdm] = {}  # of the sweeps this process drives, by their folder
+_rows: dict[str, Row] = {}  # of the sweeps this process drives, by their folder
 
 
 class _Watch(tune.Callback):
-    """Moves the sweep's progress bar as trials end.
+    """Moves the sweep's row of the display as trials end.
 
     Ray Tune keeps its callbacks in the sweep's folder for a restored sweep, so this one knows the
-    folder and not the bar.
+    folder and not the row.
     """
 
     def __init__(self, out: str, better: str):
         self._out, self._better = out, better
 
+    def on_trial_recover(self, iteration, trials, trial, **info) -> None:
+        """Forgive a trial that its machine went away: that is no failure of the trial's."""
+        if _NODE_DIED in str(trial.get_error()):
+            trial.run_metadata.num_failures -= 1
+
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:
         values = [t.last_result.get("best", math.nan) for t in trials if t.last_result]
         values = [value for value in values if not math.isnan(value)]
-        bar = _bars.get(self._out)
-        if bar is None:
+        row = _rows.get(self._out)
+        if row is None:
             return
         ended = {t.trial_id for t in trials if t.is_finished()} | {trial.trial_id}
-        bar.update(len(ended) - bar.n)
-        if values:
-            bar.set_postfix(best=f"{(max if self._better == 'max' else min)(values):.4g}")
+        best = max if self._better == "max" else min
+        row.update(len(ended), f"best {best(values):.4g}" if values else None)
 
 
 def _tuner(trainable, space, objective, out, trials, concurrent, seed, epochs, grace) -> tune.Tuner:
@@ -303,6 +311,7 @@ def _conclude(
         sweep_figures(table, objective, list(keys), folder)
     uri = tracking.tracking_uri()
     tracking.log_metrics(uri, run_id, {f"best/{objective.metric}": value}, step=len(table))
+    outbox.send_or_say(run_id)
     return SweepResult(out, run_id, table, best, value, objective)
 
 

@@ -162,6 +162,7 @@ def _packet(
         science=science, template=template, difference=difference, candidate=candidate,
         history=[{k: v for k, v in e.items() if not k.startswith("true_")} for e in recent],
         ra=candidate["ra"], dec=candidate["dec"], survey="ztf", source="mock",
+        pixel_scale_arcsec=1.01,
         extra={"mock_kind": model.kind, "subset": SUBSETS[model.kind],
                "sgscore_best": max(scores), **_truth(model.kind)},
     )  # fmt: skip

@@ -18,7 +18,7 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 
 from skyray.config import ConfigError
 from skyray.readers.base import SurveyFile
-from skyray.readers.fits_bytes import check_headers
+from skyray.readers.fits_image import fits_image
 from skyray.readers.foreign_arrow import read_schema, read_table
 
 Source = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -146,11 +146,7 @@ class _Files:
             return _grey(path.read_bytes())
         if path.suffix.lower() == ".npy":
             return _plane(np.load(path, allow_pickle=False))
-        from astropy.io import fits
-
-        check_headers(SurveyFile(LocalFileSystem(), str(path)))
-        with fits.open(path) as found:
-            return _plane(next(hdu.data for hdu in found if hdu.data is not None))
+        return _plane(fits_image(SurveyFile(LocalFileSystem(), str(path)))[0])
 
 
 class _Rows:

@@ -54,7 +54,7 @@ def stage_rows(
         if passed:
             beside = rows.source(rows.table, passed, joined(chosen), limit)
             sources.append((beside, numbers))
-        found[split] = StageRows(sources, [rows.table, made])
+        found[split] = StageRows(sources, [rows.table, made], stage.arrange)
     return found
 
 

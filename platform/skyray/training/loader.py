@@ -132,14 +132,17 @@ class StageRows:
         Each with the numbers, in its own table, of the stage's rows.
     tables : sequence of PreparedTable
         Tables that the training still needs, marked as used while it goes on.
+    arrange : callable, optional
+        `Stage.arrange`: adds tensors to every batch before it goes to the device.
     """
 
     def __init__(
         self,
         sources: Sequence[tuple[Source, np.ndarray]],
         tables: Sequence[PreparedTable] = (),
+        arrange: Callable[[Tensors], Tensors] | None = None,
     ):
-        self._sources, self._tables = sources, tables
+        self._sources, self._tables, self._arrange = sources, tables, arrange
 
     def __len__(self) -> int:
         return len(self._sources[0][1]) if self._sources else 0
@@ -170,6 +173,8 @@ class StageRows:
         def read(first: int, last: int) -> Batch:
             low, high = share_of(first, last, rank, world_size)
             tensors = self.read(order[low:high] if high > low else order[first : first + 1])
+            if self._arrange:
+                tensors |= self._arrange(tensors)
             if pinned:
                 tensors = {name: values.pin_memory() for name, values in tensors.items()}
             return Batch(tensors, high - low, last - first)
@@ -259,7 +264,10 @@ class Rows:
         source = self.source(
             self.table, self.table.numbers, joined(chosen), stage.train.memory_bytes
         )
-        return {split: StageRows([(source, rows)], [self.table]) for split, rows in chosen.items()}
+        return {
+            split: StageRows([(source, rows)], [self.table], stage.arrange)
+            for split, rows in chosen.items()
+        }
 
 
 def joined(chosen: Mapping[str, np.ndarray]) -> np.ndarray:

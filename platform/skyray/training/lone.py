@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 
-from skyray.bundles import registry
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.data.prepared import prepare
 from skyray.families.base import Family, Recipe, load_family
 from skyray.runtime import places, tracking
 from skyray.training import loop
+from skyray.training.graph import StageGraph
 from skyray.training.train import (
     RUN_FILE,
     assemble_bundle,
@@ -28,7 +28,7 @@ from skyray.training.train import (
     run_provenance,
     start_run,
 )
-from skyray.training.worker import LoneWorker
+from skyray.training.worker import LoneWorker, StageFiles
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def train_alone(
     run_uri : str
         Folder or URI of checkpoints, finished stages and the MLflow run's id.
     out : str, optional
-        Bundle to write; a trial of a sweep needs none.
+        Bundle to write; a trial of a sweep needs none. It is not registered: one of many is no
+        candidate before somebody says so (`skyray promote`).
     version : int, optional
         Of the dataset; default: the newest, or the one that this training began with.
     spread : bool
@@ -81,11 +82,11 @@ def train_alone(
     ConfigError
         If `run_uri` holds another training.
     """
-    torch.set_num_threads(threads or os.cpu_count() or 1)
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     dataset = Dataset.open(data, version) if version else data_of_run(data, run_uri)
     family = load_family(recipe.family)(recipe, dataset.info())
     table = prepare(dataset, family, progress=False, on_ray=None if spread else False)
-    run_id = _run(run_uri, recipe, family, parent)
+    run_id = _run(run_uri, recipe, family, data, parent)
     worker = LoneWorker(
         rank=0, world_size=1, device=torch.device("cuda" if use_gpu else "cpu"), seed=recipe.seed,
         run_uri=run_uri, run_id=run_id, tracking_uri=tracking.tracking_uri(),
@@ -93,23 +94,26 @@ def train_alone(
     )  # fmt: skip
     failed = True
     try:
-        position = loop.run_stages(worker, family, table, last_stage)
+        files, stages = StageFiles(run_uri), family.stages()
+        done = [stage.name for stage in stages if files.finished(stage.name)]
+        graph = StageGraph(stages, done, last_stage)
+        loop.run_stages(worker, family, table, graph)
+        history, _ = files.history(graph.names)
         if out:
             assemble_bundle(
                 recipe.family, recipe.snapshot(), family.data.to_dict(), table, run_uri, out,
-                run_provenance(family, run_id), position.history,
+                run_provenance(family, run_id), history, use_gpu=use_gpu, threads=threads,
             )  # fmt: skip
-            registry.register(out, run_id)
         failed = False
     except SystemExit as end:  # so a sweep's scheduler ends a trial that falls behind
         failed = bool(end.code)
         raise
     finally:
         tracking.finish_run(run_id, failed)
-    return LoneResult(run_id, position.history)
+    return LoneResult(run_id, history)
 
 
-def _run(run_uri: str, recipe: Recipe, family: Family, parent: str | None) -> str:
+def _run(run_uri: str, recipe: Recipe, family: Family, data: str, parent: str | None) -> str:
     """Return the MLflow run of this folder, opened the first time; refuse another training's."""
     place = places.join(run_uri, RUN_FILE)
     about = {"recipe": recipe.snapshot(), "fingerprint": family.data.fingerprint}
@@ -118,6 +122,6 @@ def _run(run_uri: str, recipe: Recipe, family: Family, parent: str | None) -> st
         if {name: found.get(name) for name in about} != about:
             raise ConfigError(f"{run_uri}: holds an unfinished training of another recipe or data")
         return found["run_id"]
-    run_id = start_run(recipe, family, parent=parent)
+    run_id = start_run(recipe, family, data, parent=parent)
     record_run(run_uri, run_id, family)
     return run_id

@@ -1,8 +1,8 @@
 """The one training loop. It runs on every worker of every family and knows only stages.
 
 A stage trains one part of the model on its rows of the prepared table; every rank takes its share
-of each global batch. After each epoch (and inside epochs, when asked) rank 0 saves the part, the
-best part so far, optimiser and schedule with the position (stage, epoch, step). Batches are a pure
+of each global batch. Every so often, and when a machine is about to go away, rank 0 saves the part,
+the best part so far, optimiser and schedule with the position (epoch, step). Batches are a pure
 function of (seed, stage, epoch, step), and all other randomness is re-seeded at every step with the
 rank as well; a resumed run therefore repeats exactly what an undisturbed one does.
 """
@@ -11,23 +11,29 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from safetensors.torch import load as load_tensors
-from safetensors.torch import save as save_tensors
 from torch import nn
 
+from skyray.config import ConfigError
 from skyray.data.prepared_tables import PreparedTable
 from skyray.families.base import DataInfo, Family, Stage, Tensors, load_family
-from skyray.runtime import places, tracking
+from skyray.runtime import tracking
 from skyray.training.features import stage_rows
+from skyray.training.graph import END, WAIT, StageGraph
 from skyray.training.loader import Batch, Rows, StageRows, batch_bounds, stream_seed
 from skyray.training.optimizers import Schedule, learning_rate, make_optimizer
-from skyray.training.worker import GroupWorker, Position, Worker
+from skyray.training.worker import GroupWorker, Worker
 
 PREPARE_ROWS = 100_000  # at most so many does a stage see before its first epoch
+_POLL_SECONDS = 0.2  # of a lane that waits for a stage of another
+# How often to look whether a save is due, in seconds and at most in steps; how long a step takes is
+# measured over the first of an epoch.
+_LOOK_SECONDS, _LOOK_STEPS, _TIMED_STEPS = 5.0, 1000, 8
+_BESIDE = re.compile(r"_(seconds|rows)$").search  # in the history, and no curve
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -43,46 +49,86 @@ class StageLoss(nn.Module):
         return self._loss(self.part, batch)
 
 
-def stage_file(run_uri: str, stage: Stage) -> str:
-    """Return where the finished part of a stage is kept."""
-    return places.join(run_uri, "stages", stage.name.replace("/", "--") + ".safetensors")
-
-
 def train_worker(config: dict[str, Any]) -> None:
-    """Run all stages on this rank of a group, as `skyray.training.train` configures it."""
+    """Run stages on this rank of a group, as `skyray.training.train` configures it."""
     worker = GroupWorker.of_this_process(config)
     family_type = load_family(config["family"])
     family = family_type(
         family_type.recipe_type.load(config["recipe"]), DataInfo.from_dict(config["data"])
     )
-    run_stages(worker, family, config["table"])
+    run_stages(worker, family, config["table"], config["graph"], config["lane"])
+
+
+class Graph(Protocol):
+    """What hands out stages: a `StageGraph` here, or one that several lanes share."""
+
+    def take(self, lane: int) -> tuple[str, str]: ...
+    def finish(self, lane: int) -> None: ...
 
 
 def run_stages(
-    worker: Worker, family: Family, table: PreparedTable, last: str | None = None
-) -> Position:
-    """Train a family's stages (up to `last`) from where the run stands; return where it ended."""
+    worker: Worker, family: Family, table: PreparedTable, graph: Graph, lane: int = 0
+) -> None:
+    """Train one stage after another, as `graph` hands them out, until none is left to take."""
     torch.manual_seed(worker.seed)
     model = family.build_model()
     family.initialise(model)
     model.to(worker.device)
     rows = Rows(table)
-    position, saved = worker.restore()
-    for number, stage in enumerate(family.stages()):
-        if number < position.stage:
-            part = load_tensors(places.read_bytes(stage_file(worker.run_uri, stage)))
-            stage.part(model).load_state_dict(part)
+    order = StageGraph(family.stages())
+    stages = {stage.name: stage for stage in family.stages()}
+    held = _Held(model, stages, order, worker)
+    while True:
+        told = worker.gather(graph.take(lane) if worker.leads else None)[0]
+        if told[0] == WAIT:
+            time.sleep(_POLL_SECONDS)
             continue
-        position.stage = number
+        if told[0] == END:
+            break
+        stage = stages[told[1]]
+        if worker.leads:
+            worker.wait(stage.name, "its rows to be read", 0, stage.train.epochs)
+        held.bring(order.needs(stage.name))
+        torch.manual_seed(stream_seed(worker.seed, stage.name, "begin"))
         model.eval().requires_grad_(False)
         here = stage_rows(rows, family, stage, model, worker)
-        _StageRun(worker, stage, model, here, position).run(saved)
-        saved = None
-        position = Position(stage=number + 1, history=position.history, resumed=position.resumed)
-        if stage.name == last:
-            break
-    worker.save(position, None)
-    return position
+        held.begin(stage.name)
+        _StageRun(worker, stage, model, here).run()
+        worker.largest(0)  # nobody goes on before its part is kept
+        if worker.leads:
+            graph.finish(lane)
+
+
+class _Held:
+    """The trained parts in the model: those that a stage builds on, and no others."""
+
+    def __init__(
+        self, model: nn.Module, stages: dict[str, Stage], order: StageGraph, worker: Worker
+    ):
+        self._model, self._stages, self._order, self._worker = model, stages, order, worker
+        self._before: dict[str, dict[str, torch.Tensor] | None] = {}  # in the order they came in
+
+    def bring(self, needed: list[str]) -> None:
+        """Put the parts of the stages `needed` into the model, and take all others out."""
+        common = 0
+        for ours, theirs in zip(self._before, needed, strict=False):
+            if ours != theirs:
+                break
+            common += 1
+        for name in reversed(list(self._before)[common:]):
+            if before := self._before.pop(name):
+                self._stages[name].part(self._model).load_state_dict(before)
+        for name in needed[common:]:
+            self.begin(name)
+            self._stages[name].part(self._model).load_state_dict(self._worker.files.part(name))
+
+    def begin(self, name: str) -> None:
+        """Remember a part as it is before its stage, unless it will stay in the model."""
+        before = None
+        if not self._order.outlives(name):
+            state = self._stages[name].part(self._model).state_dict()
+            before = {k: v.detach().to("cpu", copy=True) for k, v in state.items()}
+        self._before[name] = before
 
 
 def _accumulate(sums: dict[str, Any], metrics: dict[str, torch.Tensor], rows: int) -> None:
@@ -94,6 +140,15 @@ def _accumulate(sums: dict[str, Any], metrics: dict[str, torch.Tensor], rows: in
     sums["rows"] = sums.get("rows", 0.0) + rows
 
 
+def with_synchronous_norms(part: nn.Module) -> None:
+    """Replace all batch norms inside a part by ones over the rows of all workers, in place.
+
+    Names, weights and buffers stay; in evaluation they do what the others do.
+    """
+    for name, child in part.named_children():
+        setattr(part, name, nn.SyncBatchNorm.convert_sync_batchnorm(child))
+
+
 class _StageRun:
     """One stage on one worker."""
 
@@ -103,18 +158,20 @@ class _StageRun:
         stage: Stage,
         model: nn.Module,
         rows: dict[str, StageRows],
-        position: Position,
     ):
-        self.worker, self.stage, self.position = worker, stage, position
+        self.worker, self.stage = worker, stage
+        self.position, self._saved = worker.restore(stage.name)
         self.train_rows, self.validation_rows = rows["train"], rows["validation"]
-        self.config = stage.train
+        self.config = stage.train.for_workers(worker.planned)
         self.steps = len(batch_bounds(len(self.train_rows), self.config.batch_size)) - 1
         self.part = stage.part(model)
         for name, parameter in self.part.named_parameters():
             parameter.requires_grad_(stage.trains is None or stage.trains(name))
         self.best: dict[str, torch.Tensor] | None = None
+        self._left = False  # a save was made for a machine that goes away
 
-    def run(self, saved: dict[str, Any] | None) -> None:
+    def run(self) -> None:
+        saved, self._saved = self._saved, None
         if not len(self.train_rows):  # a class the data do not hold
             self.position.history.append({"stage": self.stage.name, "skipped": "no rows"})
             self._finish(self.part.state_dict())
@@ -125,6 +182,10 @@ class _StageRun:
         self._prepare()
         if saved:
             self._load(saved)
+            saved = None  # it holds a second copy of all
+        if self.worker.leads:
+            at = self.position.epoch
+            self.worker.wait(self.stage.name, f"epoch {at + 1} to end", at, self.config.epochs)
         ended = time.monotonic()
         while self.position.epoch < self.config.epochs and not self._should_stop():
             started = time.monotonic()
@@ -151,7 +212,18 @@ class _StageRun:
         self.scaler = torch.amp.GradScaler(
             self.worker.device.type, enabled=self.config.precision == "fp16"
         )
+        tf32 = self.config.precision == "tf32"
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = tf32
+        if self.config.sync_norms and self.worker.world_size > 1:
+            if self.worker.device.type != "cuda":
+                raise ConfigError(
+                    f"stage {self.stage.name}: sync_norms: expected CUDA workers (torch has no "
+                    "SyncBatchNorm for CPUs), found CPUs; set it to false"
+                )
+            with_synchronous_norms(self.part)
         self.module: nn.Module = StageLoss(self.part, self.stage)
+        if self.config.compile:
+            self.module = torch.compile(self.module)
         if self.worker.world_size > 1:
             ids = [self.worker.device] if self.worker.device.type == "cuda" else None
             self.module = nn.parallel.DistributedDataParallel(
@@ -175,12 +247,19 @@ class _StageRun:
                 "schedule": self.schedule.state_dict(),
                 "scaler": self.scaler.state_dict(),
             }
-        self.worker.save(self.position, tensors)
+        self.worker.save(self.stage.name, self.position, tensors)
 
-    def _save_if_due(self) -> None:
-        due = self.worker.leads and self.worker.pace.due(self.config.checkpoint_seconds)
-        if self.worker.largest(int(due)):  # rank 0 decides for all
-            self._save()
+    def _save_is_due(self) -> bool:
+        """Return whether to save now; rank 0 decides for all. Once more before a machine goes."""
+        leaving = self.worker.is_leaving()
+        due = self.worker.pace.due(self.config.checkpoint_seconds) or (leaving and not self._left)
+        self._left = leaving
+        return bool(self.worker.largest(int(due and self.worker.leads)))
+
+    def _look_every(self, seconds: float) -> int:
+        """Return after how many steps of so many seconds to look again whether to save."""
+        steps = int(_LOOK_SECONDS / max(seconds, 1e-6))
+        return self.worker.largest(max(1, min(steps, _LOOK_STEPS)))
 
     def _seed(self, *more: int) -> int:
         at = (self.worker.seed, self.stage.name, self.position.epoch, *more)
@@ -195,7 +274,8 @@ class _StageRun:
         worker, position = self.worker, self.position
         resumed = position.step and worker.leads  # what was summed belongs to all, and counts once
         sums: dict[str, Any] = dict(position.epoch_sums) if resumed else {}
-        every = self.config.checkpoint_every_steps
+        every, begun, look = self.config.checkpoint_every_steps, time.monotonic(), 0
+        timed = position.step + _TIMED_STEPS
         for batch in self.train_rows.batches(
             self.config.batch_size, worker.rank, worker.world_size, worker.device,
             seed=self._seed(), start=position.step,
@@ -203,7 +283,10 @@ class _StageRun:
             torch.manual_seed(self._seed(position.step, worker.rank))
             _accumulate(sums, self._step(batch), batch.rows)
             position.step += 1
-            if every and position.step % every == 0:
+            if position.step == timed:
+                look = self._look_every((time.monotonic() - begun) / _TIMED_STEPS)
+            due = every and position.step % every == 0
+            if due or (look and position.step % look == 0 and self._save_is_due()):
                 position.epoch_sums = self._totals(sums)
                 self._save()
         return self._means(sums)
@@ -270,10 +353,11 @@ class _StageRun:
                 f"stage {self.stage.name}, epoch {row['epoch']}: training loss is "
                 f"{training['loss']}; lower the learning rate or set train.clip_norm"
             )
-        self._save_if_due()
+        if self._save_is_due():
+            self._save()
 
     def _log(self, row: dict[str, Any]) -> None:
-        values = {k: v for k, v in row.items() if isinstance(v, float)}
+        values = {k: v for k, v in row.items() if isinstance(v, float) and not _BESIDE(k)}
         metrics = {f"{self.stage.name}/{k}": v for k, v in values.items()}
         tracking.log_metrics(self.worker.tracking_uri, self.worker.run_id, metrics, row["epoch"])
         monitor = f"validation_{self.stage.monitor}"
@@ -289,8 +373,8 @@ class _StageRun:
         """Keep the best part: in the model for later stages, in storage for resuming."""
         self.part.load_state_dict(part)
         if self.worker.leads:
-            tensors = {k: v.detach().cpu().contiguous() for k, v in part.items()}
-            places.write_bytes(stage_file(self.worker.run_uri, self.stage), save_tensors(tensors))
+            self.worker.files.finish(self.stage.name, part, self.position)
+            self.worker.end(self.stage.name)
 
 
 def history_json(history: list[dict[str, Any]]) -> bytes:

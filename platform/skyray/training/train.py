@@ -10,9 +10,7 @@ from typing import Any
 
 import numpy as np
 import ray
-import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
-from safetensors.torch import load as load_tensors
+import torch
 
 from skyray.bundles import registry
 from skyray.bundles.bundle import bundle_version, write_bundle
@@ -22,18 +20,17 @@ from skyray.data.prepared import KEY, prepare
 from skyray.data.prepared_tables import PreparedTable
 from skyray.families.base import Columns, DataInfo, Family, Recipe, load_family
 from skyray.runtime import places, provenance, tracking
-from skyray.runtime.progress import ProgressBars
+from skyray.runtime.board import ProgressBars
+from skyray.runtime.progress import waiting
 from skyray.training import loop
-from skyray.training.worker import final_position
+from skyray.training.graph import StageGraph
+from skyray.training.lanes import Scale, TrainingFailed, run_lanes
+from skyray.training.worker import StageFiles
+
+__all__ = ["TrainResult", "TrainingFailed", "train"]
 
 CALIBRATION_ROWS = 20_000
 RUN_FILE = "run.json"
-# Ray retries a training group that cannot start for ever; say no after some attempts.
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "120")
-
-
-class TrainingFailed(RuntimeError):
-    """Training ended with an error that retries did not cure."""
 
 
 @dataclass(frozen=True)
@@ -58,46 +55,63 @@ def train(
     resume: str | None = None,
     progress: bool = True,
     threads: int | None = None,
+    gpus: float = 1.0,
+    min_workers: int | None = None,
+    side_by_side: int | None = None,
 ) -> TrainResult:
     """Train all stages of `recipe` on the dataset at `data` and write the bundle to `out`.
 
-    Ray must have been started (`skyray.runtime.session`).
+    Ray must have been started (`skyray.runtime.session`). Stages that need nothing from one another
+    run side by side, each on so many workers, as far as the cluster goes.
 
     Parameters
     ----------
     workers : int
-        Data-parallel workers; the global batch size is the recipe's whatever their number.
+        Data-parallel workers; what they do to batch and learning rate is the recipe's
+        (`TrainConfig.batch_rule`), by the number that the run was begun with.
     use_gpu : bool
-        One GPU a worker (NCCL); else CPU (gloo).
+        GPUs (NCCL); else CPUs (gloo).
     max_failures : int
-        Restarts from the last checkpoint after a lost worker or node.
+        Restarts from the last checkpoint after a lost worker; a node that was taken away, and said
+        so before, does not count.
     resume : str, optional
         MLflow run id of an interrupted training to go on with.
     threads : int, optional
-        CPU threads a worker; default: this machine's cores shared among the workers.
+        CPU threads a worker; default: its machine's cores shared among the workers there.
+    gpus : float
+        GPUs a worker with `use_gpu`; .25 lets four stages of one worker each share a GPU.
+    min_workers : int, optional
+        Elastic: go on with so many where `workers` are not to be had, and with more when they come.
+    side_by_side : int, optional
+        Stages at once, at most; 1 for one after another.
 
     Raises
     ------
     ConfigError
-        If the run to go on with was of another dataset.
+        If the run to go on with was of another dataset, or the numbers above do not fit together.
     TrainingFailed
         When a stage fails for good; the message holds its cause.
     """
+    scale = Scale(workers, min_workers or workers, gpus if use_gpu else 0.0, threads, side_by_side)
+    scale.check()
     dataset = data_of_run(data, places.join(places.home(), "runs", resume) if resume else None)
     family = load_family(recipe.family)(recipe, dataset.info())
     table = prepare(dataset, family, progress=progress)
-    run_id = resume or start_run(recipe, family, workers)
+    run_id = resume or start_run(recipe, family, data, scale.workers)
     run_uri = places.join(places.home(), "runs", run_id)
     if not resume:
-        record_run(run_uri, run_id, family)
-    threads = threads or max(1, (os.cpu_count() or 1) // workers)
+        record_run(run_uri, run_id, family, workers)
+    planned = places.read_json(places.join(run_uri, RUN_FILE)).get("workers", workers)
+    files, stages = StageFiles(run_uri), family.stages()
+    graph = StageGraph(stages, [s.name for s in stages if files.finished(s.name)])
     failed = True
     try:
         with ProgressBars(disable=not progress) as bars:
-            config = _worker_config(family, table, run_id, run_uri, threads, bars.board)
-            result = _fit(config, run_uri, workers, use_gpu, max_failures)
-        history, restarts = _history(result)
-        _finish(family, table, run_uri, run_id, out, history)
+            config = _worker_config(family, table, run_id, run_uri, planned, bars.board)
+            run_lanes(config, graph, scale, max_failures)
+        history, restarts = files.history(graph.names)
+        with waiting("bundle", "calibration and writing", show=progress):
+            _finish(family, table, run_uri, run_id, out, history, scale)
         registry.register(out, run_id)
         failed = False
     finally:
@@ -124,15 +138,18 @@ def data_of_run(data: str, run_uri: str | None) -> Dataset:
     return dataset
 
 
-def record_run(run_uri: str, run_id: str, family: Family) -> None:
+def record_run(run_uri: str, run_id: str, family: Family, workers: int = 1) -> None:
     """Keep what a run is of beside its checkpoints, for going on with it."""
     about = {"recipe": family.recipe.snapshot(), "fingerprint": family.data.fingerprint}
     places.write_json(
-        places.join(run_uri, RUN_FILE), {"run_id": run_id, "version": family.data.version, **about}
+        places.join(run_uri, RUN_FILE),
+        {"run_id": run_id, "version": family.data.version, "workers": workers, **about},
     )
 
 
-def start_run(recipe: Recipe, family: Family, workers: int = 1, parent: str | None = None) -> str:
+def start_run(
+    recipe: Recipe, family: Family, data: str, workers: int = 1, parent: str | None = None
+) -> str:
     """Open the MLflow run of a training, nested in the run `parent` if one is given."""
     tags = {
         "skyray.fingerprint": family.data.fingerprint,
@@ -143,13 +160,23 @@ def start_run(recipe: Recipe, family: Family, workers: int = 1, parent: str | No
         **{f"version.{k}": v for k, v in provenance.versions().items()},
     }
     if parent:
-        tags["mlflow.parentRunId"] = parent
+        tags[tracking.PARENT] = parent
     name = f"{recipe.name}-{uuid.uuid4().hex[:6]}"
-    return tracking.start_run(recipe.family, name, recipe.snapshot(), tags)
+    return tracking.start_run(recipe.family, name, recipe.snapshot(), tags, _input(family, data))
+
+
+def _input(family: Family, data: str) -> dict[str, Any]:
+    """Return the dataset as MLflow lists it; its digests have at most 36 characters."""
+    about = family.data
+    told = {"version": about.version, "fingerprint": about.fingerprint, "objects": about.counts}
+    return {
+        "name": about.card, "digest": about.fingerprint[:36], "source": places.absolute(data),
+        "profile": told,
+    }  # fmt: skip
 
 
 def _worker_config(
-    family: Family, table: PreparedTable, run_id, run_uri, threads: int, board
+    family: Family, table: PreparedTable, run_id: str, run_uri: str, planned: int, board: Any
 ) -> dict[str, Any]:
     return {
         "family": family.recipe.family,
@@ -160,41 +187,9 @@ def _worker_config(
         "run_uri": run_uri,
         "run_id": run_id,
         "tracking_uri": tracking.tracking_uri(),
-        "threads": threads,
+        "planned": planned,
         "board": board,
     }
-
-
-def _fit(config, run_uri, workers, use_gpu, max_failures):
-    scaling = ray.train.ScalingConfig(
-        num_workers=workers, use_gpu=use_gpu, resources_per_worker=None if use_gpu else {"CPU": 1}
-    )
-    filesystem, storage_path = places.resolve(places.join(run_uri, "train"))
-    run_config = ray.train.RunConfig(
-        name="checkpoints",
-        storage_path=storage_path,
-        storage_filesystem=filesystem,
-        failure_config=ray.train.FailureConfig(
-            max_failures=max_failures, controller_failure_limit=3
-        ),
-        checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
-    )
-    trainer = TorchTrainer(
-        loop.train_worker,
-        train_loop_config=config,
-        scaling_config=scaling,
-        run_config=run_config,
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
-    )
-    try:
-        return trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise TrainingFailed(str(error)) from error
-
-
-def _history(result) -> tuple[list[dict[str, Any]], int]:
-    position = final_position(result.checkpoint)
-    return position.history, position.resumed
 
 
 def run_provenance(family: Family, run_id: str) -> dict[str, Any]:
@@ -208,14 +203,19 @@ def run_provenance(family: Family, run_id: str) -> dict[str, Any]:
     }
 
 
-def _finish(family: Family, table: PreparedTable, run_uri, run_id, out, history) -> None:
-    """Assemble the best parts, calibrate on validation and write the bundle, as one Ray task."""
+def _finish(
+    family: Family, table: PreparedTable, run_uri, run_id, out, history, scale: Scale
+) -> None:
+    """Assemble the best parts, calibrate on validation and write the bundle, as one Ray task.
+
+    On a GPU where training had some; else on all cores of a machine.
+    """
     recipe = family.recipe
-    finish = ray.remote(num_cpus=1)(assemble_bundle)
+    task = ray.remote(num_cpus=1, num_gpus=min(scale.gpus, 1.0))(assemble_bundle)
     ray.get(
-        finish.remote(
+        task.remote(
             recipe.family, recipe.snapshot(), family.data.to_dict(), table, run_uri, out,
-            run_provenance(family, run_id), history,
+            run_provenance(family, run_id), history, use_gpu=scale.gpus > 0, threads=scale.threads,
         )
     )  # fmt: skip
 
@@ -229,17 +229,27 @@ def assemble_bundle(
     out: str,
     provenance_of_run: dict[str, Any],
     history: list[dict[str, Any]],
+    *,
+    use_gpu: bool = False,
+    threads: int | None = None,
 ) -> None:
-    """Build the model from the finished stages, calibrate it and write the bundle."""
+    """Build the model from the finished stages, calibrate it and write the bundle.
+
+    On `threads` CPU threads; default: all cores of the machine.
+    """
+    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
     family_type = load_family(family_name)
     family = family_type(family_type.recipe_type.load(recipe), DataInfo.from_dict(data))
     model = family.build_model()
     family.initialise(model)  # parts that no stage trains
+    files = StageFiles(run_uri)
     for stage in family.stages():
-        part = load_tensors(places.read_bytes(loop.stage_file(run_uri, stage)))
-        stage.part(model).load_state_dict(part)
+        stage.part(model).load_state_dict(files.part(stage.name))
     ready = family.optimise_for_inference(model.eval())
+    ready.to("cuda" if use_gpu else "cpu")
     calibration, tensors = family.calibrate(ready, calibration_inputs(family, table))
+    ready.cpu()
+    tensors = {name: values.cpu() for name, values in tensors.items()}
     content = loop.history_json(history)
     write_bundle(out, family, model, calibration, tensors, provenance_of_run, content)
 

@@ -1,36 +1,39 @@
-"""What a training worker knows about itself and its run, and how it saves where it stands.
+"""What a training worker knows about itself and its run, and how it saves where a stage stands.
 
 The loop runs in two settings: as one rank of a Ray Train group, or alone in a process (trials of a
 sweep, members of an ensemble), where starting a group would cost more than the training.
+Checkpoints are files of the run, one a stage: whoever takes up a stage goes on from it, whatever
+lane, number of workers or setting it was begun in.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import math
-import tempfile
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 
 from skyray.runtime import places, tracking
-
-_STATE_FILE = "state.pt"
 
 
 @dataclass
 class Position:
-    """Where a run stands; everything here is saved and restored."""
+    """Where a stage stands; everything here is saved and restored."""
 
-    stage: int = 0
     epoch: int = 0
     step: int = 0
     best_value: float = math.nan
@@ -38,6 +41,58 @@ class Position:
     history: list[dict[str, Any]] = field(default_factory=list)
     epoch_sums: dict[str, float] = field(default_factory=dict)
     resumed: int = 0
+
+
+@dataclass(frozen=True)
+class StageFiles:
+    """What a run keeps of its stages: checkpoints, finished parts and their histories."""
+
+    run_uri: str
+
+    def _place(self, stage: str, suffix: str) -> str:
+        return places.join(self.run_uri, "stages", stage.replace("/", "--") + suffix)
+
+    def part_place(self, stage: str) -> str:
+        """Return where the finished part of a stage is kept."""
+        return self._place(stage, ".safetensors")
+
+    def finished(self, stage: str) -> bool:
+        return places.exists(self.part_place(stage))
+
+    def part(self, stage: str) -> dict[str, torch.Tensor]:
+        return load_tensors(places.read_bytes(self.part_place(stage)))
+
+    def finish(self, stage: str, part: dict[str, torch.Tensor], position: Position) -> None:
+        """Keep a finished part; from then on the stage counts as done."""
+        told = {"history": position.history, "resumed": position.resumed}
+        places.write_bytes(self._place(stage, ".json"), json.dumps(told).encode())
+        tensors = {k: v.detach().cpu().contiguous() for k, v in part.items()}
+        places.write_bytes(self.part_place(stage), save_tensors(tensors))
+        with contextlib.suppress(FileNotFoundError):
+            places.remove(self._place(stage, ".state"))
+
+    def history(self, stages: Iterable[str]) -> tuple[list[dict[str, Any]], int]:
+        """Return the rows of all epochs, stage by stage, and how often any was taken up again."""
+        told = [json.loads(places.read_bytes(self._place(stage, ".json"))) for stage in stages]
+        return [row for one in told for row in one["history"]], sum(one["resumed"] for one in told)
+
+    def save(self, stage: str, position: Position, tensors: dict[str, Any]) -> None:
+        """Keep where a stage stands, in place of what was kept before."""
+        content = io.BytesIO()
+        torch.save({"position": vars(position), **tensors}, content)
+        places.write_bytes(self._place(stage, ".state"), content.getvalue())
+
+    def restore(self, stage: str, device: torch.device) -> tuple[Position, dict[str, Any] | None]:
+        """Return where a stage stands, and its tensors if it was begun."""
+        place = self._place(stage, ".state")
+        if not places.exists(place):
+            return Position(), None
+        saved = torch.load(
+            io.BytesIO(places.read_bytes(place)), map_location=device, weights_only=True
+        )
+        position = Position(**saved.pop("position"))
+        position.resumed += 1
+        return position, saved
 
 
 class SavingPace:
@@ -64,19 +119,41 @@ class Worker(ABC):
     run_uri: str
     run_id: str
     tracking_uri: str
+    planned: int = 1  # workers that the run was begun for: decides batch and learning rate
     pace: SavingPace = field(default_factory=SavingPace)
 
     @abstractmethod
-    def restore(self) -> tuple[Position, dict[str, Any] | None]:
-        """Return where the run stands and, inside a stage, its tensors (else None)."""
+    def wait(self, stage: str, what: str, done: int = 0, epochs: int | None = None) -> None:
+        """Tell whoever watches what a stage waits for (rank 0 only)."""
 
     @abstractmethod
-    def save(self, position: Position, tensors: dict[str, Any] | None) -> None:
-        """Save a checkpoint from rank 0; a barrier for all ranks."""
+    def end(self, stage: str) -> None:
+        """Tell whoever watches that a stage is over (rank 0 only)."""
 
     @abstractmethod
     def show(self, row: dict[str, Any], epochs: int, note: str) -> None:
         """Tell whoever watches that an epoch of a stage is over (rank 0 only)."""
+
+    @property
+    def files(self) -> StageFiles:
+        return StageFiles(self.run_uri)
+
+    def restore(self, stage: str) -> tuple[Position, dict[str, Any] | None]:
+        """Return where a stage stands and, if it was begun, its tensors; the same on all ranks."""
+        position, saved = self.files.restore(stage, self.device)
+        if len(set(self.gather((position.epoch, position.step)))) > 1:
+            raise RuntimeError(f"stage {stage}: ranks found different checkpoints; once more")
+        return position, saved
+
+    def save(self, stage: str, position: Position, tensors: dict[str, Any] | None) -> None:
+        """Save a checkpoint (rank 0, which alone has `tensors`)."""
+        if self.leads:
+            self.files.save(stage, position, tensors or {})
+            self.pace.saved()
+
+    def is_leaving(self) -> bool:
+        """Return whether a machine of this group is about to be taken away; a barrier."""
+        return False
 
     @property
     def leads(self) -> bool:
@@ -111,16 +188,9 @@ class Worker(ABC):
                 dist.broadcast(tensor, 0)
 
 
-def _restored(content: bytes, device: torch.device) -> tuple[Position, dict[str, Any] | None]:
-    saved = torch.load(io.BytesIO(content), map_location=device, weights_only=True)
-    position = Position(**saved["position"])
-    position.resumed += 1
-    return position, saved if "part" in saved else None
-
-
 @dataclass(frozen=True)
 class GroupWorker(Worker):
-    """One rank of a Ray Train group; Ray Train keeps its checkpoints."""
+    """One rank of a Ray Train group."""
 
     board: Any = None
 
@@ -128,66 +198,61 @@ class GroupWorker(Worker):
     def of_this_process(cls, config: dict[str, Any]) -> GroupWorker:
         """Return this rank of the running group; `config` comes from `training.train`."""
         context = ray.train.get_context()
-        torch.set_num_threads(config["threads"])
+        torch.set_num_threads(
+            config["threads"] or own_threads(context.get_local_world_size(), config)
+        )
         worker = cls(
             rank=context.get_world_rank(), world_size=context.get_world_size(),
             device=ray.train.torch.get_device(), seed=config["seed"], run_uri=config["run_uri"],
-            run_id=config["run_id"], tracking_uri=config["tracking_uri"], board=config["board"],
+            run_id=config["run_id"], tracking_uri=config["tracking_uri"],
+            planned=config["planned"], board=config["board"],
         )  # fmt: skip
         if worker.leads:
             tracking.client(worker.tracking_uri)  # seconds of import, better here than in an epoch
         return worker
 
-    def restore(self) -> tuple[Position, dict[str, Any] | None]:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            return Position(), None
-        with checkpoint.as_directory() as folder:
-            return _restored((Path(folder) / _STATE_FILE).read_bytes(), self.device)
+    def is_leaving(self) -> bool:
+        return ray.train.get_preemption_info() is not None
 
-    def save(self, position: Position, tensors: dict[str, Any] | None) -> None:
-        metrics = {"stage": position.stage, "epoch": position.epoch, "step": position.step}
-        if not self.leads:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            state = {"position": vars(position), **(tensors or {})}
-            torch.save(state, Path(folder) / _STATE_FILE)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        self.pace.saved()
+    def wait(self, stage: str, what: str, done: int = 0, epochs: int | None = None) -> None:
+        self.board.wait.remote(stage, what, done, epochs)
+
+    def end(self, stage: str) -> None:
+        self.board.end.remote(stage)
 
     def show(self, row: dict[str, Any], epochs: int, note: str) -> None:
         self.board.update.remote(row["stage"], row["epoch"] + 1, epochs, note)
 
 
+def own_threads(local_workers: int, config: dict[str, Any]) -> int:
+    """Return a worker's share of the cores of its machine.
+
+    Parameters
+    ----------
+    local_workers : int
+        Of its own group, on this machine; other lanes of the run have as many as there is room for.
+    """
+    cores = len(os.sched_getaffinity(0))
+    if config["lanes"] == 1:
+        return max(1, cores // local_workers)
+    here = ray.get_runtime_context().get_node_id()
+    found = next(node["Resources"] for node in ray.nodes() if node["NodeID"] == here)
+    room = found.get("GPU", 1.0) / config["gpus"] if config["gpus"] else cores
+    return max(1, cores // max(1, min(int(room), config["lanes"] * local_workers)))
+
+
 @dataclass(frozen=True)
 class LoneWorker(Worker):
-    """A training in one process; its checkpoint is a file beside the finished stages."""
+    """A training in one process."""
 
     on_epoch: Callable[[dict[str, Any]], None] | None = None
 
-    def restore(self) -> tuple[Position, dict[str, Any] | None]:
-        if not places.exists(self._place):
-            return Position(), None
-        return _restored(places.read_bytes(self._place), self.device)
+    def wait(self, stage: str, what: str, done: int = 0, epochs: int | None = None) -> None:
+        """Nobody watches one process of many."""
 
-    def save(self, position: Position, tensors: dict[str, Any] | None) -> None:
-        content = io.BytesIO()
-        torch.save({"position": vars(position), **(tensors or {})}, content)
-        places.write_bytes(self._place, content.getvalue())
-        self.pace.saved()
+    def end(self, stage: str) -> None:
+        """Nobody watches one process of many."""
 
     def show(self, row: dict[str, Any], epochs: int, note: str) -> None:
         if self.on_epoch:
             self.on_epoch(row)
-
-    @property
-    def _place(self) -> str:
-        return places.join(self.run_uri, _STATE_FILE)
-
-
-def final_position(checkpoint: ray.train.Checkpoint) -> Position:
-    """Return the position a finished run ended at, with its whole history."""
-    with checkpoint.as_directory() as folder:
-        state = torch.load(Path(folder) / _STATE_FILE, weights_only=True)
-    return Position(**state["position"])

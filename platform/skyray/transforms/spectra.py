@@ -13,6 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from skyray.records import Grid, Spectrum
+from skyray.transforms.resampling import resample
 
 # A pixel lies on the grid when it is nearer than this fraction of a step (float32 wavelengths of
 # SDSS files are rounded by up to 1e-3 of a pixel).
@@ -43,9 +44,8 @@ def vacuum_to_air(wavelength_angstrom: np.ndarray) -> np.ndarray:
 def place_on_grid(spectrum: Spectrum, grid: Grid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bring one spectrum onto `grid`.
 
-    Pixels already on the grid are copied unchanged. Others are interpolated linearly in flux with
-    the variance propagated; a grid pixel that touches an unmeasured neighbour is unmeasured.
-    Outside the spectrum flux and ivar are 0.
+    Pixels already on the grid are copied unchanged; others are resampled (`resample`). Where
+    nothing was measured, outside the spectrum and in gaps of its wavelengths, flux and ivar are 0.
 
     Returns
     -------
@@ -60,9 +60,14 @@ def place_on_grid(spectrum: Spectrum, grid: Grid) -> tuple[np.ndarray, np.ndarra
     axis = wavelength if grid.kind == "linear" else np.log10(wavelength)
     position = (axis - grid.start) / grid.step
     nearest = np.rint(position)
-    if np.abs(position - nearest).max() < _ALIGNED and (np.diff(nearest) > 0).all():
-        return _copy_aligned(spectrum, nearest.astype(np.int64), grid)
-    return _interpolate(spectrum, position, grid)
+    if np.abs(position - nearest).max() < _ALIGNED:
+        steps = np.diff(nearest)
+        if (steps > 0).all() and np.median(steps) == 1:  # on the grid, some pixels left out
+            return _copy_aligned(spectrum, nearest.astype(np.int64), grid)
+    bad = np.asarray(spectrum.mask, dtype=bool)
+    edges = _grid_edges(grid)
+    flux, ivar, flagged = resample(wavelength, spectrum.flux, spectrum.ivar, bad, edges)
+    return flux.astype(np.float32), ivar.astype(np.float32), flagged.astype(np.uint8)
 
 
 def _offset(wavelength: np.ndarray, grid: Grid) -> int | None:
@@ -91,6 +96,13 @@ def _wide_axis(grid: Grid) -> tuple[np.ndarray, np.ndarray]:
     return axis, tolerance
 
 
+@lru_cache(maxsize=8)
+def _grid_edges(grid: Grid) -> np.ndarray:
+    """Return the edges of a grid's pixels, Å, float64 [L + 1]."""
+    axis = grid.start + grid.step * (np.arange(grid.size + 1) - 0.5)
+    return axis if grid.kind == "linear" else 10.0**axis
+
+
 def _copy_run(spectrum: Spectrum, offset: int, grid: Grid):
     """Copy pixels that lie on grid pixels `offset`, `offset` + 1 …"""
     flux, ivar = np.zeros((2, grid.size), dtype=np.float32)
@@ -114,30 +126,6 @@ def _copy_aligned(spectrum: Spectrum, index: np.ndarray, grid: Grid):
     ivar[target] = spectrum.ivar[inside]
     mask[target] = np.asarray(spectrum.mask, dtype=bool)[inside] | (spectrum.ivar[inside] <= 0)
     return flux, ivar, mask
-
-
-def _interpolate(spectrum: Spectrum, position: np.ndarray, grid: Grid):
-    pixels = np.arange(grid.size, dtype=np.float64)
-    inside = (pixels >= position[0]) & (pixels <= position[-1])
-    right = np.clip(np.searchsorted(position, pixels, side="left"), 1, len(position) - 1)
-    left = right - 1
-    weight = (pixels - position[left]) / (position[right] - position[left])
-    weight = np.clip(weight, 0.0, 1.0)
-    source_flux = np.nan_to_num(spectrum.flux, posinf=0.0, neginf=0.0).astype(np.float64)
-    source_ivar = np.asarray(spectrum.ivar, dtype=np.float64)
-    variance = np.divide(1.0, source_ivar, out=np.full_like(source_ivar, np.inf),
-                         where=source_ivar > 0)  # fmt: skip
-    flux = (1 - weight) * source_flux[left] + weight * source_flux[right]
-    with np.errstate(invalid="ignore"):
-        spread = np.where(weight < 1, (1 - weight) ** 2 * variance[left], 0.0) + np.where(
-            weight > 0, weight**2 * variance[right], 0.0
-        )
-    ivar = np.where(np.isfinite(spread) & inside, 1.0 / spread, 0.0)
-    bad = np.asarray(spectrum.mask, dtype=bool)
-    flagged = (bad[left] & (weight < 1)) | (bad[right] & (weight > 0))
-    flux = np.where(inside, flux, 0.0)
-    mask = flagged | (ivar <= 0)
-    return flux.astype(np.float32), ivar.astype(np.float32), mask.astype(np.uint8)
 
 
 def inpaint(flux_BL: np.ndarray, bad_BL: np.ndarray) -> np.ndarray:
@@ -214,16 +202,17 @@ def median_snr(flux: np.ndarray, ivar: np.ndarray, mask: np.ndarray) -> float:
 
 
 def ivar_of_error(error: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Turn 1 σ errors into inverse variances, float32.
+    """Turn 1 σ errors into inverse variances, float64.
 
     An error of 0, and any that is not finite at a masked pixel, means unmeasured: ivar 0. Others
     that make no sense stay visible for `check_spectrum`: NaN stays NaN, a negative error gives a
     negative ivar.
     """
     error = np.asarray(error, dtype=np.float64)
-    ivar = np.divide(np.sign(error), error**2, out=np.zeros_like(error), where=error != 0)
+    with np.errstate(over="ignore", divide="ignore"):
+        ivar = np.divide(np.sign(error), error**2, out=np.zeros_like(error), where=error != 0)
     unmeasured = np.asarray(mask, dtype=bool) & ~np.isfinite(ivar)
-    return np.where(unmeasured, 0.0, ivar).astype(np.float32)
+    return np.where(unmeasured, 0.0, ivar)
 
 
 def coadd_arms(

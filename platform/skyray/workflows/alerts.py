@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from skyray.bundles.bundle import Predictor, read_bundle
+from skyray.bundles.named import located
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.families.alerts.embedding import (
@@ -59,7 +60,7 @@ def map_alerts(
         If a bundle is not of the alerts family, or the split is empty.
     """
     dataset = Dataset.open(data)
-    named = {places.name(bundle): bundle for bundle in bundles}
+    named = {places.name(bundle): located(bundle) for bundle in bundles}
     for name, bundle in named.items():
         if (family := read_bundle(bundle)["family"]) != "alerts":
             raise ConfigError(f"{name}: expected a bundle of alerts, is {family!r}")

@@ -32,7 +32,7 @@ from skyray.families.base import load_recipe
 from skyray.families.lensing.survey_figures import sample_figure, statistics
 from skyray.pages.report import write_report
 from skyray.runtime import places
-from skyray.search.ensemble import Cell, train_cells
+from skyray.search.cells import Cell, train_cells
 from skyray.simulate.base import make_simulator
 from skyray.training.train import train
 

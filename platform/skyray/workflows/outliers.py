@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from skyray.bundles.bundle import Predictor, bundle_digest, history_rows, read_bundle
+from skyray.bundles.named import located
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset, table_to_columns
 from skyray.data.tables import quoted
@@ -118,6 +119,7 @@ def find_outliers(
     OtherResults
         If `out` holds the search of another bundle or dataset version.
     """
+    bundle, star_bundle = located(bundle), star_bundle and located(star_bundle)
     for uri in filter(None, (bundle, star_bundle)):
         if read_bundle(uri)["family"] != FAMILY:
             raise ConfigError(f"{uri}: expected a bundle of the family {FAMILY!r}, found "

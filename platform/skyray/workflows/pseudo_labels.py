@@ -20,6 +20,7 @@ from skyray.config import ConfigError
 from skyray.data.dataset import QUARANTINE, RECORDS, Dataset, table_to_columns
 from skyray.data.outcomes import DIGEST, Job, records_schema, row_digest
 from skyray.data.publish import create_dataset, publish
+from skyray.data.sky_groups import near_positions
 from skyray.data.sources import FileSource
 from skyray.data.tables import commit_append, open_table, write_fragments
 from skyray.families.base import Columns
@@ -109,7 +110,8 @@ def join_pseudo_labels(
     _check_alike(labelled, unlabelled)
     _check_not_judged(labelled, unlabelled, labels)
     source = FileSource(labelled.card, [])
-    job = Job(labelled.card, source, places.absolute(out), labelled.manifest.apply_cuts)
+    cuts = labelled.manifest.apply_cuts
+    job = Job(labelled.card, source, places.absolute(out), cuts, keys_final=True)
     create_dataset(job)
     names, step = sorted(labels), piece_rows(labelled.schema, labelled.schema.names, 1 << 40)
     starts = [*range(0, labelled.count(), step)]
@@ -155,9 +157,16 @@ def _check_alike(labelled: Dataset, unlabelled: Dataset) -> None:
 
 
 def _check_not_judged(labelled: Dataset, unlabelled: Dataset, labels: Mapping[str, str]) -> None:
-    keys = set(unlabelled.find(list(labels), ["object_key"])["object_key"].to_pylist())
+    """Refuse objects that are judged by: of the same key, or near by on the sky."""
+    asked = unlabelled.find(list(labels), ["object_key", "ra", "dec"])
+    keys = set(asked["object_key"].to_pylist())
     known = labelled.find(sorted(keys), ["split"], key="object_key").to_pylist()
-    if leaks := sorted({row["object_key"] for row in known if row["split"] != "train"}):
+    leaks = {row["object_key"] for row in known if row["split"] != "train"}
+    if labelled.card.object_key.by == "sky":
+        judged = labelled.table.to_table(["object_key", "ra", "dec"], filter="split != 'train'")
+        near = near_positions(asked, judged, labelled.card.object_key.radius_arcsec)
+        leaks |= set(judged["object_key"].take(pa.array(near)).to_pylist())
+    if leaks := sorted(leaks):
         raise ConfigError(
             f"unlabelled data: {len(leaks)} objects are in validation or test of the labelled "
             f"ones, such as {leaks[:3]}; leave them out"

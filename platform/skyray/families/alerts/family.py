@@ -1,4 +1,6 @@
-"""Alert classification as a family: one binary network on triplets, metadata or colour cutouts."""
+"""Alert classification as a family: one network on triplets, metadata or colour cutouts.
+
+It tells one class of a card from the others: `positive`, by default the last."""
 
 from __future__ import annotations
 
@@ -18,12 +20,14 @@ from skyray.analysis.calibration import fit_temperature
 from skyray.analysis.domain import DomainGate
 from skyray.config import ConfigError
 from skyray.families.alerts import metrics
+from skyray.families.alerts.export import exported
 from skyray.families.alerts.recipes import AlertsRecipe, examples
 from skyray.families.base import (
     Choice,
     Columns,
     DataInfo,
     Example,
+    Export,
     Family,
     OutputColumn,
     Range,
@@ -35,7 +39,6 @@ from skyray.models.vision import VisionNetwork
 from skyray.models.vision_inference import optimised
 from skyray.models.vision_weights import load_pretrained
 from skyray.transforms.alerts import (
-    FEATURES,
     check_features,
     crop_triplet,
     cutout_input,
@@ -45,7 +48,6 @@ from skyray.transforms.augment import SYMMETRIES, augment
 
 _CHUNK, _CHUNK_CUDA = 32, 256
 _THUMBNAIL = 42  # central pixels kept for the gallery of mistakes
-_MAGPSF = FEATURES.index("magpsf")
 
 
 class AlertLoss:
@@ -77,8 +79,8 @@ class AlertsFamily(Family):
     def __init__(self, recipe: AlertsRecipe, data: DataInfo):
         if data.record not in ("alert", "cutout") or not data.image_size:
             raise ConfigError(f"alerts: expected alerts or cutouts, found {data.record!r}")
-        if len(data.classes) != 2:
-            raise ConfigError(f"alerts: expected two classes, found {list(data.classes)}")
+        if len(data.classes) < 2:
+            raise ConfigError(f"alerts: expected two classes or more, found {list(data.classes)}")
         super().__init__(recipe, data)
         if self.positive not in data.classes:
             raise ConfigError(
@@ -96,15 +98,22 @@ class AlertsFamily(Family):
     def _check_metadata(self) -> None:
         if self.data.record != "alert":
             raise ConfigError("network.metadata: cutouts carry no metadata; expected 0")
-        if self.recipe.network.metadata != len(FEATURES):
+        if self.recipe.network.metadata != len(self.features):
             raise ConfigError(
-                f"network.metadata: expected {len(FEATURES)} (or 0 for images alone), "
-                f"found {self.recipe.network.metadata}"
+                f"network.metadata: expected {len(self.features)}, the features of card "
+                f"{self.data.card!r} (or 0 for images alone), found {self.recipe.network.metadata}"
             )
+        if self.recipe.features is None:
+            return
         try:
-            check_features(self.data.features)
+            check_features(self.data.features, self.recipe.features)
         except ValueError as error:
             raise ConfigError(f"dataset of card {self.data.card!r}: {error}") from None
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """The metadata that are used, in their order: the recipe's, else all of the card's."""
+        return self.recipe.features or self.data.features
 
     @property
     def multimodal(self) -> bool:
@@ -117,7 +126,9 @@ class AlertsFamily(Family):
 
     @property
     def negative(self) -> str:
-        return next(name for name in self.data.classes if name != self.positive)
+        """The other class; of several, all of them together."""
+        others = [name for name in self.data.classes if name != self.positive]
+        return others[0] if len(others) == 1 else f"not {self.positive}"
 
     @property
     def positive_weight(self) -> float:
@@ -125,10 +136,11 @@ class AlertsFamily(Family):
         counts = self.data.counts.get("train", {})
         if not counts:
             return 1.0
-        positives, negatives = (counts.get(name, 0) for name in (self.positive, self.negative))
+        positives = counts.get(self.positive, 0)
+        negatives = sum(counts.get(name, 0) for name in self.data.classes) - positives
         if not positives or not negatives:
             raise ConfigError(
-                f"card {self.data.card!r}: train split: expected both classes, found "
+                f"card {self.data.card!r}: train split: expected both, found "
                 f"{positives} {self.positive} and {negatives} {self.negative}"
             )
         return negatives / positives
@@ -201,20 +213,23 @@ class AlertsFamily(Family):
 
     def columns(self, training: bool) -> list[str]:
         if self.data.record == "alert":
-            needed = ["triplet", "stamp_shape", *(["metadata"] if self.multimodal else [])]
+            needed = ["triplet", "stamp_box", *(["metadata"] if self.multimodal else [])]
         else:
             needed = ["image"]
         return [*needed, "label", "split", "object_key", "object_id"] if training else needed
 
     def transform(self, columns: Columns, training: bool) -> Columns:
-        """Return ``image`` float32 [B, C, S, S] and, where used, ``metadata`` float32 [B, 25].
+        """Return ``image`` float32 [B, C, S, S] and, where used, ``metadata`` float32 [B, M].
 
         With `training` also ``target`` int64 [B] (1 sought, 0 not, -1 unlabelled), ``is_train``
         bool [B], and ``object_hash``, ``alert_hash``: int64 [B] in [0, 2⁶²).
         """
         if self.data.record == "alert":
             mode = self.recipe.switch("empty_stamps")
-            image = triplet_input(_stack(columns["triplet"]), _stack(columns["stamp_shape"]), mode)
+            position = self.recipe.switch("stamp_position")
+            image = triplet_input(
+                _stack(columns["triplet"]), _stack(columns["stamp_box"]), mode, position
+            )
             if self.recipe.crop:
                 image = crop_triplet(image, self.recipe.crop)
             if self.recipe.input_scale == "rms":
@@ -225,7 +240,7 @@ class AlertsFamily(Family):
         if self.multimodal:
             inputs["metadata"] = np.array(_stack(columns["metadata"]), dtype=np.float32)
         if training:
-            target = {self.positive: 1, self.negative: 0}
+            target = {name: int(name == self.positive) for name in self.data.classes}
             inputs |= {
                 "target": np.array([target.get(name, -1) for name in columns["label"]], np.int64),
                 "is_train": np.asarray(columns["split"], dtype=str) == "train",
@@ -238,7 +253,8 @@ class AlertsFamily(Family):
         recipe = self.recipe
         if self.data.record == "alert":
             image = {name: getattr(recipe, name) for name in ("crop", "input_scale")}
-            image |= {"empty_stamps": recipe.switch("empty_stamps")}
+            switches = ("empty_stamps", "stamp_position")
+            image |= {name: recipe.switch(name) for name in switches}
         else:
             image = {"cutout_stretch": recipe.cutout_stretch}
         return {
@@ -250,6 +266,9 @@ class AlertsFamily(Family):
     # after training ------------------------------------------------------------------------
     def optimise_for_inference(self, model: nn.Module) -> nn.Module:
         return optimised(model.eval(), self.recipe.precision)
+
+    def export(self, model: nn.Module, calibration: dict[str, Any], tensors: Tensors) -> Export:
+        return exported(self, model, calibration, tensors)
 
     def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
         known = inputs["target"] >= 0
@@ -313,7 +332,11 @@ class AlertsFamily(Family):
         """Return ``magpsf`` in place of the metadata and ``subset`` in place of the extras."""
         found = dict(table)
         if "metadata" in found:
-            found["magpsf"] = _stack(found.pop("metadata"))[:, _MAGPSF].astype(np.float64)
+            metadata = _stack(found.pop("metadata"))
+            found["magpsf"] = np.full(len(metadata), np.nan)
+            if "magpsf" in self.data.features:
+                at = self.data.features.index("magpsf")
+                found["magpsf"] = metadata[:, at].astype(np.float64)
         if "extra" in found:
             found["subset"] = metrics.subset_of(found.pop("extra"))
         return found

@@ -6,7 +6,7 @@ Table 1), and the released code of BTSbot (the CNN's layers and dropouts).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -53,6 +53,9 @@ class AlertsRecipe(Recipe):
     alerts_per_object: int | None = Field(
         100, ge=1, description="at most so many alerts of an object in training; null: all"
     )
+    features: tuple[str, ...] | None = Field(
+        None, description="metadata that the dataset must have, in this order; null: its own"
+    )
     augment: bool = Field(True, description="flips (p = .5) and quarter turns in training")
     backbone_lr_factor: float = Field(
         1.0, gt=0, description="learning rate of the backbone, in parts of the head's"
@@ -79,6 +82,10 @@ class AlertsRecipe(Recipe):
     empty_stamps: Mode | None = Field(
         None, description="corrected: refused with a reason; as_published: NaN goes in"
     )
+    stamp_position: Mode | None = Field(
+        None, description="corrected: the source in the middle; as_published: stamps in the upper "
+        "left corner, padded below and to the right"
+    )  # fmt: skip
     fractions: Mode | None = Field(
         None, description="corrected: whole objects are left out; as_published: single alerts"
     )
@@ -114,7 +121,7 @@ def _grid(data: str, architecture: str, weights: str, multimodal: bool) -> Alert
         train = train.model_copy(update={"optimizer": optimizer})
     return AlertsRecipe(
         name=grid_name(data, architecture, weights, multimodal), network=VisionConfig(**network),
-        train=train,
+        train=train, features=FEATURES if multimodal else None,
     )  # fmt: skip
 
 
@@ -161,10 +168,24 @@ def ztf_laptop() -> AlertsRecipe:
 
 def ztf_laptop_multimodal() -> AlertsRecipe:
     """Bright transients from images and metadata on 2 cores."""
-    return _laptop(
-        "ztf_laptop_multimodal", 15, metadata=len(FEATURES), metadata_layers=(64, 32),
-        metadata_dropout=0.2,
-    )  # fmt: skip
+    return _multimodal("ztf_laptop_multimodal", FEATURES)
+
+
+def lsst_laptop() -> AlertsRecipe:
+    """Bright transients from Rubin's images (the middle 7 arcsec) on 2 cores."""
+    return _laptop("lsst_laptop", 15, crop=35)
+
+
+def lsst_laptop_multimodal() -> AlertsRecipe:
+    """Bright transients from Rubin's images and the metadata that its card names, on 2 cores."""
+    return _multimodal("lsst_laptop_multimodal", load_card("lsst_alerts").features, crop=35)
+
+
+def _multimodal(name: str, features: Sequence[str], **options) -> AlertsRecipe:
+    made = _laptop(
+        name, 15, metadata=len(features), metadata_layers=(64, 32), metadata_dropout=0.2, **options
+    )
+    return made.model_copy(update={"features": tuple(features)})
 
 
 def real_bogus_laptop() -> AlertsRecipe:
@@ -213,6 +234,8 @@ RECIPES: dict[str, Callable[[], AlertsRecipe]] = {
         for make in (
             ztf_laptop,
             ztf_laptop_multimodal,
+            lsst_laptop,
+            lsst_laptop_multimodal,
             real_bogus_laptop,
             real_bogus_lite0,
             real_bogus_lite0_imagenet,

@@ -1,8 +1,9 @@
 """Losses of the two stages: supervised on the source, then unsupervised adaptation to the target.
 
-A batch mixes both domains: ``domain`` 0 is the source, 1 the target; ``label_index`` is −1 for
-every target row. Each loss returns the scalar and its metrics. In validation these hold, as means
-over all rows of the batch so that they add up whatever the batches hold:
+A batch mixes both domains: ``domain`` 0 is the source, 1 the target, ``source_rows`` and
+``target_rows`` say where (`domain_rows`); ``label_index`` is −1 for every target row. Each loss
+returns the scalar and its metrics. In validation these hold, as means over all rows of the batch so
+that they add up whatever the batches hold:
 
 - ``selection``: what chooses the epoch without a label of the target: the mutual information
   between image and predicted class on the target, E[KL(p ‖ mean p)] in units of ln K. It is high
@@ -34,6 +35,18 @@ _PRIOR_MEMORY = 0.9
 Metrics = dict[str, torch.Tensor]
 
 
+def domain_rows(batch: Tensors) -> Tensors:
+    """Return the row numbers of both domains, for `Stage.arrange`.
+
+    The host knows then how many there are, and no step waits for the device to count them.
+    """
+    domain = batch["domain"]
+    return {
+        "source_rows": torch.nonzero(domain == SOURCE)[:, 0],
+        "target_rows": torch.nonzero(domain == TARGET)[:, 0],
+    }
+
+
 class SourceLoss:
     """Cross-entropy on labelled source images."""
 
@@ -58,9 +71,9 @@ class AdaptationLoss(ABC):
         self.recipe, self.config = recipe, recipe.adaptation
 
     def __call__(self, model: LensingModel, batch: Tensors) -> tuple[torch.Tensor, Metrics]:
-        source, target = batch["domain"] == SOURCE, batch["domain"] == TARGET
+        source, target = batch["source_rows"], batch["target_rows"]
         least = 2 if model.training else 1  # norms need two rows
-        if source.sum() < least or target.sum() < least:
+        if len(source) < least or len(target) < least:
             loss = sum(p.sum() for p in model.parameters() if p.requires_grad) * 0.0
             if model.training:
                 return loss, {}
@@ -76,27 +89,27 @@ class AdaptationLoss(ABC):
     def loss(
         self, model: LensingModel, batch: Tensors, source: torch.Tensor, target: torch.Tensor
     ) -> tuple[torch.Tensor, Metrics, torch.Tensor]:
-        """Return loss, metrics and the target's logits; `source`, `target` are masks [B]."""
+        """Return loss, metrics and the target's logits; `source`, `target` are row numbers."""
 
     @torch.no_grad()
     def _choice(self, model: LensingModel, batch: Tensors, source, target) -> Metrics:
-        rows, classes = len(source), len(model.prior)
+        rows, classes = len(batch["domain"]), len(model.prior)
         zero = model.prior.new_zeros(())
         information = oracle = right = zero
-        if target.any():
+        if len(target):
             logits = model.adapted(batch["image"][target])[1].float()
             log_p = logits.log_softmax(1)
             gain = (log_p.exp() * (log_p - model.prior.clamp(min=1e-6).log())).sum()
             information = gain / (rows * math.log(classes))
             known = batch["oracle_index"][target]
             oracle = (logits.argmax(1) == known).sum() / rows
-        if source.any() and self.one_network:
+        if len(source) and self.one_network:
             logits = model.adapted(batch["image"][source])[1]
             right = (logits.argmax(1) == batch["label_index"][source]).sum() / rows
         return {
             "selection": information + right,
             "oracle": oracle,
-            "target_share": target.sum() / rows,
+            "target_share": zero + len(target) / rows,
         }
 
     def _classified(self, logits: torch.Tensor, batch: Tensors, source) -> torch.Tensor:
@@ -173,7 +186,7 @@ class DannLoss(AdaptationLoss):
         features, logits = model.adapted(batch["image"])
         classified = self._classified(logits[source], batch, source)
         domains = model.discriminator(_Reversed.apply(features, self.weight)).float()
-        both = source | target
+        both = torch.cat([source, target])
         adversarial = functional.cross_entropy(domains[both], batch["domain"][both])
         return (
             classified + adversarial,
@@ -205,8 +218,14 @@ class CoralLoss(AdaptationLoss):
 def coral_distance(source_NF: torch.Tensor, target_MF: torch.Tensor) -> torch.Tensor:
     """Return ‖C_s − C_t‖² / (4 F²) of the covariances (Sun & Saenko 2016, eq. 1)."""
     width = source_NF.shape[1]
-    difference = torch.cov(source_NF.T) - torch.cov(target_MF.T)
+    difference = _covariance(source_NF) - _covariance(target_MF)
     return difference.square().sum() / (4 * width**2)
+
+
+def _covariance(features_NF: torch.Tensor) -> torch.Tensor:
+    """Return what ``torch.cov`` gives, [F, F]; that one asks the device for numbers first."""
+    centred = features_NF - features_NF.mean(0)
+    return centred.T @ centred / (len(features_NF) - 1)
 
 
 class SelfEnsemblingLoss(AdaptationLoss):

@@ -17,6 +17,7 @@ from skyray.families.base import (
     Columns,
     DataInfo,
     Example,
+    Export,
     Family,
     Objective,
     OutputColumn,
@@ -31,8 +32,10 @@ from skyray.families.lensing.adaptation import (
     TARGET,
     SourceLoss,
     begin,
+    domain_rows,
     learns,
 )
+from skyray.families.lensing.export import exported
 from skyray.families.lensing.networks import LensClassifier, LensingModel, ServingModel
 from skyray.families.lensing.recipes import LensingRecipe, examples
 from skyray.models.vision_weights import load_pretrained
@@ -99,6 +102,7 @@ class LensingFamily(Family):
             ),
             monitor="oracle" if published else "selection",
             better="max",
+            arrange=domain_rows,
             features=_with_source_features if adda else None,
             prepare=begin(recipe),
             at_epoch=getattr(loss, "at_epoch", None),
@@ -175,6 +179,12 @@ class LensingFamily(Family):
     # after training ------------------------------------------------------------------------
     def optimise_for_inference(self, model: LensingModel) -> ServingModel:
         return model.eval().optimised(self.recipe.serving)
+
+    def plain(self, model: LensingModel) -> ServingModel:
+        return model.eval().plain()
+
+    def export(self, model: ServingModel, calibration: dict[str, Any], tensors: Tensors) -> Export:
+        return exported(self, model, calibration, tensors)
 
     def calibrate(self, model: ServingModel, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
         """Fit temperature, gates of both networks, the domain's classifier and two projections.

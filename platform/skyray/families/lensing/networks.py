@@ -48,6 +48,12 @@ class LensClassifier(nn.Module):
             encoder = optimised(self.encoder, precision)
         return LensClassifier(encoder, copy.deepcopy(self.classifier)).eval()
 
+    def plain(self) -> LensClassifier:
+        """Return a copy in torch's own layers, float32."""
+        if isinstance(self.encoder, EquivariantEncoder):
+            return self.optimised("float32")
+        return copy.deepcopy(self).eval()
+
 
 class LensingModel(nn.Module):
     """Everything a run trains; both encoders leave norms that do not learn in evaluation mode.
@@ -94,6 +100,11 @@ class LensingModel(nn.Module):
         return ServingModel(
             source, self.adapted.optimised(precision) if hasattr(self, "adapted") else source
         )
+
+    def plain(self) -> ServingModel:
+        """Return the two classifiers in torch's own layers, float32."""
+        source = self.source.plain()
+        return ServingModel(source, self.adapted.plain() if hasattr(self, "adapted") else source)
 
 
 class ServingModel(nn.Module):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from skyray.families.base import (
     Columns,
     DataInfo,
     Example,
+    Export,
     Family,
     OutputColumn,
     Range,
@@ -29,7 +30,9 @@ from skyray.families.base import (
     Tensors,
 )
 from skyray.families.morphology import metrics
+from skyray.families.morphology.export import exported
 from skyray.families.morphology.recipes import MorphologyRecipe, examples
+from skyray.families.morphology.views import unit, views_of
 from skyray.models.vision import VisionNetwork, unfreeze_from
 from skyray.models.vision_inference import optimised
 from skyray.models.vision_weights import load_pretrained
@@ -46,11 +49,6 @@ from skyray.transforms.images import (
 _CHUNK, _CHUNK_CUDA = 16, 128
 _THUMBNAIL = 48
 _NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
-
-
-def unit(image_B3SS: torch.Tensor) -> torch.Tensor:
-    """Return 8-bit images as float32 in 0–1."""
-    return image_B3SS.float() / 255.0
 
 
 class MorphologyLoss:
@@ -240,6 +238,9 @@ class MorphologyFamily(Family):
     def optimise_for_inference(self, model: nn.Module) -> nn.Module:
         return optimised(model.eval(), self.recipe.precision)
 
+    def export(self, model: nn.Module, calibration: dict[str, Any], tensors: Tensors) -> Export:
+        return exported(self, model, calibration, tensors)
+
     def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
         known = inputs["label_index"] >= 0
         target = inputs["label_index"][known]
@@ -318,18 +319,10 @@ def forward(
     features = [np.zeros((0, network.output.in_features), np.float32)]
     for start in range(0, len(image_B3SS), size):
         chunk = torch.as_tensor(image_B3SS[start : start + size]).to(device)
-        hidden = sum(model.features(unit(view)).float() for view in _views(chunk, views)) / views
+        hidden = sum(model.features(unit(view)).float() for view in views_of(chunk, views)) / views
         features.append(hidden.cpu().numpy())
         logits.append(network.output(hidden).double().cpu().numpy())
     return np.concatenate(logits), np.concatenate(features)
-
-
-def _views(image_B3SS: torch.Tensor, views: int) -> Iterator[torch.Tensor]:
-    for turns in range(4 if views == 8 else 1):
-        turned = torch.rot90(image_B3SS, turns, (-2, -1))
-        yield turned
-        if views == 8:
-            yield turned.flip(-1)
 
 
 def thumbnails(image_B3SS: np.ndarray, top_first: bool) -> np.ndarray:

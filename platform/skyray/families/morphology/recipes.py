@@ -124,29 +124,6 @@ class MorphologyRecipe(Recipe):
         return self.network.model_copy(update={"normalise": normalise})
 
 
-def scaled_to_workers(recipe: MorphologyRecipe, workers: int) -> MorphologyRecipe:
-    """Return a recipe for N workers as the paper scales: the batch of each stays, lr × N.
-
-    The global batch and the learning rate of every stage grow by N, with two warm-up epochs
-    (Goyal et al. 2017, arXiv:1706.02677).
-    """
-    if workers == 1:
-        return recipe
-
-    def scaled(train: TrainConfig) -> TrainConfig:
-        optimizer = train.optimizer.model_copy(
-            update={"lr": train.optimizer.lr * workers, "warmup_epochs": 2.0}
-        )
-        return train.model_copy(
-            update={"batch_size": train.batch_size * workers, "optimizer": optimizer}
-        )
-
-    phases = {n: getattr(recipe, n) for n in ("train_head", "train_middle", "train")}
-    return recipe.model_copy(
-        update={name: scaled(phase) for name, phase in phases.items() if phase is not None}
-    )
-
-
 def _adamw(lr: float, epochs: int, stop: int | None, **options) -> TrainConfig:
     optimizer = OptimizerConfig(
         name="adamw", lr=lr, weight_decay=0.02, schedule="cosine", warmup_epochs=1.0

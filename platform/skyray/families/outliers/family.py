@@ -7,7 +7,6 @@ among objects of the population that training has not seen.
 
 from __future__ import annotations
 
-from copy import copy
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from skyray.families.base import (
     Columns,
     DataInfo,
     Example,
+    Export,
     Family,
     Objective,
     OutputColumn,
@@ -32,6 +32,7 @@ from skyray.families.base import (
 )
 from skyray.families.outliers import metrics
 from skyray.families.outliers.augment import augment
+from skyray.families.outliers.export import exported
 from skyray.families.outliers.metrics import RANKED, SCORES
 from skyray.families.outliers.model_error import ModelError
 from skyray.families.outliers.networks import (
@@ -41,7 +42,6 @@ from skyray.families.outliers.networks import (
     flow_loss,
 )
 from skyray.families.outliers.recipes import OutliersRecipe, examples
-from skyray.models.fast_spender import fast_encoder
 from skyray.records import Grid
 from skyray.transforms.rest_frame import rebin, rebin_grid, rest_median
 from skyray.transforms.sky_lines import SkyLines, load_sky_lines, sky_line_mask
@@ -205,12 +205,10 @@ class OutliersFamily(Family):
 
     # after training ------------------------------------------------------------------------
     def optimise_for_inference(self, model: OutlierModel) -> OutlierModel:
-        """Return a model that shares all weights but encodes faster; `model` keeps its encoder."""
-        fast, autoencoder = copy(model.eval()), copy(model.autoencoder)
-        fast._modules, autoencoder._modules = dict(fast._modules), dict(autoencoder._modules)
-        autoencoder.encoder = fast_encoder(model.autoencoder.encoder)
-        fast.autoencoder = autoencoder
-        return fast
+        return model.eval().fast()
+
+    def export(self, model: OutlierModel, calibration: dict[str, Any], tensors: Tensors) -> Export:
+        return exported(self, model)
 
     def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
         """Keep the scores and latents of validation objects, which all ranks refer to."""

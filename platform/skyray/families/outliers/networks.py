@@ -5,6 +5,8 @@ Shape suffixes: B batch, L observed pixels, R rest-frame pixels, S latents.
 
 from __future__ import annotations
 
+from copy import copy
+
 import numpy as np
 import torch
 from torch import nn
@@ -14,6 +16,7 @@ from skyray.families.outliers import losses
 from skyray.families.outliers.augment import augment
 from skyray.families.outliers.metrics import invariance_ratio
 from skyray.families.outliers.recipes import OutliersRecipe
+from skyray.models.fast_spender import fast_encoder
 from skyray.models.flow import LatentFlow
 from skyray.models.spender import (
     Instrument,
@@ -50,6 +53,14 @@ class OutlierModel(nn.Module):
         flow = recipe.flow
         standardise = "data" if recipe.switch("flow_scale") == "corrected" else 20.0
         self.flow = LatentFlow(network.latents, flow.layers, flow.hidden, flow.blocks, standardise)
+
+    def fast(self) -> OutlierModel:
+        """Return a model that shares all weights but encodes faster; this keeps its encoder."""
+        fast, autoencoder = copy(self), copy(self.autoencoder)
+        fast._modules, autoencoder._modules = dict(fast._modules), dict(autoencoder._modules)
+        autoencoder.encoder = fast_encoder(self.autoencoder.encoder)
+        fast.autoencoder = autoencoder
+        return fast
 
 
 class FidelityLoss:

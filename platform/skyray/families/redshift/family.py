@@ -1,4 +1,8 @@
-"""GaSNet-II as a family: stages, transform, calibrated predictions, scores and figures."""
+"""GaSNet-II as a family: stages, transform, calibrated predictions, scores and figures.
+
+Beside the networks templates are fitted (`template_fit`), and one rule makes an answer of both
+(`choice`). A recipe without networks answers with templates alone and needs no training.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +22,7 @@ from skyray.families.base import (
     Columns,
     DataInfo,
     Example,
+    Export,
     Family,
     Objective,
     OutputColumn,
@@ -25,22 +30,28 @@ from skyray.families.base import (
     Stage,
     Tensors,
 )
-from skyray.families.redshift import metrics
+from skyray.families.redshift import choice, density, metrics
+from skyray.families.redshift.choice import NetworkAnswer
+from skyray.families.redshift.export import MIN_COVERAGE, exported
 from skyray.families.redshift.networks import (
     ClassifierLoss,
     GasNetPipeline,
     RedshiftLoss,
+    classify,
     decode_redshift,
+    forward,
+    softmax,
 )
 from skyray.families.redshift.recipes import RedshiftRecipe, examples
-from skyray.models.gasnet import GasNet, fold_batch_norm
+from skyray.families.redshift.template_fit import TemplateFit
+from skyray.models.template_bases import LOG_STEP, from_arrays, to_arrays
+from skyray.simulate.template_bases import built_in_bases
+from skyray.transforms.log_rebin import LogRebin
 from skyray.transforms.spectra import LinearResampler, inpaint, unit_rms
 
-# Rows per forward pass: the working set of a chunk stays in a CPU core's cache.
-_CHUNK = 32
-_CHUNK_CUDA = 1024
-_MIN_COVERAGE = 0.5
 STAR = "STAR"
+TEMPLATES = "templates/"  # of the calibration's tensors: what `skyray fit` fits
+_SURVEY = {"class": "spectype"} | {n: n for n in ("redshift", "redshift_err", "zwarning")}
 
 
 class RedshiftFamily(Family):
@@ -55,6 +66,8 @@ class RedshiftFamily(Family):
             raise ConfigError(f"redshift: expected a dataset of spectra, found {data.record!r}")
         super().__init__(recipe, data)
         source, target = data.grid.wavelength(), recipe.input.grid().wavelength()
+        if not recipe.networks:
+            return
         if target[0] > source[-1] or target[-1] < source[0]:
             raise ConfigError(
                 f"input: {target[0]:.0f}–{target[-1]:.0f} Å lies outside the dataset's "
@@ -64,6 +77,8 @@ class RedshiftFamily(Family):
     @cached_property
     def redshift_classes(self) -> list[str]:
         """Classes with redshift networks: those of the recipe, or all non-stars with data."""
+        if not self.recipe.networks:
+            return []
         if self.recipe.redshift_classes is not None:
             return list(self.recipe.redshift_classes)
         counts = self.data.counts.get("train", {})
@@ -72,6 +87,39 @@ class RedshiftFamily(Family):
             for name in self.data.classes
             if self.data.coarse.get(name, name) != STAR and (not counts or counts.get(name, 0))
         ]
+
+    @property
+    def fits_templates(self) -> bool:
+        """Whether templates are fitted beside the networks."""
+        return self.recipe.switch("template_fit") == "corrected"
+
+    @property
+    def star_classes(self) -> list[int]:
+        """Numbers of the classes that are at rest."""
+        return [i for i, c in enumerate(self.data.classes) if self.data.coarse.get(c, c) == STAR]
+
+    @cached_property
+    def _rebin(self) -> LogRebin:
+        return LogRebin(self.data.grid, LOG_STEP)
+
+    def template_fit(self, tensors: Tensors, device: str = "cpu") -> TemplateFit:
+        """Return the fit with a bundle's templates, made once for the same tensors."""
+        kept = self.__dict__.get("_fit")
+        if kept is None or kept[0] is not tensors or kept[1].device != device:
+            bases = from_arrays(
+                {
+                    name.removeprefix(TEMPLATES): values.cpu().numpy()
+                    for name, values in tensors.items()
+                    if name.startswith(TEMPLATES)
+                }
+            )
+            grid = self._rebin
+            made = TemplateFit(bases, grid.first, grid.size, self.recipe.fit, device)
+            kept = self.__dict__["_fit"] = (tensors, made)
+        return kept[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_fit"}
 
     @cached_property
     def _resampler(self) -> LinearResampler:
@@ -96,21 +144,22 @@ class RedshiftFamily(Family):
         return Objective("classifier", "accuracy", "max")
 
     # training ------------------------------------------------------------------------------
-    def build_model(self) -> GasNetPipeline:
+    def build_model(self) -> nn.Module:
+        if not self.recipe.networks:
+            return nn.Module()
         return GasNetPipeline(self.recipe, len(self.data.classes), self.redshift_classes)
 
     def stages(self) -> list[Stage]:
+        if not self.recipe.networks:
+            raise ConfigError(f"recipe {self.recipe.name}: templates alone; nothing to train")
         stages = [
             Stage(
-                name="classifier",
-                part=lambda model: model.classifier,
-                loss=ClassifierLoss(self.recipe),
-                train=self.recipe.train,
-                rows=lambda columns: columns["label_index"] >= 0,
-                monitor="accuracy",
-                better="max",
+                name="classifier", part=lambda model: model.classifier,
+                loss=ClassifierLoss(self.recipe), train=self.recipe.train,
+                rows=lambda columns: columns["label_index"] >= 0, monitor="accuracy", better="max",
+                after=(),
             )
-        ]
+        ]  # fmt: skip
         for name in self.redshift_classes:
             if self.recipe.switch("ensemble") == "as_published":
                 stages.append(self._redshift_stage(name, None))
@@ -137,11 +186,22 @@ class RedshiftFamily(Family):
             rows=rows,
             monitor="mae",
             better="min",
+            after=(),
         )
 
     def columns(self, training: bool) -> list[str]:
         needed = ["flux", "ivar", "mask"]
-        return [*needed, "label", "redshift"] if training else needed
+        if self.fits_templates:
+            needed += _SURVEY.values()
+        return list(dict.fromkeys([*needed, "label", "redshift"] if training else needed))
+
+    def answer_inputs(self, columns: Columns) -> Columns:
+        """Return the spectrum on the fit's grid, float32 [B, L], and the survey's own answer."""
+        if not self.fits_templates:
+            return {}
+        flux, ivar = self._rebin(columns["flux"], columns["ivar"], columns["mask"])
+        survey = {f"survey_{name}": np.asarray(columns[c]) for name, c in _SURVEY.items()}
+        return {"fit_flux": flux, "fit_ivar": ivar, **survey}
 
     def transform(self, columns: Columns, training: bool) -> Columns:
         """Fill bad pixels, resample to the network's grid, scale to unit rms (paper eq. 2).
@@ -149,8 +209,10 @@ class RedshiftFamily(Family):
         Returns ``x`` float32 [B, P] and ``coverage`` float32 [B], the measured share of x; with
         `training` also ``label_index`` int64 [B] (-1 = none) and ``redshift`` float64 [B].
         """
-        flux = np.asarray(columns["flux"], dtype=np.float32)
         bad = (np.asarray(columns["mask"]) != 0) | (np.asarray(columns["ivar"]) <= 0)
+        if not self.recipe.networks:
+            return {"coverage": (~bad).mean(axis=1, dtype=np.float32)}
+        flux = np.asarray(columns["flux"], dtype=np.float32)
         if self.recipe.switch("masked_pixels") == "corrected":
             flux = inpaint(flux, bad)
         good = self._resampler((~bad).astype(np.float32))
@@ -169,28 +231,30 @@ class RedshiftFamily(Family):
     def transform_settings(self) -> dict[str, Any]:
         return {
             "input": self.recipe.input.snapshot(),
+            "networks": self.recipe.networks,
             "masked_pixels": self.recipe.switch("masked_pixels"),
             "grid": self.data.grid.to_dict(),
             "classes": list(self.data.classes),
         }
 
     # after training ------------------------------------------------------------------------
-    def optimise_for_inference(self, model: GasNetPipeline) -> GasNetPipeline:
-        folded = GasNetPipeline.__new__(GasNetPipeline)
-        nn.Module.__init__(folded)
-        folded.classifier = fold_batch_norm(model.classifier)
-        folded.redshift = nn.ModuleDict(
-            {
-                name: nn.ModuleList(fold_batch_norm(member) for member in members)
-                for name, members in model.redshift.items()
-            }
-        )
-        return folded.eval()
+    def optimise_for_inference(self, model: nn.Module) -> nn.Module:
+        return model.folded() if self.recipe.networks else model.eval()
+
+    def export(self, model: nn.Module, calibration: dict[str, Any], tensors: Tensors) -> Export:
+        return exported(self, model, calibration, tensors)
+
+    def template_tensors(self, bases=None) -> Tensors:
+        """Return templates (default: the built-in ones) as a bundle keeps them."""
+        if not self.fits_templates:
+            return {}
+        arrays = to_arrays(built_in_bases() if bases is None else bases)
+        return {f"{TEMPLATES}{name}": torch.as_tensor(v.copy()) for name, v in arrays.items()}
 
     def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
         known = inputs["label_index"] >= 0
         label = inputs["label_index"][known]
-        logits, features = _classify(model.classifier, inputs["x"][known])
+        logits, features = classify(model.classifier, inputs["x"][known])
         corrected = self.recipe.switch("probabilities") == "corrected"
         values: dict[str, Any] = {
             "temperature": fit_temperature(logits, label) if corrected else 1.0,
@@ -211,26 +275,56 @@ class RedshiftFamily(Family):
             values["sigma"][name] = entry
         gate = DomainGate.fit(features, label)
         tensors = {k: torch.as_tensor(v) for k, v in gate.to_tensors().items()}
-        return values, tensors
+        return values, tensors | self.template_tensors()
 
     def _star_spread(self, inputs: Columns) -> float:
-        stars = [i for i, c in enumerate(self.data.classes) if self.data.coarse.get(c, c) == STAR]
-        z = inputs["redshift"][np.isin(inputs["label_index"], stars)]
+        z = inputs["redshift"][np.isin(inputs["label_index"], self.star_classes)]
         z = z[np.isfinite(z)]
         return float(np.sqrt(np.mean(z**2))) if len(z) else 0.001
 
     def _redshift(self, model, name: str, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and standard deviation (ddof 0) over the members (eqs. 7, 8)."""
         z = np.stack(
-            [decode_redshift(_forward(member, x), self.recipe) for member in model.redshift[name]]
+            [decode_redshift(forward(member, x), self.recipe) for member in model.redshift[name]]
         )
         return z.mean(axis=0), z.std(axis=0)
 
     def predict(
         self, model: nn.Module, inputs: Columns, calibration: dict[str, Any], tensors: Tensors
     ) -> Columns:
-        logits, features = _classify(model.classifier, inputs["x"])
-        probability = _softmax(logits / calibration["temperature"])
+        output: Columns = {"coverage": inputs["coverage"]}
+        network = None
+        if self.recipe.networks:
+            own = self._answer_of_networks(model, inputs, calibration, tensors)
+            network = NetworkAnswer(
+                np.stack([own[f"p_{name}"] for name in self.data.classes], axis=1).astype(float),
+                own["redshift"], own["redshift_err"], own["in_domain"],
+            )  # fmt: skip
+            output |= own
+        if "fit_flux" in inputs:
+            output |= self._with_templates(network, inputs, tensors, output["coverage"])
+        elif self.fits_templates:
+            output |= choice.nothing_fitted(output)
+        if "label_index" in inputs and self.recipe.networks:  # the published routing by true class
+            route = self._route(model, inputs["x"], inputs["label_index"], calibration)
+            output["redshift_true_route"], output["redshift_err_true_route"] = route
+        return output
+
+    def _with_templates(self, network, inputs: Columns, tensors: Tensors, coverage) -> Columns:
+        device = next((str(v.device) for v in tensors.values() if v.device.type == "cuda"), "cpu")
+        fit = self.template_fit(tensors, device)
+        groups = np.array([self.data.coarse.get(name, name) for name in self.data.classes])
+        prior = choice.network_prior(network, groups) if network is not None else None
+        fits = fit(inputs["fit_flux"], inputs["fit_ivar"], prior)
+        survey = {name: inputs[f"survey_{name}"] for name in _SURVEY}
+        return choice.combine(
+            fits, coverage, network, survey, self.data.classes, self.data.coarse, self.recipe.fit
+        )
+
+    def _answer_of_networks(self, model, inputs: Columns, calibration, tensors) -> Columns:
+        """Return class, probabilities and redshift as the networks alone give them."""
+        logits, features = classify(model.classifier, inputs["x"])
+        probability = softmax(logits / calibration["temperature"])
         best = probability.argmax(axis=1)
         gate = DomainGate.from_tensors({k: v.cpu().numpy() for k, v in tensors.items()})
         distance = gate.score(features)
@@ -240,15 +334,12 @@ class RedshiftFamily(Family):
             "probability": probability.max(axis=1).astype(np.float32),
             "redshift": redshift,
             "redshift_err": error,
-            "in_domain": (distance <= gate.threshold) & (inputs["coverage"] >= _MIN_COVERAGE),
+            "in_domain": (distance <= gate.threshold) & (inputs["coverage"] >= MIN_COVERAGE),
             "domain_distance": distance.astype(np.float32),
             "coverage": inputs["coverage"],
         }
         for index, name in enumerate(self.data.classes):
             output[f"p_{name}"] = probability[:, index].astype(np.float32)
-        if "label_index" in inputs:  # scoring: the published routing by the true class
-            route = self._route(model, inputs["x"], inputs["label_index"], calibration)
-            output["redshift_true_route"], output["redshift_err_true_route"] = route
         return output
 
     def _route(self, model, x: np.ndarray, classes: np.ndarray, calibration: dict[str, Any]):
@@ -259,7 +350,7 @@ class RedshiftFamily(Family):
             rows = classes == index
             if not rows.any():
                 continue
-            if self.data.coarse.get(name, name) == STAR:
+            if index in self.star_classes:
                 redshift[rows], error[rows] = 0.0, calibration["star_redshift_err"]
             elif name in model.redshift and name in calibration["sigma"]:
                 sigma = calibration["sigma"][name]
@@ -271,14 +362,24 @@ class RedshiftFamily(Family):
         described = [
             ("label", "str", "", "most probable class"),
             ("probability", "float32", "", "calibrated probability of that class"),
-            ("redshift", "float64", "", "mean redshift of the class's ensemble; 0 for stars"),
+            ("redshift", "float64", "", "redshift; without template fit 0 for stars"),
             ("redshift_err", "float64", "", "1 sigma uncertainty of the redshift"),
-            ("in_domain", "bool", "", "the spectrum resembles the training data"),
-            ("domain_distance", "float32", "", "Mahalanobis distance to the nearest class"),
             ("coverage", "float32", "", "measured share of the network's wavelength range"),
         ]
+        if self.recipe.networks:
+            described += [
+                ("in_domain", "bool", "", "the spectrum resembles the training data"),
+                ("domain_distance", "float32", "", "Mahalanobis distance to the nearest class"),
+            ]
         described += [(f"p_{c}", "float32", "", f"probability of {c}") for c in self.data.classes]
-        return [OutputColumn(*entry) for entry in described]
+        more = choice.described() if self.fits_templates else []
+        return [OutputColumn(*entry) for entry in described] + more
+
+    def detail_columns(self) -> list[str]:
+        return [column.name for column in self.array_columns()]
+
+    def array_columns(self) -> list[OutputColumn]:
+        return [density.COLUMN] if self.fits_templates else []
 
     def truth_columns(self) -> list[str]:
         return ["label", "spectype", "redshift", "redshift_err", "snr", "zwarning"]
@@ -291,37 +392,6 @@ class RedshiftFamily(Family):
         from skyray.families.redshift import figures  # matplotlib is no business of workers
 
         return figures.write_figures(table, metrics, folder, self.data.classes, self.data.coarse)
-
-
-@torch.inference_mode()
-def _forward(network: GasNet, x: np.ndarray) -> np.ndarray:
-    """Return the single output of a redshift network, float64 [B]."""
-    return np.concatenate([network(chunk)[:, 0].double().cpu() for chunk in _chunks(network, x)])
-
-
-@torch.inference_mode()
-def _classify(network: GasNet, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return logits float64 [B, C] and penultimate features float32 [B, F]."""
-    if len(x) == 0:
-        return np.zeros((0, network.outputs)), np.zeros((0, network.head.in_features), np.float32)
-    logits, features = [], []
-    for chunk in _chunks(network, x):
-        hidden = network.features(chunk)
-        features.append(hidden.float().cpu().numpy())
-        logits.append(network.head(hidden).double().cpu().numpy())
-    return np.concatenate(logits), np.concatenate(features)
-
-
-def _chunks(network: GasNet, x: np.ndarray):
-    device = network.head.weight.device
-    size = _CHUNK_CUDA if device.type == "cuda" else _CHUNK
-    for start in range(0, len(x), size):
-        yield torch.as_tensor(x[start : start + size]).to(device)
-
-
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
 
 
 FAMILY = RedshiftFamily

@@ -25,7 +25,8 @@ LINES = {
 }  # fmt: skip
 _MIN_DENSITY_ROWS = 400
 _TITLES = {
-    "end_to_end": "end to end (network of the predicted class)",
+    "end_to_end": "end to end (as the catalogue states them)",
+    "networks_alone": "networks alone (of the predicted class)",
     "true_class": "network of the true class (as published)",
 }
 
@@ -158,7 +159,7 @@ def snr_figure(metrics: Mapping[str, Any], path: Path) -> Path | None:
     good = [
         (groups["good_by_snr"], _TITLES[route].split(" (")[0], color)
         for (route, groups), color in zip(
-            metrics["redshift"].items(), (plots.BLUE, plots.ORANGE), strict=False
+            metrics["redshift"].items(), (plots.BLUE, plots.ORANGE, plots.GREEN), strict=False
         )
         if sum(groups.get("good_by_snr", {}).get("rows", ()))
     ]

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from skyray.analysis import calibration, classification
+from skyray.families.redshift.quality import SURVEY_DISAGREES
 
 Columns = Mapping[str, np.ndarray]
 
@@ -28,6 +29,7 @@ TAU_LIMIT = 3.0
 SNR_EDGES = (0, 1, 2, 3, 4, 5, 7, 10, 15, 20, 25, 30, 35, 40, 50, np.inf)
 ROUTES = {
     "end_to_end": ("redshift_pred", "redshift_err_pred"),
+    "networks_alone": ("redshift_network", "redshift_network_err"),
     "true_class": ("redshift_true_route", "redshift_err_true_route"),
 }
 
@@ -193,10 +195,34 @@ def evaluate_table(
             if columns[0] in table
         },
     }
+    if "quality" in table:
+        metrics["quality"] = _quality(table, truth)
     if "in_domain" in table:
         metrics["domain"] = _domain(np.asarray(table["in_domain"], bool), truth)
     metrics = _plain(metrics)
     return {**headline(metrics), **metrics}
+
+
+def _quality(table: Mapping[str, np.ndarray], truth: np.ndarray) -> dict[str, Any]:
+    """Return how many rows carry no warning, and how many of those are right.
+
+    The survey's disagreement does not count: the truth is the survey's own. A row is catastrophic
+    where the class is wrong or |Δ ln (1+z)| > 0.015.
+    """
+    clean = (np.asarray(table["quality"]) & ~SURVEY_DISAGREES) == 0
+    found, known = np.asarray(table["redshift_pred"]), np.isfinite(table["redshift"])
+    with np.errstate(invalid="ignore"):
+        far = np.abs(np.log((1.0 + found) / (1.0 + np.asarray(table["redshift"])))) > 0.015
+    wrong = (far & known) | ~np.isfinite(found)
+    if "class_fit" in table:
+        wrong |= (np.asarray(table["class_fit"]).astype(str) != truth) & (truth != "")
+    rows = clean & (truth != "") & known
+    return {
+        "clean_fraction": float(clean.mean()) if len(clean) else None,
+        "clean_rows": int(rows.sum()),
+        "clean_catastrophic": float(wrong[rows].mean()) if rows.any() else None,
+        "all_catastrophic": float(wrong[known].mean()) if known.any() else None,
+    }
 
 
 def complete_coarse(classes: Sequence[str], coarse: Mapping[str, str]) -> dict[str, str]:
@@ -218,6 +244,7 @@ def headline(metrics: Mapping[str, Any]) -> dict[str, float]:
                 for name in ("delta_z_mean", "delta_z_median", "nmad", "good_fraction"):
                     found[f"{route}_{group.lower()}_{name}"] = groups[group][name]
         found[f"{route}_coverage_1sigma"] = groups["all"]["coverage_1sigma"]
+    found |= metrics.get("quality", {})
     if "domain" in metrics:
         found["inside_fraction"] = metrics["domain"]["inside_fraction"]
     return {name: value for name, value in found.items() if value is not None}

@@ -12,7 +12,11 @@ from torch.nn import functional
 
 from skyray.families.base import Tensors
 from skyray.families.redshift.recipes import RedshiftRecipe
-from skyray.models.gasnet import GasNet
+from skyray.models.gasnet import GasNet, fold_batch_norm
+
+# Rows per forward pass: the working set of a chunk stays in a CPU core's cache.
+_CHUNK = 32
+_CHUNK_CUDA = 1024
 
 
 class GasNetPipeline(nn.Module):
@@ -45,6 +49,19 @@ class GasNetPipeline(nn.Module):
                 for name in redshift_classes
             }
         )
+
+    def folded(self) -> GasNetPipeline:
+        """Return an evaluation copy with all batch norms folded."""
+        made = GasNetPipeline.__new__(GasNetPipeline)
+        nn.Module.__init__(made)
+        made.classifier = fold_batch_norm(self.classifier)
+        made.redshift = nn.ModuleDict(
+            {
+                name: nn.ModuleList(fold_batch_norm(member) for member in members)
+                for name, members in self.redshift.items()
+            }
+        )
+        return made.eval()
 
 
 def encode_redshift(z: torch.Tensor, recipe: RedshiftRecipe) -> torch.Tensor:
@@ -106,3 +123,34 @@ class RedshiftLoss:
         z = decode_redshift(outputs.detach(), self.recipe)
         mae = (z.mean(0) - batch["redshift"].float()).abs().mean()
         return loss * len(members), {"mae": mae}
+
+
+@torch.inference_mode()
+def forward(network: GasNet, x: np.ndarray) -> np.ndarray:
+    """Return the single output of a redshift network, float64 [B]."""
+    return np.concatenate([network(chunk)[:, 0].double().cpu() for chunk in _chunks(network, x)])
+
+
+@torch.inference_mode()
+def classify(network: GasNet, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return logits float64 [B, C] and penultimate features float32 [B, F]."""
+    if len(x) == 0:
+        return np.zeros((0, network.outputs)), np.zeros((0, network.head.in_features), np.float32)
+    logits, features = [], []
+    for chunk in _chunks(network, x):
+        hidden = network.features(chunk)
+        features.append(hidden.float().cpu().numpy())
+        logits.append(network.head(hidden).double().cpu().numpy())
+    return np.concatenate(logits), np.concatenate(features)
+
+
+def _chunks(network: GasNet, x: np.ndarray):
+    device = network.head.weight.device
+    size = _CHUNK_CUDA if device.type == "cuda" else _CHUNK
+    for start in range(0, len(x), size):
+        yield torch.as_tensor(x[start : start + size]).to(device)
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return shifted / shifted.sum(axis=1, keepdims=True)

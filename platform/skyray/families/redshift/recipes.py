@@ -33,6 +33,34 @@ class NetworkConfig(Config):
     dropout: float = Field(0.5, ge=0, lt=1)
 
 
+class FitConfig(Config):
+    """The fit of templates beside the networks (see docs/redshift_fit.md)."""
+
+    lsf_kms: float = Field(65.0, ge=0, description="σ of the spectrograph's line spread")
+    error_floor: float = Field(
+        0.05, ge=0, description="share of the light by which templates may be wrong, as noise"
+    )
+    forest_scatter: float = Field(
+        0.5, ge=0, description="the same behind the Lyα forest, which scatters about its mean"
+    )
+    prior_share: float = Field(
+        0.05, gt=0, le=1, description="uniform share of the networks' prior; 1: they say nothing"
+    )
+    min_delta_chi2: float = Field(
+        16.0, ge=0, description="below it another redshift, or class, is as good (quality bits)"
+    )
+    min_delta_chi2_quasar: float = Field(
+        50.0, ge=0, description="the same between redshifts of quasars, whose lines mimic others"
+    )
+    max_chi2: float = Field(4.0, gt=0, description="χ² a pixel above which no template fits")
+    galaxy_kms: float = Field(15.0, ge=0, description="systematic σ of a galaxy's redshift")
+    quasar_kms: float = Field(400.0, ge=0, description="the same of quasars, whose lines shift")
+    star_kms: float = Field(10.0, ge=0, description="the same of stars")
+
+    def systematic_kms(self, spectype: str) -> float:
+        return {"GALAXY": self.galaxy_kms, "QSO": self.quasar_kms}.get(spectype, self.star_kms)
+
+
 # Paper §3.3: Adam, batch 128, 50 epochs, 1e-3 halved every 5 epochs.
 PUBLISHED_TRAINING = TrainConfig(
     batch_size=128,
@@ -82,6 +110,11 @@ class RedshiftRecipe(Recipe):
     probabilities: Mode | None = Field(
         None, description="as_published: softmax; corrected: temperature-scaled softmax"
     )
+    template_fit: Mode | None = Field(
+        None, description="as_published: networks alone; corrected: templates decide with them"
+    )
+    networks: bool = Field(True, description="false: templates alone, nothing is trained")
+    fit: FitConfig = FitConfig()
 
 
 # No dropout: in networks this small it biases redshifts.
@@ -156,6 +189,11 @@ def fourmost_mock_laptop() -> RedshiftRecipe:
     return _laptop("fourmost_mock_laptop")
 
 
+def templates() -> RedshiftRecipe:
+    """Templates alone: what `skyray fit` answers with."""
+    return RedshiftRecipe(name="templates", networks=False)
+
+
 def examples() -> list[Example]:
     """The network's shape at a hundredth of its size, in both modes."""
     tiny = sdss_coarse_laptop().override(
@@ -180,5 +218,6 @@ RECIPES: dict[str, Callable[[], RedshiftRecipe]] = {
         desi_edr_laptop,
         fourmost_mock,
         fourmost_mock_laptop,
+        templates,
     )
 }

@@ -22,8 +22,9 @@ class Answering:
         self.case, self.family = case, case.family()
         with case.checking("weights"):
             weights = save({k: v.detach().contiguous() for k, v in model.state_dict().items()})
-            self.model = _loaded(self.family, weights)
-            self.again = _loaded(case.family(), weights)
+            self.trained = _loaded(self.family, weights)
+            self.model = self.family.optimise_for_inference(_loaded(self.family, weights))
+            self.again = case.family().optimise_for_inference(_loaded(case.family(), weights))
         self.seen, self.new = np.arange(0, case.rows, 2), np.arange(1, case.rows, 2)
 
     def calibrate(self) -> None:
@@ -47,14 +48,14 @@ class Answering:
         """The columns described, a row an object, the same from the bundle and in any batch."""
         case = self.case
         with case.checking("predict"):
-            inputs = case.inputs(False, self.new)
+            inputs = case.asked(False, self.new)
             output = self.family.predict(self.model, inputs, self.calibration, self.tensors)
             self._check_columns(output, len(self.new), exact=True)
-            nothing = case.inputs(False, [])
+            nothing = case.asked(False, [])
             empty = self.family.predict(self.model, nothing, *self.kept)
             self._check_columns(empty, 0, exact=True)
             for row in (0, len(self.new) - 1):
-                alone = case.inputs(False, self.new[[row]])
+                alone = case.asked(False, self.new[[row]])
                 found = self.family.predict(self.model, alone, self.calibration, self.tensors)
                 self._require_close(found, _rows(output, [row]), f"row {row} in a batch of one")
         with case.checking("weights"):
@@ -66,7 +67,7 @@ class Answering:
         case, family = self.case, self.case.family()
         for training in (False, True):
             with case.checking("infer"):
-                inputs = case.inputs(training, self.new)
+                inputs = case.asked(training, self.new)
                 found = self.family.infer(self.model, inputs, *self.kept)
                 for name, values in found.items():
                     case.require(
@@ -85,7 +86,7 @@ class Answering:
         """Predictions beside the truth give scores, in JSON."""
         case, family = self.case, self.family
         with case.checking("predict"):
-            inputs = case.inputs(True, self.new)
+            inputs = case.asked(True, self.new)
             output = family.predict(self.model, inputs, *self.kept)
             self._check_columns(output, len(self.new), exact=False)
         with case.checking("scoring_table"):
@@ -146,7 +147,7 @@ def _check_column(case: Case, column: OutputColumn, values: np.ndarray) -> None:
 def _loaded(family: Family, weights: bytes) -> nn.Module:
     model = family.build_model()
     model.load_state_dict(load(weights))
-    return family.optimise_for_inference(model.eval())
+    return model.eval()
 
 
 def _rows(columns: Columns, rows: list[int]) -> Columns:

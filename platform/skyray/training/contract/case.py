@@ -101,6 +101,17 @@ class Case:
         """Return the transformed rows."""
         return self.family().transform(self.columns(training, rows), training=training)
 
+    def asked(self, training: bool, rows: Sequence[int] | np.ndarray | None = None) -> Columns:
+        """Return all that a bundle's answer is made from."""
+        columns, family = self.columns(training, rows), self.family()
+        made = family.transform(columns, training=training)
+        more = family.answer_inputs(columns)
+        self.require(not set(more) & set(made), "answer_inputs: names of its own", sorted(more))
+        count = len(next(iter(columns.values())))
+        for name, values in more.items():
+            self.require(len(values) == count, f"{name}: {count} rows", np.shape(values))
+        return {**made, **more}
+
     # saying what is broken ------------------------------------------------------------------
     @contextmanager
     def checking(self, contract: str) -> Iterator[None]:

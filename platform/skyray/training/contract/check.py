@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from skyray.families.base import Example, Family
-from skyray.training.contract import answers, data, stages
+from skyray.training.contract import answers, data, exports, stages
 from skyray.training.contract.case import BrokenContract, Case
 
 
@@ -18,7 +18,7 @@ def check_family(
     ``search_space``, ``build_model``, ``stages``, and of each stage ``rows``, ``features``,
     ``part``, ``trains``, ``prepare``, ``at_epoch`` and ``loss`` with one step of its optimiser;
     ``objective``, ``weights``, ``calibrate``, ``predict``, ``infer``, ``finish``,
-    ``scoring_table``, ``evaluate``.
+    ``scoring_table``, ``evaluate``, ``plain``, ``export``.
 
     Parameters
     ----------
@@ -54,3 +54,4 @@ def check_example(case: Case) -> None:
     answering.predict()
     answering.in_two_steps()
     answering.evaluate()
+    exports.check_export(answering)

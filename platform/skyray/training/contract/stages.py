@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -10,6 +11,7 @@ from torch import nn
 
 from skyray.families.base import Stage, Tensors, TrainConfig
 from skyray.training.contract.case import Asked, Case
+from skyray.training.graph import StageGraph
 from skyray.training.optimizers import make_optimizer
 
 _SEED = 7
@@ -44,6 +46,7 @@ def train_one_step(case: Case) -> nn.Module:
         case.require(len(names) > 0, "one stage at least", "none")
         case.require(len(set(names)) == len(names), "unique names", names)
     model, metrics = build(case), {}
+    _check_graph(case, stages, model)
     for stage in stages:
         metrics[stage.name] = _check_stage(case, stage, model)
     with case.checking("objective"):
@@ -55,6 +58,21 @@ def train_one_step(case: Case) -> nn.Module:
     return model
 
 
+def _check_graph(case: Case, stages: list[Stage], model: nn.Module) -> None:
+    """Stages that may run side by side train parts that share nothing."""
+    with case.checking("stages: after"):
+        graph = StageGraph(stages)
+        parts = {}
+        for stage in stages:
+            part = stage.part(model)
+            parts[stage.name] = {id(v) for v in (*part.parameters(), *part.buffers())}
+        for first, second in itertools.combinations(graph.names, 2):
+            if first not in graph.needs(second):
+                shared = parts[first] & parts[second]
+                expected = f"{second} after {first}, or parts that share nothing"
+                case.require(not shared, expected, f"{len(shared)} tensors of both")
+
+
 def _check_stage(case: Case, stage: Stage, model: nn.Module) -> set[str]:
     """Run a stage for one step as the loop does; return the names of its validation metrics."""
     about = f"stage {stage.name}"
@@ -64,6 +82,11 @@ def _check_stage(case: Case, stage: Stage, model: nn.Module) -> set[str]:
     if stage.features:
         with case.checking(f"{about}: features"):
             batch = _features(case, stage, model, batch)
+    if stage.arrange:
+        with case.checking(f"{about}: arrange"):
+            more = stage.arrange(batch)
+            case.require(not set(more) & set(batch), "names of its own", sorted(more))
+            batch = {**batch, **more}
     with case.checking(f"{about}: part"):
         part = stage.part(model)
         inside = {id(module) for module in model.modules()}

@@ -1,0 +1,80 @@
+"""Which files of a folder are looked at, and that every one of them is accounted for."""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+from astropy.io import fits
+from pyarrow import fs
+from tests.damaged_fits import spec_file
+
+from skyray.cards import load_card
+from skyray.data.sources import FileSource, Unclaimed, Unit
+from skyray.readers.base import SurveyFile, make_reader
+from skyray.readers.fits_bytes import FitsFile
+from skyray.readers.layout import describe, fits_names, stem
+from skyray.records import InvalidRecord
+
+SPECTRA = ("sdss_spec", "desi_coadd", "lamost", "fourmost")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a.fits", "a"), ("A.FIT.GZ", "A"), ("a.b.fts.bz2", "a.b"), ("x.fits.fz", "x"), 
+     ("a.gz", "a.gz"), ("", ""), ("fits", "fits")],
+)  # fmt: skip
+def test_stem(name, expected):
+    assert stem(name) == expected
+
+
+@pytest.mark.parametrize("reader", SPECTRA)
+@pytest.mark.parametrize("name", ["x.fits", "X.FITS", "x.Fit", "x.fts.gz", "x.fits.bz2", "X.FZ"])
+def test_every_ending_of_a_fits_file_is_looked_at(reader, name):
+    assert make_reader(reader).claims(f"folder.d/{name}") is (name != "X.FZ")
+
+
+@pytest.mark.parametrize("reader", SPECTRA)
+@pytest.mark.parametrize("name", ["x.csv", "x.fits.part", "x.fits.sha256", "fits", "x.fits.txt"])
+def test_other_files_are_left_alone(reader, name):
+    assert not make_reader(reader).claims(name)
+
+
+def test_names_of_stems():
+    assert "redrock-*.fits.gz" in fits_names("redrock-*")
+    assert len(set(fits_names("a", "b"))) == 36
+
+
+def test_description_names_hdus_columns_and_shapes(tmp_path):
+    table = fits.BinTableHDU.from_columns([fits.Column("TARGETID", "K", array=[1])], name="MAP")
+    hdus = [fits.PrimaryHDU(), table, fits.ImageHDU(np.zeros((2, 3))), fits.ImageHDU(name="EMPTY")]
+    fits.HDUList(hdus).writeto(tmp_path / "x.fits")
+    with FitsFile(SurveyFile(fs.LocalFileSystem(), str(tmp_path / "x.fits"))) as found:
+        text = describe(found)
+    assert text == "PRIMARY (no data), MAP (table of targetid), #2 (image 2 × 3), EMPTY (no data)"
+
+
+def test_nothing_of_a_mixed_folder_is_lost(survey_data, tmp_path):
+    raw = survey_data / "spectra_desi" / "raw_fits"
+    for path in raw.iterdir():
+        shutil.copy(path, tmp_path)
+    shutil.copy(raw / "redrock-special-dark-27247.fits", tmp_path / "renamed.fits")
+    (tmp_path / "SPEC.FITS").write_bytes(spec_file())
+    (tmp_path / "broken.fit").write_bytes(b"")
+    (tmp_path / "notes.txt").write_text("no spectrum")
+    source = FileSource(load_card("desi"), [tmp_path])
+    (start,) = source.starts()
+    listed = list(source.units(start))
+    units = [unit for unit in listed if isinstance(unit, Unit)]
+    assert [unit.count for unit in listed if isinstance(unit, Unclaimed)] == [2]  # redrock, notes
+    found = Counter()
+    for unit in units:
+        try:
+            for record in source.read(unit):
+                found[getattr(record, "reason", "read")] += 1
+        except InvalidRecord as refusal:
+            found[refusal.reason] += 1
+    assert found == {"read": 2, "fibre_unassigned": 3, "fibre_broken": 1, "companion_file": 1,
+                     "layout_unknown": 1, "file_empty": 1}  # fmt: skip

@@ -1,0 +1,69 @@
+"""`skyray fit` end to end on mock files, and templates learned from known redshifts."""
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from skyray.bundles.bundle import Predictor
+from skyray.cards import load_card
+from skyray.config import ConfigError
+from skyray.data.dataset import Dataset
+from skyray.models.template_bases import from_arrays
+from skyray.simulate import template_bases
+from skyray.simulate.spectra import MockSurvey
+from skyray.workflows.fit import fit, read_templates, write_template_bundle
+from skyray.workflows.learned_templates import learn_templates
+
+
+@pytest.fixture(scope="module")
+def small_bases():
+    return template_bases.make_bases(seed=2, objects=60)
+
+
+def test_a_bundle_of_templates_answers_single_spectra(tmp_path, small_bases):
+    card = load_card("sdss_coarse")
+    write_template_bundle(str(tmp_path / "bundle"), card, small_bases)
+    predictor = Predictor.from_bundle(str(tmp_path / "bundle"))
+    survey = MockSurvey(card, seed=8)
+    records = [survey.spectrum("GALAXY", n) for n in range(3)]
+    table = predictor.predict_records(records, detail=True).to_pylist()
+    for row, record in zip(table, records, strict=True):
+        assert row["label"] == "GALAXY"
+        assert abs(row["redshift"] - record.redshift) < 1e-3
+        assert row["redshift_survey"] == record.redshift
+        assert row["class_survey"] == "GALAXY"
+        assert len(row["redshift_pdf"]) > 1000
+    kept = {k.removeprefix("templates/"): v for k, v in predictor.tensors.items()}
+    assert [b.name for b in from_arrays(kept)] == [b.name for b in small_bases]
+
+
+def test_only_spectra_can_be_fitted(tmp_path):
+    with pytest.raises(ConfigError, match="card of spectra"):
+        write_template_bundle(str(tmp_path), load_card("ztf_bts"), [])
+
+
+@pytest.mark.slow
+def test_survey_files_become_a_catalogue_with_a_page(ray_cluster, tmp_path):
+    from skyray.data.simulate import simulate
+
+    card = load_card("sdss_coarse")
+    simulate(card, 60, 5, str(tmp_path / "known"), progress=False)
+    files = str(tmp_path / "files")
+    simulate(card, 9, 6, None, as_files=files, progress=False)
+    out = tmp_path / "fitted"
+    found = fit([files], str(out), template_sources=[str(tmp_path / "known")], progress=False)
+    assert found["objects"] == 9
+    assert sum(found["classes"].values()) == 9
+    table = pq.read_table(out / "catalogue").to_pandas()
+    assert (table["class_fit"] == table["label"]).all()
+    assert (table["class_fit"] == table["class_survey"]).sum() >= 6
+    assert (table["quality_words"].str.len() > 0).equals(table["quality"] != 0)
+    assert "small_delta_chi2" in (out / "index.html").read_text(encoding="utf-8")
+    assert "C IV" in (out / "spectra.html").read_text(encoding="utf-8")
+    learned = learn_templates(Dataset.open(str(tmp_path / "known")))
+    assert {basis.spectype for basis in learned} == {"GALAXY", "QSO", "STAR"}
+    assert all(np.isfinite(basis.vectors).all() for basis in learned)
+
+
+def test_no_template_source_means_the_built_in_ones():
+    assert read_templates([]) is None
