@@ -18,10 +18,11 @@ from torch import nn
 from skyray.bundles.bundle import Predictor, write_bundle
 from skyray.bundles.onnx_export import export_onnx, make_graph
 from skyray.families.base import NotExportable, load_family, load_recipe
-from skyray.families.exports import TOLERANCE, Export, Mismatch, Port
+from skyray.families.exports import Export, Mismatch, Port
 from skyray.training.contract.case import Case
 
 ROWS = 12
+MADE_OF = ("domain_distance", "p_target_survey")  # of features by matrices, which magnify rounding
 EXAMPLES = [
     ("redshift", 0), ("outliers", 0), ("alerts", 0), ("alerts", 2), ("morphology", 1),
     ("lensing", 0), ("lensing", -1),
@@ -63,17 +64,20 @@ def test_the_file_answers_as_the_bundle(exported):
     expected = made.family.predict(made.model, inputs, made.calibration, made.tensors)
     found = answers(file, inputs)
     assert done.rows == 6
-    assert max(done.differences.values()) < 1e-3
+    ports = {port["name"]: port["tolerance"] for port in json.loads(metadata(file)["outputs"])}
+    assert all(done.differences[name] <= ports[name] for name in ports)
+    assert all(size == 1e-5 for name, size in ports.items() if not name.startswith(MADE_OF))
     if "class" in found:
         classes = json.loads(metadata(file)["classes"])
         assert [classes[i] for i in found["class"]] == expected["label"].tolist()
     if "probabilities" in found:
         shown = np.stack([expected[f"p_{name}"] for name in classes], axis=1)
         np.testing.assert_allclose(found["probabilities"], shown, atol=1e-5)
-    whitened = {port["name"] for port in json.loads(metadata(file)["outputs"])
-                if port["tolerance"] > TOLERANCE}  # fmt: skip
-    for name in set(found) & set(expected) - whitened:
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
+    for name in set(found) & set(expected) - {"domain_distance"}:
+        limit = (
+            10 * ports[name] if name.startswith(MADE_OF) else 1e-5
+        )  # the predictor's network is rounded otherwise, too
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=limit)
     nothing = answers(file, {name: values[:0] for name, values in inputs.items()})
     assert {len(values) for values in nothing.values()} == {0}
 

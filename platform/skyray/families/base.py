@@ -24,9 +24,9 @@ from torch import nn
 from skyray.cards import Card
 from skyray.config import Config, ConfigError
 from skyray.families.data_info import DataInfo
-from skyray.families.exports import WHITENED as WHITENED
 from skyray.families.exports import Export, NotExportable
 from skyray.families.exports import Port as Port
+from skyray.families.exports import tolerance_behind as tolerance_behind
 from skyray.records import Record
 
 Mode = Literal["corrected", "as_published"]

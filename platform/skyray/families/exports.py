@@ -15,9 +15,7 @@ import torch
 from torch import nn
 
 TOLERANCE = 1e-5
-# A distance of whitened features: along directions that training hardly fills, whitening magnifies
-# the rounding of features, which agree to `TOLERANCE` themselves, a thousandfold.
-WHITENED = 1e-3
+_ROUNDING = 5e-7  # by which features of two runtimes differ at most, in float32
 
 
 class NotExportable(ValueError):
@@ -26,6 +24,16 @@ class NotExportable(ValueError):
 
 class Mismatch(ValueError):
     """A graph that answers other than its bundle; the message says where and by how much."""
+
+
+def tolerance_behind(*matrices: torch.Tensor) -> float:
+    """Return by how much a number made of features by these matrices [D, K] or [D] may differ.
+
+    They magnify the rounding of features by their 2-norms at most: along directions that training
+    hardly fills, a whitener does so ten-thousandfold. Never less than `TOLERANCE`.
+    """
+    norms = [torch.linalg.norm(matrix.double(), ord=2).item() for matrix in matrices]
+    return max(TOLERANCE, _ROUNDING * max(norms))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from skyray.families.alerts.recipes import AlertsRecipe
-from skyray.families.base import WHITENED, DataInfo, Export, Port, Tensors
+from skyray.families.base import DataInfo, Export, Port, Tensors, tolerance_behind
 from skyray.models.domain_distance import DomainDistance
 from skyray.models.vision import VisionNetwork
 
@@ -58,7 +58,7 @@ def exported(
             (),
             "",
             "Mahalanobis distance to the nearest class",
-            tolerance=WHITENED,
+            tolerance=tolerance_behind(tensors["domain_whitener"]),
         ),
         Port("features", "float32", width, "", "penultimate features", ("features",)),
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from skyray.families.base import WHITENED, Export, Port, Tensors
+from skyray.families.base import Export, Port, Tensors, tolerance_behind
 from skyray.families.lensing.adaptation import SOURCE
 from skyray.families.lensing.networks import ServingModel
 from skyray.models.domain_distance import DomainDistance
@@ -25,7 +25,7 @@ class ExportedLensing(nn.Module):
         self.source_gate = DomainDistance(tensors, "source_")
         self.adapted_gate = DomainDistance(tensors, "adapted_")
         for name in ("mean", "weight", "bias"):
-            self.register_buffer(name, tensors[f"domain_{name}"].detach().cpu())
+            self.register_buffer(name, tensors[f"domain_{name}"].detach().cpu().double())
 
     def forward(self, image: torch.Tensor, domain: torch.Tensor):
         """Return class, probabilities, p_target_survey, in_domain and domain_distance."""
@@ -39,7 +39,7 @@ class ExportedLensing(nn.Module):
         probability = torch.softmax(logits.double() / self.temperature, dim=1)
         return (
             probability.argmax(1), probability.float(),
-            torch.sigmoid((before - self.mean) @ self.weight + self.bias),
+            torch.sigmoid((before.double() - self.mean) @ self.weight + self.bias).float(),
             (inside & known) | (~inside & others_known),
             torch.where(inside, distance, others).float(),
         )  # fmt: skip
@@ -54,6 +54,7 @@ def exported(
     field = f", brought to {recipe.field_arcsec} arcsec" if recipe.field_arcsec else ""
     rms = ", divided by their rms" if recipe.switch("scaling") == "corrected" else ""
     bands = f"bands {', '.join(data.bands)}"
+    whiteners = [tensors[f"{which}_domain_whitener"] for which in ("source", "adapted")]
     inputs = (
         Port("image", "float32", (len(data.bands), size, size), "",
              f"{bands}; NaN as 0{field}{rms}"),
@@ -65,10 +66,10 @@ def exported(
         Port("probabilities", "float32", (len(classes),), "", "calibrated, of each class",
              tuple(f"p_{name}" for name in classes)),
         Port("p_target_survey", "float32", (), "", "probability of the target's telescope",
-             tolerance=WHITENED),
+             tolerance=tolerance_behind(tensors["domain_weight"])),
         Port("in_domain", "bool", (), "", "the image resembles those the network learnt from"),
         Port("domain_distance", "float32", (), "", "Mahalanobis distance to the nearest class",
-             tolerance=WHITENED),
+             tolerance=tolerance_behind(*whiteners)),
     )  # fmt: skip
     graph = ExportedLensing(model, calibration["temperature"], tensors)
     return Export(graph.eval(), inputs, outputs, classes)

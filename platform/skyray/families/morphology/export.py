@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from skyray.families.base import WHITENED, Export, Port, Tensors
+from skyray.families.base import Export, Port, Tensors, tolerance_behind
 from skyray.families.morphology.views import unit, views_of
 from skyray.models.domain_distance import DomainDistance
 from skyray.models.vision import VisionNetwork
@@ -49,7 +49,7 @@ def exported(
              tuple(f"p_{name}" for name in classes)),
         Port("in_domain", "bool", (), "", "the image resembles the training data"),
         Port("domain_distance", "float32", (), "", "Mahalanobis distance to the nearest class",
-             tolerance=WHITENED),
+             tolerance=tolerance_behind(tensors["domain_whitener"])),
         Port("features", "float32", width, "", "penultimate features", ("features",)),
     )  # fmt: skip
     graph = ExportedMorphology(network, calibration, tensors, family.recipe.views)

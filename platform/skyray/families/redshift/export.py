@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from skyray.families.base import WHITENED, Export, NotExportable, Port, Tensors
+from skyray.families.base import Export, NotExportable, Port, Tensors, tolerance_behind
 from skyray.families.redshift.networks import GasNetPipeline
 from skyray.models.domain_distance import DomainDistance
 
@@ -104,7 +104,7 @@ def exported(
         Port(f"{z}_err", "float64", (), "", "its 1 sigma uncertainty"),
         Port("in_domain", "bool", (), "", "the spectrum resembles the training data"),
         Port("domain_distance", "float32", (), "", "Mahalanobis distance to the nearest class",
-             tolerance=WHITENED),
+             tolerance=tolerance_behind(tensors["domain_whitener"])),
     )  # fmt: skip
     graph = ExportedRedshift(family, model, calibration, tensors)
     return Export(graph.eval(), inputs, outputs, classes)
