@@ -100,7 +100,7 @@ def test_engine_knows_no_particular_family(name, path):
 
 @each_module
 def test_families_do_not_import_each_other(name, path):
-    known = ("base", "data_info", "exports", *name.split(".")[2:3])
+    known = ("base", "data_info", "exports", "recipe", *name.split(".")[2:3])
     if room(name) == "families" and len(known) > 3:
         for target in imports_of(path):
             if target.startswith("skyray.families."):
