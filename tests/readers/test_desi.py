@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import io
 import itertools
 import json
@@ -14,57 +13,11 @@ import numpy as np
 import pytest
 from astropy.io import fits
 from pyarrow import fs
+from tests.desi_files import ARM_PIXELS, HEALPIX, TILE, coadd_file, read
 
 from skyray.readers.base import SurveyFile, make_reader
 from skyray.readers.desi import ARMS, DESI_GRID
 from skyray.records import InvalidRecord, check_spectrum
-
-HEALPIX = "coadd-special-dark-27247.fits"
-TILE = "coadd-5-169-thru20210419.fits"
-ARM_PIXELS = {"B": (3600.0, 2751), "R": (5760.0, 2326), "Z": (7520.0, 2881)}
-
-
-def read(path: Path) -> list:
-    return list(make_reader("desi_coadd").read(SurveyFile(fs.LocalFileSystem(), str(path))))
-
-
-def coadd_file(rows: int = 3, masks: bool = True) -> fits.HDUList:
-    rng = np.random.default_rng(8)
-    columns = [
-        fits.Column("TARGETID", "K", array=2**55 + np.arange(rows)),
-        fits.Column("COADD_FIBERSTATUS", "J", array=np.zeros(rows)),
-        fits.Column("TARGET_RA", "D", array=10.0 + np.arange(rows)),
-        fits.Column("TARGET_DEC", "D", array=np.full(rows, -5.0)),
-        fits.Column("OBJTYPE", "3A", array=["TGT"] * rows),
-        fits.Column("SV3_DESI_TARGET", "K", array=np.resize([1 << 60, 1 << 61, 4], rows)),
-        fits.Column("DESI_TARGET", "K", array=np.zeros(rows)),
-    ]
-    hdus = [fits.PrimaryHDU(), fits.BinTableHDU.from_columns(columns, name="FIBERMAP")]
-    hdus[0].header["SURVEY"] = "sv3"
-    for arm, (start, size) in ARM_PIXELS.items():
-        hdus.append(fits.ImageHDU(start + 0.8 * np.arange(size), name=f"{arm}_WAVELENGTH"))
-        flux = rng.normal(3, 1, (rows, size)).astype(np.float32)
-        ivar = rng.uniform(0.5, 2, (rows, size)).astype(np.float32)
-        hdus += [fits.ImageHDU(flux, name=f"{arm}_FLUX"), fits.ImageHDU(ivar, name=f"{arm}_IVAR")]
-        if masks:
-            mask = (rng.random((rows, size)) < 0.02).astype(np.uint32)
-            hdus.append(fits.ImageHDU(mask, name=f"{arm}_MASK"))
-    return fits.HDUList(hdus)
-
-
-def redrock_file(targets: list[int]) -> fits.HDUList:
-    rows = len(targets)
-    columns = [
-        fits.Column("TARGETID", "K", array=targets),
-        fits.Column("Z", "D", array=0.1 + 0.1 * np.arange(rows)),
-        fits.Column("ZERR", "D", array=np.full(rows, 1e-4)),
-        fits.Column("ZWARN", "K", array=np.zeros(rows)),
-        fits.Column("SPECTYPE", "6A", array=["GALAXY"] * rows),
-        fits.Column("SUBTYPE", "20A", array=[""] * rows),
-        fits.Column("DELTACHI2", "D", array=np.full(rows, 55.0)),
-    ]
-    table = fits.BinTableHDU.from_columns(columns, name="REDSHIFTS")
-    return fits.HDUList([fits.PrimaryHDU(), table])
 
 
 def pixel_by_pixel(path: Path, row: int) -> tuple[np.ndarray, np.ndarray]:
@@ -120,17 +73,6 @@ def test_real_tile_coadd_without_redrock(survey_data):
     np.testing.assert_allclose(spectrum.ivar, ivar, rtol=1e-5)
     assert spectrum.observation_id == f"169-cumulative-20210419-5-{spectrum.object_id}"
     assert spectrum.extra["tileid"] == 169
-
-
-def test_join_is_by_targetid(tmp_path):
-    coadd_file().writeto(tmp_path / "coadd-sv3-bright-1.fits")
-    targets = [2**55 + 2, 2**55]  # another order, one missing
-    redrock_file(targets).writeto(tmp_path / "redrock-sv3-bright-1.fits")
-    spectra = read(tmp_path / "coadd-sv3-bright-1.fits")
-    assert [s.spectype for s in spectra] == ["GALAXY", "", "GALAXY"]
-    assert [s.redshift for s in spectra] == pytest.approx([0.2, np.nan, 0.1], nan_ok=True)
-    assert [s.extra.get("deltachi2") for s in spectra] == [55.0, None, 55.0]
-    assert {s.survey for s in spectra} == {"sv3"}
 
 
 def test_target_bits_of_any_phase(tmp_path):
@@ -210,14 +152,6 @@ def test_truncated_file_yields_no_rows(tmp_path):
     path.write_bytes(stream.getvalue()[:-20_000])
     with pytest.raises(InvalidRecord, match="data_truncated"):
         next(iter(make_reader("desi_coadd").read(SurveyFile(fs.LocalFileSystem(), str(path)))))
-
-
-def test_a_damaged_redrock_is_not_taken_for_a_missing_one(survey_data, tmp_path):
-    folder = survey_data / "spectra_desi" / "raw_fits"
-    shutil.copy(folder / HEALPIX, tmp_path / HEALPIX)
-    (tmp_path / HEALPIX.replace("coadd", "redrock")).write_bytes(b"")
-    with pytest.raises(InvalidRecord, match="file_empty"):
-        read(tmp_path / HEALPIX)
 
 
 def test_grid():
@@ -316,148 +250,12 @@ def test_an_arm_alone_keeps_wavelengths_of_its_own(tmp_path):
     np.testing.assert_array_equal(spectrum.flux, hdus["BRZ_FLUX"].data[0].astype(np.float32))
 
 
-REDROCK_PLACES = {
-    "coadd-sv3-dark-1.fits": "redrock-sv3-dark-1.fits",
-    "coadd-7-1-thru2021.fits": "redrock-7-1-thru2021.fits.gz",
-    "COADD-7-1-THRU2021.FITS": "REDROCK-7-1-THRU2021.FITS",
-    "coadd-0-80605.fits.gz": "zbest-0-80605.fits",
-    "my-coadd.fit": "my-redrock.fit",
-}
-
-
-@pytest.mark.parametrize("name", [*REDROCK_PLACES, "target.fits", "a.b.c.fits.gz", "inside.fits"])
-def test_name_and_redshifts(tmp_path, name):
-    hdus, fitted = coadd_file(), redrock_file([2**55 + 1, 2**55, 2**55 + 2])
-    if name == "inside.fits":
-        hdus.append(fitted["REDSHIFTS"])
-    elif name in REDROCK_PLACES:
-        if "zbest" in REDROCK_PLACES[name]:
-            fitted[1].name = "ZBEST"
-        write_any(fitted, tmp_path / REDROCK_PLACES[name])
-    write_any(hdus, tmp_path / name)
-    assert make_reader("desi_coadd").claims(name)
-    found = [(s.object_id, s.zwarning, s.redshift) for s in read(tmp_path / name)]
-    known = name == "inside.fits" or name in REDROCK_PLACES
-    expected = [0.2, 0.1, 0.3] if known else [np.nan] * 3
-    assert [o for o, _, _ in found] == [str(2**55 + n) for n in range(3)]
-    assert [w for _, w, _ in found] == [0 if known else -1] * 3
-    assert [z for _, _, z in found] == pytest.approx(expected, nan_ok=True)
-
-
-def write_any(hdus: fits.HDUList, path: Path) -> None:
-    stream = io.BytesIO()
-    hdus.writeto(stream)
-    body = stream.getvalue()
-    path.write_bytes(gzip.compress(body) if path.suffix.lower() == ".gz" else body)
-
-
 @pytest.mark.parametrize("table", ["FIBERMAP", "COADD_FIBERMAP"])
 def test_either_name_of_the_fibermap(tmp_path, table):
     hdus = coadd_file()
     hdus["FIBERMAP"].name = table
     hdus.writeto(tmp_path / "x.fits")
     assert len(read(tmp_path / "x.fits")) == 3
-
-
-def fibres(**columns) -> fits.HDUList:
-    """A coadd whose FIBERMAP has these columns and nothing else."""
-    hdus = coadd_file(rows=len(columns["TARGETID"]))
-    forms = {"TARGETID": "K", "OBJTYPE": "3A"}
-    made = [fits.Column(n, forms.get(n, "J"), array=v) for n, v in columns.items()]
-    hdus["FIBERMAP"] = fits.BinTableHDU.from_columns(made, name="FIBERMAP")
-    return hdus
-
-
-SKY_ID = 616094114412233066
-FIBRES = {
-    "objtype": (
-        dict(TARGETID=[1, 2, 3, 4, -5], OBJTYPE=["TGT", "SKY", "BAD", "NON", ""]),
-        ["", "sky_fibre", "fibre_broken", "fibre_unassigned", ""],
-    ),
-    "lower case": (dict(TARGETID=[1, 2], OBJTYPE=["tgt", "sky"]), ["", "sky_fibre"]),
-    "fiberstatus": (
-        dict(TARGETID=range(1, 7), FIBERSTATUS=[0, 1 << 2, 1 << 16, 1, 1 << 3, 1 << 9]),
-        ["", "fibre_broken", "fibre_broken", "fibre_unassigned", "", "fibre_broken"],
-    ),
-    "coadd_fiberstatus first": (
-        dict(TARGETID=[1, 2], COADD_FIBERSTATUS=[0, 4], FIBERSTATUS=[4, 0]),
-        ["", "fibre_broken"],
-    ),
-    "fa_type": (dict(TARGETID=[1, 2, 3], FA_TYPE=[1, 4, 8]), ["", "sky_fibre", "sky_fibre"]),
-    "targetid alone": (dict(TARGETID=[2**55, SKY_ID, -9]), ["", "sky_fibre", ""]),
-    "all amplifiers": (dict(TARGETID=[1], FIBERSTATUS=[7 << 22]), ["fibre_broken"]),
-}
-
-
-@pytest.mark.parametrize("case", FIBRES)
-def test_fibres_that_saw_no_target_are_refused(tmp_path, case):
-    columns, reasons = FIBRES[case]
-    fibres(**columns).writeto(tmp_path / "x.fits")
-    found = read(tmp_path / "x.fits")
-    assert [getattr(record, "reason", "") for record in found] == reasons
-    assert [record.object_id for record in found] == [str(t) for t in columns["TARGETID"]]
-
-
-def test_a_bad_amplifier_takes_its_arm_only(tmp_path):
-    fibres(TARGETID=[1, 2], FIBERSTATUS=[1 << 22, 0]).writeto(tmp_path / "x.fits")
-    first, second = read(tmp_path / "x.fits")
-    assert first.mask[:2000].all()
-    assert not first.ivar[:2000].any()
-    assert second.ivar[:2000].any()
-    assert first.ivar[4000:].any()
-
-
-def test_targetids_are_exact_or_refused(tmp_path):
-    ids = [39627640566453451, 39627640566453452, -(2**62) - 1]
-    fibres(TARGETID=ids).writeto(tmp_path / "x.fits")
-    found = read(tmp_path / "x.fits")
-    assert [(s.object_id, s.extra["targetid"]) for s in found] == [(str(t), t) for t in ids]
-    hdus = fibres(TARGETID=ids)
-    columns = [fits.Column("TARGETID", "D", array=ids)]
-    hdus["FIBERMAP"] = fits.BinTableHDU.from_columns(columns, name="FIBERMAP")
-    hdus.writeto(tmp_path / "y.fits")
-    with pytest.raises(InvalidRecord, match=r"column_type.*TARGETID.*float64"):
-        read(tmp_path / "y.fits")
-
-
-@pytest.mark.parametrize("form", ["D", "2J", "3A"])
-def test_bits_of_fibres_are_integers_or_refused(tmp_path, form):
-    hdus = fibres(TARGETID=[1, 2])
-    value = np.zeros((2, 2)) if form == "2J" else ["a", "b"] if form == "3A" else [0, 1]
-    columns = [fits.Column("TARGETID", "K", array=[1, 2]),
-               fits.Column("FIBERSTATUS", form, array=value)]  # fmt: skip
-    hdus["FIBERMAP"] = fits.BinTableHDU.from_columns(columns, name="FIBERMAP")
-    hdus.writeto(tmp_path / "x.fits")
-    with pytest.raises(InvalidRecord, match=r"column_type.*FIBERSTATUS"):
-        read(tmp_path / "x.fits")
-
-
-def test_redrock_of_other_spectra_is_refused(tmp_path):
-    spectra, fitted = coadd_file(), redrock_file([2**55])
-    spectra[0].header["PROGRAM"], fitted[0].header["PROGRAM"] = "dark", "bright"
-    spectra.writeto(tmp_path / "coadd-x.fits")
-    fitted.writeto(tmp_path / "redrock-x.fits")
-    with pytest.raises(InvalidRecord, match=r"redrock_mismatch.*PROGRAM"):
-        read(tmp_path / "coadd-x.fits")
-
-
-def test_redrock_that_names_a_target_twice_is_refused(tmp_path):
-    coadd_file().writeto(tmp_path / "coadd-x.fits")
-    redrock_file([2**55, 2**55]).writeto(tmp_path / "redrock-x.fits")
-    with pytest.raises(InvalidRecord, match="redrock_ambiguous"):
-        read(tmp_path / "coadd-x.fits")
-
-
-def test_companions_are_passed_over_in_a_folder_and_refused_when_named(tmp_path):
-    reader = make_reader("desi_coadd")
-    for name in ("redrock-x.fits", "REDROCK-X.FITS.GZ", "zbest-1-2.fits", "qso_qn-x.fits"):
-        assert not reader.claims(name)
-    redrock_file([1]).writeto(tmp_path / "any.fits")
-    with pytest.raises(InvalidRecord, match=r"companion_file.*redshifts alone.*REDSHIFTS"):
-        read(tmp_path / "any.fits")
-    fits.HDUList([fits.PrimaryHDU(np.zeros((3, 4)))]).writeto(tmp_path / "image.fits")
-    with pytest.raises(InvalidRecord, match=r"layout_unknown.*image 3 × 4"):
-        read(tmp_path / "image.fits")
 
 
 def exposures() -> fits.HDUList:

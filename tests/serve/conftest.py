@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from serve.decode import decode
+from tests.request_bodies import JSON
+from tests.request_bodies import PIXELS as LENGTH
+
+from skyray.cards import load_card
 
 PIXELS = 3800
 
@@ -25,6 +31,33 @@ def make_spectrum(number: int = 0, pixels: int = PIXELS) -> dict:
         "flux": flux.tolist(),
         "ivar": [1.0] * pixels,
     }
+
+
+@pytest.fixture(scope="module")
+def card():
+    return load_card("sdss_dr16")
+
+
+@pytest.fixture
+def spectrum() -> dict:
+    """A JSON spectrum on SDSS's wavelengths."""
+    wavelength = 10 ** (3.6 + 1e-4 * np.arange(LENGTH))
+    return {
+        "object_id": "a",
+        "medium": "vacuum",
+        "wavelength": wavelength.tolist(),
+        "flux": np.linspace(1, 2, LENGTH).tolist(),
+        "ivar": [4.0] * LENGTH,
+    }
+
+
+@pytest.fixture
+def read(card):
+    def run(body, kind=JSON, max_records=10, max_bytes=10_000_000):
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return decode(kind, content, card, max_records, max_bytes, "")
+
+    return run
 
 
 @pytest.fixture(scope="session")
