@@ -81,7 +81,7 @@ def tiny_bundle(mock_dataset, tiny_recipe, tmp_path_factory) -> str:
     from skyray.training.train import train
 
     out = str(tmp_path_factory.mktemp("bundle") / "bundle")
-    train(tiny_recipe, mock_dataset, out, progress=False)
+    train(tiny_recipe, mock_dataset, out, threads=1, side_by_side=1, progress=False)
     return out
 
 

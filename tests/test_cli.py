@@ -173,7 +173,7 @@ def test_the_whole_way(capsys, ray_cluster, tmp_path):
     settings = [word for value in TINY for word in ("--set", value)]
     trained = verb(
         "train", "redshift/sdss_coarse_laptop", "--data", dataset, "--out", bundle,
-        "--no-progress", *settings,
+        "--side-by-side", 1, "--no-progress", *settings,
     )  # fmt: skip
     assert (bundle / "bundle.json").exists()
     scores = verb("evaluate", bundle, "--data", dataset, "--out", tmp_path / "scores")

@@ -57,7 +57,7 @@ def searched(ray_cluster, tmp_path_factory):
     survey = str(folder / "bgs")
     simulate(load_card("desi_bgs"), 160, 3, survey, planted=0.1, progress=False)
     recipe = load_recipe("outliers/desi_bgs_laptop").override(TINY)
-    train(recipe, survey, str(folder / "galaxies"), workers=2, progress=False)
+    train(recipe, survey, str(folder / "galaxies"), workers=2, side_by_side=1, progress=False)
     untrained_stars(folder / "stars")
     result = find_outliers(
         str(folder / "galaxies"), [survey], str(folder / "search"),

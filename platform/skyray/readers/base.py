@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import hashlib
+import importlib
 import posixpath
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -96,6 +97,23 @@ class Reader(ABC):
 
 
 _READERS: dict[str, type[Reader]] = {}
+# Which module defines the reader of a name: workers import those alone that their cards name.
+MODULES = {
+    "desi_coadd": "desi",
+    "fourmost": "fourmost",
+    "frame_cutouts": "frames",
+    "image_arrays": "images",
+    "image_files": "images",
+    "image_fits": "image_fits",
+    "image_table": "images",
+    "lamost": "lamost",
+    "lsst": "lsst",
+    "sdss_spec": "sdss",
+    "spectrum_image": "spectrum_images",
+    "spectrum_table": "tables",
+    "ztf": "ztf",
+    "ztf_triplets": "ztf_triplets",
+}
 
 
 def register(cls: type[Reader]) -> type[Reader]:
@@ -105,9 +123,15 @@ def register(cls: type[Reader]) -> type[Reader]:
 
 
 def make_reader(name: str, options: Mapping[str, Any] | None = None) -> Reader:
-    """Return the reader a card names."""
-    import skyray.readers  # noqa: F401  (the package's import registers its readers)
+    """Return the reader a card names.
 
+    Raises
+    ------
+    KeyError
+        If no reader has this name.
+    """
+    if name not in _READERS and name in MODULES:
+        importlib.import_module(f"skyray.readers.{MODULES[name]}")
     if name not in _READERS:
-        raise KeyError(f"reader {name!r}: unknown; known: {sorted(_READERS)}")
+        raise KeyError(f"reader {name!r}: unknown; known: {sorted({*MODULES, *_READERS})}")
     return _READERS[name](options)
