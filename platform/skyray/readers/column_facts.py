@@ -14,7 +14,9 @@ from typing import Any
 import pyarrow as pa
 import yaml
 
-from skyray.readers.fits_header import Header
+from skyray.readers.fits_bytes import Hdu
+from skyray.readers.fits_keywords import Keywords
+from skyray.readers.fits_table import Table
 
 _FITS_KEYS = {"unit": "TUNIT", "ucd": "TUCD", "utype": "TUTYP", "ctype": "TCTYP"}
 _FITS_COMMENTS = ("TCOMM", "TDESC")
@@ -57,22 +59,44 @@ class Facts:
         return self.columns.get(key) or ColumnFacts(name or "")
 
 
-def fits_facts(header: Header) -> Facts:
-    """Return what the header of a FITS table states of its columns."""
+def fits_facts(header: Keywords) -> Facts:
+    """Return what the header of a FITS table states of its columns.
+
+    Raises
+    ------
+    InvalidRecord
+        ``header_invalid`` where it states two units, or two of another fact, of one column.
+    """
     found = {}
     count = header.get("TFIELDS")
     for n in range(1, (count if type(count) is int else 0) + 1):
         name = _text(header, f"TTYPE{n}")
-        stated = {key: _text(header, f"{word}{n}") for key, word in _FITS_KEYS.items()}
-        comments = (_text(header, f"{word}{n}") for word in _FITS_COMMENTS)
-        comment = "; ".join(text for text in comments if text)
-        found.setdefault(
-            name.lower(), ColumnFacts(name, **stated, comment=comment, origin=f"TUNIT{n}")
-        )
+        found.setdefault(name.lower(), _fits_column(header, n, name))
     return Facts(found, any_case=True)
 
 
-def _text(header: Header, key: str) -> str:
+def column_facts(table: Table, name: str) -> ColumnFacts:
+    """Return what a FITS table states of one of its columns, as `fits_facts` of all."""
+    return _fits_column(table.hdu.own_header(), table.layout.column(name).number, name)
+
+
+def image_facts(hdu: Hdu, inherits: bool = False) -> ColumnFacts:
+    """Return what the HDU of an image states of its numbers; or the primary HDU for it."""
+    header = hdu.inherited_header() if inherits else hdu.own_header()
+    unit, ucd = _text(header, "BUNIT"), _text(header, "UCD")
+    return ColumnFacts(hdu.name, unit, ucd, origin=f"BUNIT of {hdu.name or hdu.index}")
+
+
+def _fits_column(header: Keywords, n: int, name: str) -> ColumnFacts:
+    words = (*_FITS_KEYS.values(), *_FITS_COMMENTS)
+    found = header.among(tuple(f"{word}{n}" for word in words))
+    told = {word: str(found.get(f"{word}{n}", "")).strip() for word in words}
+    stated = {key: told[word] for key, word in _FITS_KEYS.items()}
+    comment = "; ".join(told[word] for word in _FITS_COMMENTS if told[word])
+    return ColumnFacts(name, **stated, comment=comment, origin=f"TUNIT{n}")
+
+
+def _text(header: Keywords, key: str) -> str:
     return str(header.get(key, "")).strip()
 
 

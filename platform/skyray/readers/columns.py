@@ -16,8 +16,9 @@ from skyray.readers.base import SurveyFile
 from skyray.readers.column_facts import Facts, fits_facts, parquet_facts
 from skyray.readers.csv_columns import csv_columns
 from skyray.readers.fits_bytes import FitsFile, Hdu
-from skyray.readers.fits_header import Header, decode_text
+from skyray.readers.fits_header import decode_text
 from skyray.readers.fits_image import is_fits_name
+from skyray.readers.fits_keywords import Keywords
 from skyray.readers.foreign_arrow import ParquetFile
 from skyray.readers.unpacked import SUFFIXES, plain_name, unpacked_bytes
 from skyray.records import InvalidRecord
@@ -40,7 +41,7 @@ class Columns:
         Name → numpy array (first axis = rows, or an array all rows share) or Arrow array.
     first_row : int
         Number of the first row in its file.
-    header : Header, optional
+    header : Keywords, optional
         FITS keywords, which stand in for columns that do not exist.
     names : sequence of str
         Every column of the file, where `columns` holds only those asked for.
@@ -51,7 +52,7 @@ class Columns:
     source: str
     columns: Mapping[str, np.ndarray | pa.Array]
     first_row: int = 0
-    header: Header | None = field(default=None, compare=False)
+    header: Keywords | None = field(default=None, compare=False)
     names: Sequence[str] = ()
     facts: Facts = field(default_factory=Facts, compare=False)
 
@@ -308,8 +309,7 @@ def _open_fits(file: SurveyFile, names: set[str], wanted: str | int | None) -> I
     """Yield the columns named, in any case, of a FITS table; large ones in pieces."""
     with FitsFile(file) as fits:
         hdu = _table_hdu(fits, wanted)
-        header, facts = next(fits.hdus()).header, fits_facts(hdu.header)
-        header = hdu.header if hdu.header.get("INHERIT") is False else hdu.header.over(header)
+        header, facts = hdu.inherited_header(), fits_facts(hdu.own_header())
         rows, width = hdu.row_count, max(1, hdu.header.get("NAXIS1"))
         step = max(1, _FITS_BYTES_AT_ONCE // width)
         for first in range(0, max(rows, 1), step):

@@ -58,9 +58,9 @@ def described_by_file(file: SurveyFile, options: TableOptions) -> TableOptions:
     """
     with FitsFile(file) as fits:
         hdu = _spectrum_hdu(fits, options)
-        facts = fits_facts(hdu.header)
+        facts = fits_facts(hdu.own_header())
         roles = _roles(file.path, facts, options)
-        header = hdu.header.over(next(fits.hdus()).header)
+        header = hdu.inherited_header()
         fields = dict(options.fields)
         if "object_id" not in fields and options.id_format is None and hdu.row_count == 1:
             known = {k: v for k, v in _FIELDS.items() if header.get(v) not in (None, "")}
@@ -78,10 +78,10 @@ def _spectrum_hdu(fits: FitsFile, options: TableOptions) -> Hdu:
         return fits.hdu(options.hdu)
     tables = [hdu for hdu in fits.hdus() if hdu.kind in ("table", "compressed table")]
     for hdu in tables:
-        facts = fits_facts(hdu.header)
+        facts = fits_facts(hdu.own_header())
         if all(_candidates(facts, role) for role in ("wavelength", "flux")):
             return hdu
-    names = [sorted(fits_facts(hdu.header).columns)[:12] for hdu in tables[:4]]
+    names = [sorted(fits_facts(hdu.own_header()).columns)[:12] for hdu in tables[:4]]
     fits.refuse(
         "column_missing",
         "expected a table whose columns tell wavelength and flux (UTYPE, UCD or WAVE and FLUX); "

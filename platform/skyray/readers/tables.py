@@ -14,6 +14,7 @@ A card says in ``reader_options`` which column is what (see `TableOptions`)::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -32,6 +33,8 @@ from skyray.readers.units import to_degrees
 from skyray.readers.unpacked import plain_name
 from skyray.records import Grid, InvalidRecord, Spectrum, attempt, ivar_fault
 from skyray.transforms.spectra import coadd_arms, median_snr
+
+_AXIS_KEYWORD = re.compile(r"(?:CRVAL|CDELT)(\d)|CD(\d)_\d")
 
 
 @register
@@ -145,6 +148,9 @@ def _meaning(options: TableOptions, columns: Columns, arm: str) -> Meaning:
     noise = options.error or options.ivar
     names = {"flux": options.flux, "noise": noise, "wavelength": options.wavelength.column}
     facts = {role: columns.facts.of((name or "").format(arm=arm)) for role, name in names.items()}
+    if options.wavelength.column is None:
+        grid = {"wavelength": options.wavelength.start, "step": options.wavelength.step}
+        facts |= {role: _grid_facts(columns, part) for role, part in grid.items()}
     bunit = columns.header.get("BUNIT") if columns.header is not None else None
     if bunit and not facts["flux"].unit:
         facts["flux"] = replace(facts["flux"], unit=str(bunit).strip(), origin="BUNIT")
@@ -154,6 +160,17 @@ def _meaning(options: TableOptions, columns: Columns, arm: str) -> Meaning:
     )  # fmt: skip
 
 
+def _grid_facts(columns: Columns, part: str | float) -> ColumnFacts:
+    """Return what is stated of the start or step of a grid: a column, a keyword or a number."""
+    if not isinstance(part, str):
+        return ColumnFacts()
+    axis = _AXIS_KEYWORD.fullmatch(part.upper())
+    if part in columns.columns or columns.header is None or axis is None:
+        return columns.facts.of(part)
+    key = f"CUNIT{axis[1] or axis[2]}"
+    return ColumnFacts(part, str(columns.header.get(key) or "").strip(), origin=key)
+
+
 def _arrays(options: TableOptions, columns: Columns, row: int | None, arm: str, meaning: Meaning):
     """Return wavelength (vacuum Å), flux, ivar and mask of one arm, wavelengths ascending."""
     flux = columns.array(options.flux.format(arm=arm), row)
@@ -161,7 +178,8 @@ def _arrays(options: TableOptions, columns: Columns, row: int | None, arm: str, 
     mask = np.zeros(len(flux), dtype=bool)
     if options.mask is not None:
         mask = _bad(columns.array(options.mask.format(arm=arm), row), options)
-    wavelength = meaning.wavelength(_wavelength(options.wavelength, columns, row, arm, len(flux)))
+    axis = _axis(options.wavelength, columns, row, arm, len(flux), meaning.step_factor)
+    wavelength = meaning.wavelength(axis)
     sizes = [len(array) for array in (wavelength, flux, noise, mask)]
     if len(set(sizes)) != 1:
         detail = f"expected one length for wavelength, flux, ivar and mask, found {sizes}"
@@ -185,17 +203,17 @@ def _bad(values: np.ndarray, options: TableOptions) -> np.ndarray:
     return ((bits & sum(1 << bit for bit in options.bad_bits)) != 0) | unknown
 
 
-def _wavelength(
-    options: WavelengthOptions, columns: Columns, row: int | None, arm: str, size: int
+def _axis(
+    options: WavelengthOptions, columns: Columns, row: int | None, arm: str, size: int, step: float
 ) -> np.ndarray:
+    """Return wavelengths as the file has them; `step` brings the step of a grid to its unit."""
     if options.column is not None:
         return columns.array(options.column.format(arm=arm), row, shared=True)
-    start, step = (
+    first, by = (
         float(columns.scalar(part, row) if isinstance(part, str) else part)
         for part in (options.start, options.step)
     )
-    axis = start + step * np.arange(size)
-    return axis if options.kind == "linear" else 10.0**axis
+    return first + by * step * np.arange(size)
 
 
 def _joined(options: TableOptions, arrays: list, source: str, object_id: str):
