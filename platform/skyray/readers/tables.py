@@ -23,7 +23,13 @@ import numpy as np
 
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.column_facts import ColumnFacts
-from skyray.readers.columns import CSV_NAMES, Columns, open_columns, parquet_units
+from skyray.readers.columns import (
+    CSV_NAMES,
+    Columns,
+    check_whole,
+    open_columns,
+    parquet_units,
+)
 from skyray.readers.fits_image import is_fits_name
 from skyray.readers.layout import fits_names, stem
 from skyray.readers.spectrum_roles import described_by_file
@@ -39,7 +45,10 @@ _AXIS_KEYWORD = re.compile(r"(?:CRVAL|CDELT)(\d)|CD(\d)_\d")
 
 @register
 class SpectrumTableReader(Reader):
-    """Spectra of a table. A Parquet file is read row group by row group in bounded memory."""
+    """Spectra of a table. A Parquet file is read row group by row group in bounded memory.
+
+    Of `layout` ``pixels`` all rows of a file are one spectrum, however they are stored.
+    """
 
     name = "spectrum_table"
     patterns = ("*.parquet", "*.npz", *CSV_NAMES, *fits_names("*"))
@@ -49,20 +58,23 @@ class SpectrumTableReader(Reader):
         self.table = TableOptions.load(self.options)
 
     def units(self, file: SurveyFile) -> list[int]:
-        return parquet_units(file) if file.name.lower().endswith(".parquet") else [0]
+        pieces = file.name.lower().endswith(".parquet") and self.table.layout == "objects"
+        return parquet_units(file) if pieces else [0]
 
     def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Spectrum | InvalidRecord]:
         options = self._options(file)
         text = {options.fields.get("object_id", "")}
         first = options.flux.format(arm=(options.arms or [""])[0])
-        for columns in open_columns(file, unit, options.names(), options.hdu, text):
-            columns.rows(first)  # refuses the file where there is no such column
+        whole = options.layout == "pixels"
+        for columns in open_columns(file, unit, options.names(), options.hdu, text, whole):
+            rows = columns.rows(first)  # refuses the file where there is no such column
             meanings = {arm: _meaning(options, columns, arm) for arm in options.arms or [""]}
             table = _Table(options, columns, meanings, self._named)
-            if options.layout == "pixels":
+            if whole:
+                check_whole(rows, 0, file.path)
                 yield table.record(None, file.path, _name(file))
                 continue
-            for row in range(columns.rows(first)):
+            for row in range(rows):
                 number = columns.first_row + row
                 name = f"{_name(file)}-{number}"
                 yield table.record(row, f"{file.path}#{number}", name)
