@@ -3,7 +3,7 @@
 In Parquet it stands in the schema (``table_meta_yaml``), in FITS in COMMENT cards. Some of it is
 said nowhere else: a unit that FITS has no word for, a description that names the medium, and which
 column holds another's mask. Columns of one unit share it by an anchor, ``unit: &id001``; only the
-nodes of YAML are looked at, to a fixed depth, so that whatever anchors a text has nothing multiplies.
+nodes of YAML are looked at, to a fixed depth, so that whatever its anchors are nothing multiplies.
 
 Source: astropy.io.misc.parquet, astropy.io.fits.connect, astropy.table.meta (ECSV 1.0).
 """
