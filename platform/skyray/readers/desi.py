@@ -30,7 +30,7 @@ from skyray.readers.desi_fibres import INTEGERS, bad_arms, fibre_fault, target_f
 from skyray.readers.desi_redshifts import redshift_table, redshifts_of
 from skyray.readers.fits_bytes import FitsFile, Hdu, Table
 from skyray.readers.layout import fits_names, refuse_companion, refuse_layout
-from skyray.readers.spectrum_values import DataModel, decide
+from skyray.readers.spectrum_values import DataModel, decide, joined
 from skyray.readers.table_options import WavelengthOptions
 from skyray.records import Grid, InvalidRecord, Spectrum, attempt, ivar_fault
 from skyray.transforms.spectra import coadd_arms, median_snr
@@ -72,7 +72,9 @@ class DesiCoaddReader(Reader):
             arms = _arms(fits, len(targets))
             if exposures := _exposures(fibermap):
                 self._check_exposures(fits, targets)
-            about = replace(_Coaddition.of(fits, exposures), statements=arms[0].statements)
+            about = replace(
+                _Coaddition.of(fits, exposures), statements=joined(arm.meaning for arm in arms)
+            )
             fitted = redshifts_of(fits, file)
             for start in range(0, len(targets), _ROWS_AT_ONCE):
                 rows = range(start, min(start + _ROWS_AT_ONCE, len(targets)))
@@ -221,22 +223,23 @@ class _Arm:
                     "shape_mismatch", f"HDU {hdu.name}: expected {expected}, found {hdu.shape}"
                 )
             hdu.check_whole()
-        facts = {"wavelength": image_facts(wavelength), "flux": image_facts(self.images[0], True),
-                 "noise": image_facts(self.images[1])}  # fmt: skip
-        header = wavelength.own_header().over(self.images[0].inherited_header())
-        self._meaning = decide(
+        flux, ivar = self.images
+        stated = {"wavelength": image_facts(wavelength), "flux": image_facts(flux, inherits=True),
+                  "noise": image_facts(ivar)}  # fmt: skip
+        facts = {role: replace(one, origin="BUNIT") for role, one in stated.items()}
+        header = wavelength.own_header().over(flux.inherited_header())
+        self.meaning = decide(
             fits.source, header, facts, WavelengthOptions(column=name),
             "from_file", None, False, _MODEL,
         )  # fmt: skip
-        self.statements = self._meaning.statements
-        self.wavelength = self._meaning.wavelength(stored)
+        self.wavelength = self.meaning.wavelength(stored)
 
     def block(self, rows: range) -> tuple[np.ndarray, ...]:
         """Return wavelength [P], flux, ivar and mask [rows, P]."""
         flux, ivar = (hdu.image_rows(rows.start, rows.stop) for hdu in self.images)
         mask = self.mask.image_rows(rows.start, rows.stop) if self.mask else np.zeros(flux.shape)
-        ivar = self._meaning.ivar(self.wavelength, ivar)
-        return self.wavelength, self._meaning.density(self.wavelength, flux), ivar, mask
+        ivar = self.meaning.ivar(self.wavelength, ivar)
+        return self.wavelength, self.meaning.density(self.wavelength, flux), ivar, mask
 
 
 def _coadd(blocks: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:

@@ -58,8 +58,9 @@ class Keywords:
         return Keywords(self.headers + other.headers)
 
     def among(self, keys: tuple[str, ...]) -> dict[str, Any]:
-        """Return those of these keywords, of at most 8 letters, that are given; as `get`."""
-        return {key: self.get(key) for _, header in self.headers for key in header.given(keys)}
+        """Return those of these keywords, of at most 8 letters, that have a value; as `get`."""
+        given = {key: self.get(key) for _, header in self.headers for key in header.given(keys)}
+        return {key: value for key, value in given.items() if value is not None}
 
     def number(self, key: str) -> float:
         """Return the value of a numeric keyword, NaN without one."""

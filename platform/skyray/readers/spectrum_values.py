@@ -8,7 +8,7 @@ arrays into those of a `Spectrum`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,6 +123,15 @@ class Meaning:
         if not isinstance(unit, str):
             return unit
         return flux_factor(self.source, "flux", unit, wavelength)
+
+
+def joined(meanings: Iterable[Meaning]) -> dict[str, str]:
+    """Return the statements of all arms of a spectrum, each once."""
+    told = [meaning.statements for meaning in meanings]
+    return {
+        name: "; ".join(dict.fromkeys(one[name] for one in told if name in one))
+        for name in dict.fromkeys(name for one in told for name in one)
+    }
 
 
 def _times(values: np.ndarray, factor: float | np.ndarray) -> np.ndarray:

@@ -33,7 +33,7 @@ from skyray.readers.columns import (
 from skyray.readers.fits_image import is_fits_name
 from skyray.readers.layout import fits_names, stem
 from skyray.readers.spectrum_roles import described_by_file
-from skyray.readers.spectrum_values import Meaning, decide
+from skyray.readers.spectrum_values import Meaning, decide, joined
 from skyray.readers.table_options import TableOptions, WavelengthOptions
 from skyray.readers.units import to_degrees
 from skyray.readers.unpacked import plain_name
@@ -101,11 +101,7 @@ class _Table:
     ):
         self.options, self.columns, self.meanings = options, columns, meanings
         self._named = named
-        told = [meaning.statements for meaning in meanings.values()]
-        self.statements = {
-            name: "; ".join(dict.fromkeys(one[name] for one in told if name in one))
-            for name in dict.fromkeys(name for one in told for name in one)
-        }
+        self.statements = joined(meanings.values())
 
     def record(self, row: int | None, source: str, default_id: str) -> Spectrum | InvalidRecord:
         """Return the spectrum of a row, or of all rows, or why it cannot be used."""
