@@ -307,6 +307,10 @@ def test_rows_of_pixels_are_one_spectrum_however_they_are_stored(tmp_path, suffi
     np.testing.assert_array_equal(spectrum.wavelength, table["wave"])
     np.testing.assert_array_equal(spectrum.flux, table["flux"].astype(np.float32))
     assert (spectrum.object_id, spectrum.source) == ("star", str(path))
+    mixed = write(tmp_path / "y.parquet", {**table, "name": ["star"] * (size - 1) + ["other"]})
+    assert "expected one value in all rows of a spectrum, found 'star' and 'other'" in str(
+        read(mixed, PIXEL_OPTIONS)[0]
+    )
     monkeypatch.setattr(columns_module, "MAX_PIXELS", size - 1)
     with pytest.raises(InvalidRecord, match=r"at most 3,999 pixels.*found 4,000 rows") as refused:
         read(path, PIXEL_OPTIONS)

@@ -156,13 +156,31 @@ class Columns:
             raise InvalidRecord("shape_mismatch", detail, self.source)
 
     def scalar(self, name: str, row: int | None) -> Any:
-        """Return a cell as a Python object, bytes as text; None for null. Row None: the first."""
+        """Return a cell as a Python object, bytes as text; None for null.
+
+        Row None: what all rows have that have any (``field_invalid`` where two differ).
+        """
         if name not in self.columns and self.header is not None:
             value = self.header.get(name.upper())
             if value is not None:
                 return value
-        cell = self._cell(name, row or 0)
+        cell = self._cell(name, self._common_row(name) if row is None else row)
         return decode_text(cell.rstrip(b"\x00 ")) if isinstance(cell, bytes) else cell
+
+    def _common_row(self, name: str) -> int:
+        """Return a row that has what all rows have that have any."""
+        column = self._column(name)
+        if _is_numpy(column) and (column.ndim != 1 or column.dtype.kind not in "biufSUM"):
+            return 0
+        values = pa.array(column) if _is_numpy(column) else column
+        if pa.types.is_nested(values.type):
+            return 0
+        known = pc.indices_nonzero(pc.invert(pc.is_null(values, nan_is_null=True)))
+        if len(found := pc.unique(values.take(known))) > 1:
+            shown = " and ".join(repr(value.as_py()) for value in found[:2])
+            detail = f"{name}: expected one value in all rows of a spectrum, found {shown}"
+            raise InvalidRecord("field_invalid", detail, self.source)
+        return known[0].as_py() if len(known) else 0
 
     def content(self, name: str, row: int) -> bytes | None:
         """Return the bytes of a cell, an encoded image; None for null.
