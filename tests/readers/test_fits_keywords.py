@@ -42,17 +42,19 @@ def test_what_the_primary_hdu_lends(inherit, pixels, expected):
 def test_a_keyword_with_two_values_is_refused_with_its_hdu():
     primary = fits.PrimaryHDU()
     primary.header["SPECSYS"] = "TOPOCENT"  # of another HDU: may differ
-    table = fits.BinTableHDU.from_columns([fits.Column("A", "E", unit="nm", array=[1])])
-    cards = [("SPECSYS", "BARYCENT"), ("TUNIT1", "nm"), ("VACUUM", True), ("VACUUM", False),
-             ("HIERARCH ESO OBS ID", 1), ("HIERARCH ESO OBS ID", 2),
-             ("HIERARCH ESO OBS NAME", "x")]  # fmt: skip
+    table = fits.BinTableHDU.from_columns([fits.Column(n, "E", unit="nm", array=[1]) for n in "AB"])
+    cards = [("SPECSYS", "BARYCENT"), ("TUNIT1", "nm"), ("TUNIT2", "um"), ("VACUUM", True),
+             ("VACUUM", False), ("HIERARCH ESO OBS ID", 1),
+             ("HIERARCH ESO OBS ID", 2), ("HIERARCH ESO OBS NAME", "x")]  # fmt: skip
     for card in cards:
         table.header.append(card)
     with FitsFile(file_of(primary, table)) as file:
         hdu = file.hdu(1)
         found = hdu.inherited_header()
         assert [found.get(k) for k in ("SPECSYS", "ESO OBS NAME")] == ["BARYCENT", "x"]
-        assert fits_facts(hdu.own_header()).of("a").unit == "nm"  # twice the same
+        assert fits_facts(hdu.own_header(), {"A"}).of("a").unit == "nm"  # twice the same
+        with pytest.raises(InvalidRecord, match="TUNIT2: expected one value"):
+            fits_facts(hdu.own_header())  # B is asked for too
         for key in ("VACUUM", "ESO OBS ID"):
             with pytest.raises(InvalidRecord, match=f"HDU 1: {key}: expected one value") as caught:
                 found.get(key)

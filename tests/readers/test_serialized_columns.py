@@ -107,7 +107,7 @@ def test_aliases_do_not_multiply():
     rows += [b"a%d: &a%d [%s]" % (n, n, b", ".join([b"*a%d" % (n - 1)] * 9)) for n in range(1, 60)]
     text = b"\n".join([*rows, b"datatype: [*a0]", b"meta: *a59"])
     schema = pa.schema([pa.field("x", pa.float64())], metadata={b"table_meta_yaml": text})
-    assert parquet_facts(schema, "a").of("x").unit == "nm"
+    assert parquet_facts(schema, "a", {"x"}).of("x").unit == "nm"
 
 
 @pytest.mark.parametrize("form", [parquet, fits_table])

@@ -7,7 +7,7 @@ astropy writes beside them (`serialized_columns`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import NoReturn
 
@@ -63,8 +63,8 @@ class Facts:
         return self.columns.get(key) or ColumnFacts(name or "")
 
 
-def fits_facts(header: Keywords) -> Facts:
-    """Return what the header of a FITS table states of its columns.
+def fits_facts(header: Keywords, names: Collection[str] | None = None) -> Facts:
+    """Return what the header of a FITS table states of its columns, or of those named.
 
     Raises
     ------
@@ -72,11 +72,12 @@ def fits_facts(header: Keywords) -> Facts:
         ``header_invalid`` where it states two units, or two of another fact, of one column, or
         where astropy's description cannot be read; ``unit_conflict`` where that says another unit.
     """
-    found = {}
-    count = header.get("TFIELDS")
+    found, count = {}, header.get("TFIELDS")
+    asked = None if names is None else {name.lower() for name in names}
     for n in range(1, (count if type(count) is int else 0) + 1):
         name = str(header.get(f"TTYPE{n}", "")).strip()
-        found.setdefault(name.lower(), _fits_column(header, n, name))
+        if asked is None or name.lower() in asked:
+            found.setdefault(name.lower(), _fits_column(header, n, name))
     return Facts(found, any_case=True)
 
 
@@ -104,8 +105,8 @@ def _fits_column(header: Keywords, n: int, name: str) -> ColumnFacts:
     return _merged(facts, described.get(name), hdu.refuse, "header_invalid")
 
 
-def parquet_facts(schema: pa.Schema, source: str) -> Facts:
-    """Return what a Parquet file's metadata state of its columns.
+def parquet_facts(schema: pa.Schema, source: str, names: Collection[str]) -> Facts:
+    """Return what a Parquet file's metadata state of the columns named.
 
     Raises
     ------
@@ -120,7 +121,7 @@ def parquet_facts(schema: pa.Schema, source: str) -> Facts:
     found = {}
     text = (schema.metadata or {}).get(b"table_meta_yaml", b"")
     described = _described(text, lambda detail: refuse("parquet_invalid", detail))
-    for column in schema:
+    for column in (one for one in schema if one.name in names):
         stated = {
             key.decode("utf-8", "replace").lower(): value.decode("utf-8", "replace")
             for key, value in (column.metadata or {}).items()

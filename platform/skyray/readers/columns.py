@@ -296,7 +296,7 @@ def _open_parquet(file: SurveyFile, unit: int, names: set[str], whole: bool) -> 
 def _pieces(
     file: SurveyFile, parquet: ParquetFile, groups: list[int], names: set[str], first: int
 ) -> Iterator[Columns]:
-    there, facts = parquet.schema_arrow.names, parquet_facts(parquet.schema_arrow, file.path)
+    there, facts = parquet.schema_arrow.names, parquet_facts(parquet.schema_arrow, file.path, names)
     masks = masks_of(facts, names, there)
     asked = sorted(names | set(masks.values()))
     wanted = {name: [name] if name in there else name.split(".") for name in asked}
@@ -376,8 +376,8 @@ def _open_fits(
     """Yield the columns named, in any case, of a FITS table; large ones in pieces."""
     with FitsFile(file) as fits:
         hdu = _table_hdu(fits, wanted)
-        header, facts = hdu.inherited_header(), fits_facts(hdu.own_header())
-        masks = masks_of(facts, names, [c.name for c in facts.columns.values()])
+        header, facts = hdu.inherited_header(), fits_facts(hdu.own_header(), names)
+        masks = masks_of(facts, names, hdu.table(0, 0).names)
         rows, width = hdu.row_count, max(1, hdu.header.get("NAXIS1"))
         step = max(1, _FITS_BYTES_AT_ONCE // width)
         if whole:
