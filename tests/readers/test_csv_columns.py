@@ -61,6 +61,7 @@ def test_quotes_hold_newlines_and_delimiters_and_the_empty_text():
     "content",
     [
         b"# %ECSV 1.0\n# ---\n# datatype:\n# - {name: ra, unit: rad, datatype: float64}\nra\n1.5\n",
+        b"\xef\xbb\xbf# %ECSV 1.0\n# ---\nra\n1.5\n",
         "ra,dec\n1,2\n".encode("utf-16"), "ra,größe\n1,2\n".encode("latin-1"),
         "ra,name\n1,größe\n".encode("latin-1"), b"ra,ra\n1,2\n", b"ra,dec\n1,2\n3\n", b"\n\n",
         b"# nothing\n", b'ra,"dec\n1,2\n', b"\x00\x01\x02",

@@ -328,6 +328,13 @@ def test_units_of_an_arm_are_honoured(tmp_path):
     ):
         np.testing.assert_allclose(other.flux, plain.flux, rtol=1e-5)
         np.testing.assert_allclose(other.ivar, plain.ivar, rtol=1e-5)
+    hdus["B_IVAR"].data[:] = 3.0
+    hdus["B_IVAR"].header["BUNIT"] = "10**+32 (s2 cm4 Angstrom2) / erg2"
+    hdus.writeto(tmp_path / "ivar.fits")
+    for other in read(tmp_path / "ivar.fits"):
+        assert other.ivar[500] == pytest.approx(0.03)  # of (1e-16 …)⁻² in (1e-17 …)⁻²
+        units = "erg/(s cm2 Angstrom): BUNIT; 10**-17 erg/(s cm2 Angstrom): BUNIT"
+        assert units in other.statements["flux_unit"]  # of every arm
     hdus["Z_FLUX"].header["BUNIT"] = "electron"
     hdus.writeto(tmp_path / "bad.fits")
     with pytest.raises(InvalidRecord, match=r"unit_unknown: Z_FLUX.*electron"):

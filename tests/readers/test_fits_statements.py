@@ -15,6 +15,7 @@ import pytest
 from astropy.io import fits
 from tests.random_fits import BLOCK, filled, header, with_cards
 
+from skyray.readers.column_facts import column_facts
 from skyray.readers.columns import open_columns
 from skyray.readers.fits_bytes import FitsFile
 from skyray.readers.fits_header import Header
@@ -165,9 +166,9 @@ def test_units_and_ucds():
     hdu = fits.BinTableHDU.from_columns(columns)
     hdu.header["TUCD1"] = "em.wl;obs.atmos"
     table = table_of(written(hdu))
-    assert (table.unit("wave"), table.ucd("Wave")) == ("nm", "em.wl;obs.atmos")
-    assert (table.unit("f"), table.ucd("f")) == ("", "")
-    assert refusal(lambda: table.unit("g")).reason == "column_missing"
+    found = column_facts(table, "Wave")
+    assert (found.unit, found.ucd, found.origin) == ("nm", "em.wl;obs.atmos", "TUNIT1")
+    assert column_facts(table, "f").unit == ""
 
 
 def test_text_of_other_alphabets_stays_different():

@@ -192,3 +192,28 @@ def test_real_files_equal_astropy_and_their_catalogue(survey_data):
         assert written["label"] == "STAR"
         ids.add(written["observation_id"])
     assert len(ids) == 78
+
+
+@pytest.mark.parametrize("where", ["TUNIT", "BUNIT", "image"])
+def test_a_unit_that_the_file_states_is_honoured(tmp_path, where):
+    hdus = image() if where == "image" else table()
+    key = {"TUNIT": "TUNIT1"}.get(where, "BUNIT")
+    hdus[1 if where == "TUNIT" else 0].header[key] = "1e-16 erg/s/cm2/Angstrom"
+    hdus.writeto(tmp_path / "x.fits")
+    spectrum = read(tmp_path / "x.fits")
+    np.testing.assert_allclose(spectrum.flux, 10 * values()["flux"], rtol=1e-6)
+    np.testing.assert_allclose(spectrum.ivar, 1e-4, rtol=1e-6)
+    assert spectrum.extra["flux_unit"] == "1e-16 erg/s/cm2/Angstrom"
+
+
+def test_counts_are_relative_with_their_own_ivar_alone(tmp_path):
+    hdus = table()
+    hdus[1].header.update({"TUNIT1": "count", "TUNIT2": "count-2"})
+    hdus.writeto(tmp_path / "x.fits")
+    spectrum = read(tmp_path / "x.fits")
+    assert spectrum.statements["flux_unit"] == "relative: data model (the file says 'count')"
+    np.testing.assert_allclose(spectrum.ivar, 0.01, rtol=1e-6)
+    hdus[1].header["TUNIT2"] = "adu-2"
+    hdus.writeto(tmp_path / "y.fits")
+    with pytest.raises(InvalidRecord, match="unit_unknown: ivar"):
+        read(tmp_path / "y.fits")

@@ -354,3 +354,33 @@ def test_wavelengths_in_nanometres(tmp_path):
     table.data["wavelength"] /= 10
     spectrum = read_one(spec(tmp_path / "x.fits", table))
     np.testing.assert_allclose(spectrum.wavelength, 10 ** (3.58 + 1e-4 * np.arange(300)), rtol=1e-9)
+
+
+IVAR = "1e32 (s2 cm4 Angstrom2) / erg2"  # (1e-16 …)⁻²
+
+
+@pytest.mark.parametrize("flux", ["", "1e-16 erg/s/cm2/Angstrom"])
+def test_the_unit_of_ivar_is_its_own(tmp_path, flux):
+    table = pixels()
+    table.header["TUNIT3"] = IVAR
+    if flux:
+        table.header["TUNIT1"] = flux
+    spectrum = read_one(spec(tmp_path / "x.fits", table))
+    np.testing.assert_allclose(spectrum.ivar, 4.0 / 100, rtol=1e-6)
+    np.testing.assert_allclose(spectrum.flux[0], 10.0 if flux else 1.0, rtol=1e-6)
+    assert spectrum.statements["ivar_unit"] == f"{IVAR}: TUNIT3"
+    table.header["TUNIT3"] = "1e-17 erg/s/cm2/Angstrom"
+    with pytest.raises(InvalidRecord, match="unit_unknown: ivar"):
+        read_one(spec(tmp_path / "y.fits", table))
+
+
+def test_the_table_of_pixels_states_its_medium_and_units(tmp_path):
+    table = pixels()
+    table.header.update({"VACUUM": False, "TUNIT2": "log10(nm)"})
+    table.data["loglam"] -= 1
+    spectrum = read_one(spec(tmp_path / "x.fits", table, VACUUM=True))
+    expected = air_to_vacuum(10 ** (3.58 + 1e-4 * np.arange(300)))
+    np.testing.assert_allclose(spectrum.wavelength, expected, rtol=1e-6)
+    table.header["TUNIT2"] = "Angstrom"
+    with pytest.raises(InvalidRecord, match="unit_conflict: loglam: expected 'log10"):
+        read_one(spec(tmp_path / "y.fits", table))

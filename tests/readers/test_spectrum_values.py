@@ -327,3 +327,42 @@ def test_what_could_be_two_columns_is_refused(tmp_path):
     with pytest.raises(InvalidRecord, match="column_missing"):
         bare(write(tmp_path / "none.fits", flux=(FLUX, OURS)), flux="flux", error="nowhere",
              wavelength={"column": "wave"}, medium="air")  # fmt: skip
+
+
+# regular grids ----------------------------------------------------------------------------------
+GRIDS = {
+    "Å": ("linear", (4000.0, "Angstrom"), (2.0, "Angstrom"), 4000 + 2 * np.arange(SIZE)),
+    "nm": ("linear", (400.0, "nm"), (0.2, "nm"), 4000 + 2 * np.arange(SIZE)),
+    "µm and nm": ("linear", (0.4, "um"), (0.2, "nm"), 4000 + 2 * np.arange(SIZE)),
+    "Hz": ("linear", (5e14, "Hz"), (-2e11, "Hz"), C / (5e14 - 2e11 * np.arange(SIZE))),
+    "log10 nm": ("log10", (2.6, "log10(nm)"), (1e-4, ""), 10 ** (3.6 + 1e-4 * np.arange(SIZE))),
+    "dex": ("log10", (3.6, "dex"), (1e-4, "dex"), 10 ** (3.6 + 1e-4 * np.arange(SIZE))),
+    "silent": ("log10", (3.6, ""), (1e-4, ""), 10 ** (3.6 + 1e-4 * np.arange(SIZE))),
+    "nm beside nothing": ("linear", (400.0, "nm"), (0.2, ""), "unit_conflict"),
+    "Å of a logarithm": ("log10", (3.6, "Angstrom"), (1e-4, ""), "unit_conflict"),
+    "a logarithm of Å": ("linear", (4000.0, "log10(Angstrom)"), (2.0, ""), "unit_conflict"),
+    "nm and Hz": ("linear", (400.0, "nm"), (2e11, "Hz"), "unit_conflict"),
+    "ln": ("log10", (8.3, "ln(Angstrom)"), (1e-4, ""), "unit_conflict"),
+    "none": ("linear", (4000.0, "adu"), (2.0, "adu"), "unit_unknown"),
+}
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_units_of_start_and_step_are_honoured(tmp_path, name):
+    kind, start, step, expected = GRIDS[name]
+    path = write(tmp_path / "x.fits", start=start, step=step)
+    wavelength = {"kind": kind, "start": "start", "step": "step"}
+    if isinstance(expected, str):
+        assert refusal(path, wavelength=wavelength).reason == expected
+        return
+    found = read(path, wavelength=wavelength)
+    np.testing.assert_allclose(found.wavelength, expected, rtol=1e-12)
+
+
+def test_a_grid_by_keywords_is_in_their_cunit(tmp_path):
+    keywords = {"CRVAL1": 400.0, "CDELT1": 0.2, "CUNIT1": "nm"}
+    path = write(tmp_path / "x.fits", keywords)
+    found = read(path, wavelength={"kind": "linear", "start": "CRVAL1", "step": "CDELT1"})
+    np.testing.assert_allclose(found.wavelength, WAVE, rtol=1e-12)
+    mixed = read(path, wavelength={"kind": "linear", "start": 4000.0, "step": "CDELT1"})
+    np.testing.assert_allclose(mixed.wavelength, WAVE, rtol=1e-12)  # the card's numbers are Å

@@ -13,6 +13,7 @@ from pyarrow import fs
 
 from skyray.cards import load_card
 from skyray.config import ConfigError
+from skyray.readers import columns as columns_module
 from skyray.readers.base import Reader, SurveyFile, make_reader
 from skyray.records import InvalidRecord, Spectrum, check_spectrum, tensor_array
 from skyray.transforms.spectra import air_to_vacuum
@@ -282,3 +283,60 @@ def test_real_packed_desi_arms_are_coadded(survey_data):
             np.testing.assert_array_equal(twins[spectrum.object_id].ivar, spectrum.ivar)
             np.testing.assert_array_equal(twins[spectrum.object_id].flux, spectrum.flux)
     assert found
+
+
+PIXEL_OPTIONS = {"medium": "vacuum", "wavelength": {"column": "wave"}, "flux": "flux",
+                 "ivar": "ivar", "layout": "pixels", "fields": {"object_id": "name"}}  # fmt: skip
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv", ".fits", ".npz"])
+def test_rows_of_pixels_are_one_spectrum_however_they_are_stored(tmp_path, suffix, monkeypatch):
+    size = 4000
+    table = {"wave": 3600 + np.arange(size), "flux": np.linspace(1, 2, size),
+             "ivar": np.full(size, 4.0), "name": ["star"] * size}  # fmt: skip
+    path = tmp_path / f"x{suffix}"
+    if suffix == ".csv":
+        rows = zip(*table.values(), strict=True)
+        path.write_text(
+            "\n".join(["wave,flux,ivar,name", *(f"{a},{b},{c},{d}" for a, b, c, d in rows)])
+        )
+    else:
+        write(path, table, group=700)
+    monkeypatch.setattr(columns_module, "_FITS_BYTES_AT_ONCE", 1000)
+    (spectrum,) = read(path, PIXEL_OPTIONS)
+    np.testing.assert_array_equal(spectrum.wavelength, table["wave"])
+    np.testing.assert_array_equal(spectrum.flux, table["flux"].astype(np.float32))
+    assert (spectrum.object_id, spectrum.source) == ("star", str(path))
+    mixed = write(tmp_path / "y.parquet", {**table, "name": ["star"] * (size - 1) + ["other"]})
+    assert "expected one value in all rows of a spectrum, found 'star' and 'other'" in str(
+        read(mixed, PIXEL_OPTIONS)[0]
+    )
+    monkeypatch.setattr(columns_module, "MAX_PIXELS", size - 1)
+    with pytest.raises(InvalidRecord, match=r"at most 3,999 pixels.*found 4,000 rows") as refused:
+        read(path, PIXEL_OPTIONS)
+    assert refused.value.reason == "spectrum_too_large"
+
+
+def test_two_tables_that_describe_a_spectrum_are_not_chosen_between(tmp_path):
+    def spectrum(name: str) -> fits.BinTableHDU:
+        made = [fits.Column(n, "D", unit=u, array=WAVE) for n, u in
+                (("WAVE", "Angstrom"), ("FLUX", "Jy"), ("ERR", "Jy"))]  # fmt: skip
+        return fits.BinTableHDU.from_columns(made, name=name)
+
+    other = fits.BinTableHDU.from_columns([fits.Column("A", "D", array=WAVE)])
+    path = tmp_path / "x.fits"
+    fits.HDUList([fits.PrimaryHDU(), other, spectrum("BLUE"), spectrum("RED")]).writeto(path)
+    with pytest.raises(InvalidRecord, match=r"found HDUs \['2 BLUE', '3 RED'\]") as refused:
+        read(path, {"medium": "vacuum"})
+    assert refused.value.reason == "layout_ambiguous"
+    assert len(read(path, {"medium": "vacuum", "hdu": "RED"})) == 1
+
+
+def test_rows_that_are_lists_of_the_heap_are_objects(tmp_path):
+    lists = np.empty(2, object)
+    lists[:] = [WAVE, WAVE[:200]]
+    made = [fits.Column(n, "PD()", unit=u, array=lists) for n, u in
+            (("WAVE", "Angstrom"), ("FLUX", "Jy"), ("ERR", "Jy"))]  # fmt: skip
+    path = tmp_path / "x.fits"
+    fits.HDUList([fits.PrimaryHDU(), fits.BinTableHDU.from_columns(made)]).writeto(path)
+    assert [len(found.flux) for found in read(path, {"medium": "vacuum"})] == [300, 200]

@@ -32,7 +32,7 @@ from skyray.cards import Card
 from skyray.config import ConfigError
 from skyray.readers import foreign_arrow as pq
 from skyray.readers.base import SurveyFile
-from skyray.readers.fits_bytes import check_headers
+from skyray.readers.fits_image import check_headers
 from skyray.runtime import places
 from skyray.runtime.progress import task
 

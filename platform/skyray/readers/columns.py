@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -14,17 +14,21 @@ import pyarrow.compute as pc
 
 from skyray.readers.base import SurveyFile
 from skyray.readers.column_facts import Facts, fits_facts, parquet_facts
+from skyray.readers.column_masks import masks_of, without_masked
 from skyray.readers.csv_columns import csv_columns
 from skyray.readers.fits_bytes import FitsFile, Hdu
-from skyray.readers.fits_header import Header, decode_text
+from skyray.readers.fits_header import decode_text
 from skyray.readers.fits_image import is_fits_name
+from skyray.readers.fits_keywords import Keywords
 from skyray.readers.foreign_arrow import ParquetFile
 from skyray.readers.unpacked import SUFFIXES, plain_name, unpacked_bytes
 from skyray.records import InvalidRecord
 
 CSV_NAMES = ("*.csv", *(f"*.csv{suffix}" for suffix in SUFFIXES))
 
-_FITS_BYTES_AT_ONCE = 64 << 20  # of rows; the pixels of one spectrum, a row each, are far less
+MAX_PIXELS = 1 << 20  # of one spectrum, a row each
+_WHOLE_BYTES = 256 << 20
+_FITS_BYTES_AT_ONCE = 64 << 20  # of rows
 _ROWS_AT_ONCE = 256  # of a Parquet row group: 256 spectra of 5,000 px in three arrays are 15 MB
 
 
@@ -40,7 +44,7 @@ class Columns:
         Name → numpy array (first axis = rows, or an array all rows share) or Arrow array.
     first_row : int
         Number of the first row in its file.
-    header : Header, optional
+    header : Keywords, optional
         FITS keywords, which stand in for columns that do not exist.
     names : sequence of str
         Every column of the file, where `columns` holds only those asked for.
@@ -51,7 +55,7 @@ class Columns:
     source: str
     columns: Mapping[str, np.ndarray | pa.Array]
     first_row: int = 0
-    header: Header | None = field(default=None, compare=False)
+    header: Keywords | None = field(default=None, compare=False)
     names: Sequence[str] = ()
     facts: Facts = field(default_factory=Facts, compare=False)
 
@@ -152,13 +156,31 @@ class Columns:
             raise InvalidRecord("shape_mismatch", detail, self.source)
 
     def scalar(self, name: str, row: int | None) -> Any:
-        """Return a cell as a Python object, bytes as text; None for null. Row None: the first."""
+        """Return a cell as a Python object, bytes as text; None for null.
+
+        Row None: what all rows have that have any (``field_invalid`` where two differ).
+        """
         if name not in self.columns and self.header is not None:
             value = self.header.get(name.upper())
             if value is not None:
                 return value
-        cell = self._cell(name, row or 0)
+        cell = self._cell(name, self._common_row(name) if row is None else row)
         return decode_text(cell.rstrip(b"\x00 ")) if isinstance(cell, bytes) else cell
+
+    def _common_row(self, name: str) -> int:
+        """Return a row that has what all rows have that have any."""
+        column = self._column(name)
+        if _is_numpy(column) and (column.ndim != 1 or column.dtype.kind not in "biufSUM"):
+            return 0
+        values = pa.array(column) if _is_numpy(column) else column
+        if pa.types.is_nested(values.type):
+            return 0
+        known = pc.indices_nonzero(pc.invert(pc.is_null(values, nan_is_null=True)))
+        if len(found := pc.unique(values.take(known))) > 1:
+            shown = " and ".join(repr(value.as_py()) for value in found[:2])
+            detail = f"{name}: expected one value in all rows of a spectrum, found {shown}"
+            raise InvalidRecord("field_invalid", detail, self.source)
+        return known[0].as_py() if len(known) else 0
 
     def content(self, name: str, row: int) -> bytes | None:
         """Return the bytes of a cell, an encoded image; None for null.
@@ -228,8 +250,11 @@ def open_columns(
     names: set[str],
     hdu: str | int | None = None,
     text: Collection[str] = (),
+    whole: bool = False,
 ) -> Iterator[Columns]:
     """Yield the rows of a file in pieces of bounded size (npz and CSV: in one piece).
+
+    With `whole`, the rows of all units come in one piece: they are one spectrum's.
 
     Columns of a nested Parquet file have names such as ``candidate.ra``. Those in `text` hold
     names: of a CSV file they are taken as they are written.
@@ -238,43 +263,84 @@ def open_columns(
     ------
     InvalidRecord
         ``file_empty``, ``parquet_invalid``, ``extension_type``, ``npz_invalid``, ``csv_invalid``,
-        ``format_unknown`` or what `FitsFile` refuses.
+        ``format_unknown``, ``spectrum_too_large`` or what `FitsFile` refuses.
     """
     if file.filesystem.get_file_info(file.path).size == 0:
         raise InvalidRecord("file_empty", "expected a table, found 0 bytes", file.path)
     name = file.name.lower()
     if name.endswith(".parquet"):
-        yield from _open_parquet(file, unit, names)
+        yield from _open_parquet(file, unit, names, whole)
     elif name.endswith(".npz"):
         yield Columns(file.path, _open_npz(file, names))
     elif plain_name(name).endswith(".csv"):
         yield Columns(file.path, csv_columns(unpacked_bytes(file), file.path, text))
     elif is_fits_name(file.name):
-        yield from _open_fits(file, names, hdu)
+        yield from _open_fits(file, names, hdu, whole)
     else:
         raise InvalidRecord("format_unknown", "expected .parquet, .npz, .csv or .fits", file.path)
 
 
-def _open_parquet(file: SurveyFile, unit: int, names: set[str]) -> Iterator[Columns]:
+def _open_parquet(file: SurveyFile, unit: int, names: set[str], whole: bool) -> Iterator[Columns]:
     with ParquetFile(file.path, file.filesystem) as parquet:
-        first = sum(parquet.metadata.row_group(n).num_rows for n in range(unit))
-        there, facts = parquet.schema_arrow.names, parquet_facts(parquet.schema_arrow)
-        wanted = {name: [name] if name in there else name.split(".") for name in sorted(names)}
-        roots = {path[0] for path in wanted.values()} & set(there)
-        if twice := sorted(name for name in roots if there.count(name) > 1):
-            raise InvalidRecord("column_repeated", f"expected each once: {twice}", file.path)
-        batches = parquet.iter_batches(_ROWS_AT_ONCE, row_groups=[unit], columns=sorted(roots))
-        while True:
-            try:
-                batch = next(batches, None)
-            except (pa.ArrowException, OSError) as error:
-                raise InvalidRecord("parquet_invalid", str(error), file.path) from None
-            if batch is None:
-                return
-            found = {name: _nested(batch, path) for name, path in wanted.items()}
-            columns = {name: column for name, column in found.items() if column is not None}
-            yield Columns(file.path, columns, first, names=there, facts=facts)
-            first += len(batch)
+        metadata = parquet.metadata
+        groups = list(range(metadata.num_row_groups)) if whole else [unit]
+        first = sum(metadata.row_group(n).num_rows for n in range(groups[0] if groups else 0))
+        pieces = _pieces(file, parquet, groups, names, first)
+        if not whole:
+            yield from pieces
+        elif metadata.num_rows:
+            check_whole(metadata.num_rows, 0, file.path)
+            yield _joined(pieces)
+
+
+def _pieces(
+    file: SurveyFile, parquet: ParquetFile, groups: list[int], names: set[str], first: int
+) -> Iterator[Columns]:
+    there, facts = parquet.schema_arrow.names, parquet_facts(parquet.schema_arrow, file.path, names)
+    masks = masks_of(facts, names, there)
+    asked = sorted(names | set(masks.values()))
+    wanted = {name: [name] if name in there else name.split(".") for name in asked}
+    roots = {path[0] for path in wanted.values()} & set(there)
+    if twice := sorted(name for name in roots if there.count(name) > 1):
+        raise InvalidRecord("column_repeated", f"expected each once: {twice}", file.path)
+    batches = parquet.iter_batches(_ROWS_AT_ONCE, row_groups=groups, columns=sorted(roots))
+    while True:
+        try:
+            batch = next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidRecord("parquet_invalid", str(error), file.path) from None
+        if batch is None:
+            return
+        found = {name: _nested(batch, path) for name, path in wanted.items()}
+        columns = {name: found[name] for name in names if found[name] is not None}
+        for name in masks.keys() & columns.keys():
+            columns[name] = without_masked(name, columns[name], found[masks[name]], file.path)
+        yield Columns(file.path, columns, first, names=there, facts=facts)
+        first += len(batch)
+
+
+def _joined(pieces: Iterator[Columns]) -> Columns:
+    """Return the rows of all pieces, one after another."""
+    found, size = [], 0
+    for piece in pieces:
+        size += sum(column.nbytes for column in piece.columns.values())
+        check_whole(0, size, piece.source)
+        found.append(piece)
+    columns = {
+        name: pa.chunked_array([piece.columns[name] for piece in found])
+        .unify_dictionaries()
+        .combine_chunks()
+        for name in found[0].columns
+    }
+    return replace(found[0], columns=columns)
+
+
+def check_whole(rows: int, size: int, source: str) -> None:
+    """Refuse (``spectrum_too_large``) rows and bytes that cannot be those of one spectrum."""
+    if rows > MAX_PIXELS or size > _WHOLE_BYTES:
+        limit = f"at most {MAX_PIXELS:,} pixels, a row each, in {_WHOLE_BYTES >> 20} MiB"
+        found = f"{rows:,} rows" if rows > MAX_PIXELS else f"{size:,} bytes"
+        raise InvalidRecord("spectrum_too_large", f"expected {limit}, found {found}", source)
 
 
 def _nested(batch: pa.RecordBatch, path: Sequence[str]) -> pa.Array | None:
@@ -304,17 +370,25 @@ def _open_npz(file: SurveyFile, names: set[str]) -> dict[str, np.ndarray]:
         raise InvalidRecord("npz_invalid", detail, file.path) from None
 
 
-def _open_fits(file: SurveyFile, names: set[str], wanted: str | int | None) -> Iterator[Columns]:
+def _open_fits(
+    file: SurveyFile, names: set[str], wanted: str | int | None, whole: bool
+) -> Iterator[Columns]:
     """Yield the columns named, in any case, of a FITS table; large ones in pieces."""
     with FitsFile(file) as fits:
         hdu = _table_hdu(fits, wanted)
-        header, facts = next(fits.hdus()).header, fits_facts(hdu.header)
-        header = hdu.header if hdu.header.get("INHERIT") is False else hdu.header.over(header)
+        header, facts = hdu.inherited_header(), fits_facts(hdu.own_header(), names)
+        masks = masks_of(facts, names, hdu.table(0, 0).names)
         rows, width = hdu.row_count, max(1, hdu.header.get("NAXIS1"))
         step = max(1, _FITS_BYTES_AT_ONCE // width)
+        if whole:
+            check_whole(rows, rows * width, file.path)
+            step = max(1, rows)
         for first in range(0, max(rows, 1), step):
             table = hdu.table(first, first + step)
             columns = {name: table.masked(name) for name in names if name in table}
+            for name in masks.keys() & columns.keys():
+                mask = table.column(masks[name])
+                columns[name] = without_masked(name, columns[name], mask, file.path)
             yield Columns(file.path, columns, first, header, table.names, facts)
 
 

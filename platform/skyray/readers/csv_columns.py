@@ -45,7 +45,7 @@ def csv_columns(content: bytes, path: str, text: Collection[str] = ()) -> dict[s
         ``csv_invalid``: not UTF-8, rows of differing length, a name that comes twice, or ECSV,
         whose header states types and units that would be lost.
     """
-    if content.startswith(b"# %ECSV"):
+    if content.removeprefix(_BOM).startswith(b"# %ECSV"):
         raise InvalidRecord(
             "csv_invalid",
             "expected plain CSV, found ECSV, which states types and units: write it as a FITS "

@@ -25,16 +25,17 @@ from typing import Any
 import numpy as np
 
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
+from skyray.readers.column_facts import image_facts
 from skyray.readers.desi_fibres import INTEGERS, bad_arms, fibre_fault, target_fields
 from skyray.readers.desi_redshifts import redshift_table, redshifts_of
 from skyray.readers.fits_bytes import FitsFile, Hdu, Table
 from skyray.readers.layout import fits_names, refuse_companion, refuse_layout
-from skyray.readers.medium import decide_medium, medium_said
-from skyray.readers.units import flux_factor, to_angstrom
-from skyray.readers.velocity_frame import model_frame
+from skyray.readers.spectrum_values import DataModel, decide, joined
+from skyray.readers.table_options import WavelengthOptions
 from skyray.records import Grid, InvalidRecord, Spectrum, attempt, ivar_fault
 from skyray.transforms.spectra import coadd_arms, median_snr
 
+_MODEL = DataModel(frame="barycentric", air=False)
 DESI_GRID = Grid("linear", 3600.0, 0.8, 7781)
 ARMS = ("B", "R", "Z")
 _ROWS_AT_ONCE = 64  # 64 spectra × 3 arms × (flux, ivar, mask): 6 MB, however many a file holds
@@ -71,7 +72,9 @@ class DesiCoaddReader(Reader):
             arms = _arms(fits, len(targets))
             if exposures := _exposures(fibermap):
                 self._check_exposures(fits, targets)
-            about = replace(_Coaddition.of(fits, exposures), statements=arms[0].statements)
+            about = replace(
+                _Coaddition.of(fits, exposures), statements=joined(arm.meaning for arm in arms)
+            )
             fitted = redshifts_of(fits, file)
             for start in range(0, len(targets), _ROWS_AT_ONCE):
                 rows = range(start, min(start + _ROWS_AT_ONCE, len(targets)))
@@ -210,38 +213,33 @@ class _Arm:
     def __init__(self, fits: FitsFile, name: str, rows: int):
         self.name = name
         wavelength = fits.need(f"{name}_WAVELENGTH")
-        unit = str(wavelength.header.get("BUNIT") or "Angstrom")  # without one, the data model's
-        self.wavelength = to_angstrom(fits.source, wavelength.name, unit, wavelength.image())
         self.images: list[Hdu] = [fits.need(f"{name}_{kind}") for kind in ("FLUX", "IVAR")]
         self.mask = fits.find(f"{name}_MASK")  # absent in some early and reduced files
-        expected = (rows, len(self.wavelength))
+        stored = wavelength.image()
+        expected = (rows, len(stored))
         for hdu in (*self.images, *([self.mask] if self.mask else [])):
             if hdu.shape != expected:
                 fits.refuse(
                     "shape_mismatch", f"HDU {hdu.name}: expected {expected}, found {hdu.shape}"
                 )
             hdu.check_whole()
-        unit = str(self.images[0].header.get("BUNIT") or "").strip()
-        # The data model: vacuum and barycentric; a file that says air is refused.
-        header = wavelength.header.over(next(fits.hdus()).header)
-        _, medium = decide_medium(fits.source, "vacuum", medium_said(header))
-        self.statements = {
-            "flux_unit": f"{unit}: BUNIT" if unit else "1e-17 erg/s/cm²/Å: data model",
-            "medium": medium.replace(": card", ": data model"),
-            "frame": model_frame(fits.source, header, "barycentric"),
-        }
-        self.factor = (
-            flux_factor(fits.source, f"{name}_FLUX", unit, self.wavelength) if unit else 1.0
-        )
+        flux, ivar = self.images
+        stated = {"wavelength": image_facts(wavelength), "flux": image_facts(flux, inherits=True),
+                  "noise": image_facts(ivar)}  # fmt: skip
+        facts = {role: replace(one, origin="BUNIT") for role, one in stated.items()}
+        header = wavelength.own_header().over(flux.inherited_header())
+        self.meaning = decide(
+            fits.source, header, facts, WavelengthOptions(column=name),
+            "from_file", None, False, _MODEL,
+        )  # fmt: skip
+        self.wavelength = self.meaning.wavelength(stored)
 
     def block(self, rows: range) -> tuple[np.ndarray, ...]:
         """Return wavelength [P], flux, ivar and mask [rows, P]."""
         flux, ivar = (hdu.image_rows(rows.start, rows.stop) for hdu in self.images)
         mask = self.mask.image_rows(rows.start, rows.stop) if self.mask else np.zeros(flux.shape)
-        if np.ndim(self.factor) or self.factor != 1.0:
-            flux = flux.astype(np.float64) * self.factor
-            ivar = ivar.astype(np.float64) / np.square(self.factor)
-        return self.wavelength, flux, ivar, mask
+        ivar = self.meaning.ivar(self.wavelength, ivar)
+        return self.wavelength, self.meaning.density(self.wavelength, flux), ivar, mask
 
 
 def _coadd(blocks: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:

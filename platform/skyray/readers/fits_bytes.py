@@ -24,8 +24,9 @@ import numpy as np
 from skyray.readers.base import SurveyFile
 from skyray.readers.fits_columns import scaled, table_layout
 from skyray.readers.fits_header import CARD, IMAGE_TYPES, BadHeader, Header
+from skyray.readers.fits_keywords import Keywords
 from skyray.readers.fits_table import Table, ascii_layout
-from skyray.readers.fits_tiles import read_tiles, tiled_shape
+from skyray.readers.fits_tiles import image_header, read_tiles, tiled_shape
 from skyray.readers.unpacked import packing, unpack
 from skyray.records import InvalidRecord
 
@@ -202,19 +203,6 @@ class FitsFile:
             window = min(4 * window, longest)
 
 
-def check_headers(file: SurveyFile) -> None:
-    """Read every header of a file that astropy is to open: it follows whatever they say.
-
-    Raises
-    ------
-    InvalidRecord
-        What `FitsFile` refuses.
-    """
-    with FitsFile(file) as fits:
-        for _ in fits.hdus():
-            pass
-
-
 @dataclass(frozen=True)
 class Hdu:
     """One header and data unit of a `FitsFile`; `start` and `offset` are where both begin."""
@@ -247,6 +235,16 @@ class Hdu:
     def refuse(self, reason: str, detail: str) -> NoReturn:
         """Raise `InvalidRecord` in the name of this HDU."""
         self.file.refuse(reason, f"HDU {self.name or self.index}: {detail}")
+
+    def own_header(self) -> Keywords:
+        """Return the keywords of this HDU alone; of an image as they were before compression."""
+        return Keywords(((self, image_header(self)),))
+
+    def inherited_header(self) -> Keywords:
+        """Return this HDU's keywords, and the primary's where it is silent, unless INHERIT = F."""
+        own, first = self.own_header(), next(self.file.hdus())
+        alone = self.index == 0 or own.get("INHERIT") is False
+        return own if alone else own.over(Keywords(((first, first.header),)))
 
     def check_whole(self) -> None:
         """Refuse the file unless all of this HDU's data are there, with their checksums.

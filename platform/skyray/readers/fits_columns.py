@@ -136,7 +136,6 @@ def table_layout(header: Header) -> TableLayout:
     if header.layout:
         return header.layout
     count = header.integer("TFIELDS", 0, MAX_FIELDS)
-    header.index()
     columns, types = [], []
     for n, (name, unique) in enumerate(field_names(header, count), start=1):
         code, repeat, rest = _form(header, n)

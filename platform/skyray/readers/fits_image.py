@@ -73,6 +73,23 @@ def image_hdu(fits: FitsFile, wanted: str | int | None = None) -> Hdu:
     fits.refuse("hdu_missing", "expected an image HDU that holds pixels, found none")
 
 
+def check_headers(file: SurveyFile) -> None:
+    """Read every header of a file that astropy is to open: it follows whatever they say.
+
+    Raises
+    ------
+    InvalidRecord
+        What `FitsFile` refuses.
+    """
+    with FitsFile(file) as fits:
+        _check_headers(fits)
+
+
+def _check_headers(fits: FitsFile) -> None:
+    for _ in fits.hdus():
+        pass
+
+
 @contextmanager
 def astropy_file(file: SurveyFile) -> Iterator[astropy.io.fits.HDUList]:
     """Open a file with astropy, unpacked and its headers checked: for what only astropy reads.
@@ -83,8 +100,7 @@ def astropy_file(file: SurveyFile) -> Iterator[astropy.io.fits.HDUList]:
         What `FitsFile` refuses.
     """
     with FitsFile(file) as fits:
-        for _ in fits.hdus():
-            pass
+        _check_headers(fits)
         content = bytes(fits.read(0, fits.size))
     with astropy.io.fits.open(io.BytesIO(content)) as hdus:
         yield hdus

@@ -54,14 +54,6 @@ class Table:
         """Names of the columns as the file spells them."""
         return tuple(column.name for column in self.layout.columns)
 
-    def unit(self, name: str) -> str:
-        """Return TUNITn of a column, '' where none is given."""
-        return self._keyword("TUNIT", name)
-
-    def ucd(self, name: str) -> str:
-        """Return TUCDn of a column, '' where none is given."""
-        return self._keyword("TUCD", name)
-
     def column(self, name: str) -> np.ndarray:
         """Return a column, one item a row and cells as TDIMn shapes them, in native byte order.
 
@@ -105,10 +97,6 @@ class Table:
                 one = replace(self, rows=self.rows[row : row + 1]).masked(name)
                 found[name] = one.tolist()[0]
         return {name: found[name] for name in names if name in found}
-
-    def _keyword(self, keyword: str, name: str) -> str:
-        column = self._column(name)
-        return str(self.hdu.header.get(f"{keyword}{column.number}", "")).strip()
 
     def _column(self, name: str) -> Column:
         try:

@@ -62,7 +62,7 @@ def image_header(hdu: Hdu) -> Header:
     InvalidRecord
         ``tiles_invalid``, or what `tiled_shape` refuses.
     """
-    if not hdu.header.compressed:
+    if hdu.header.compressed != "image":
         return hdu.header
     tiled_shape(hdu)  # whose numbers astropy follows
     with warnings.catch_warnings():

@@ -115,8 +115,7 @@ def _pixels(fits: FitsFile, table: Table) -> tuple[np.ndarray, ...]:
 
 
 def _meaning(fits: FitsFile, table: Table, error_name: str) -> Meaning:
-    header = table.hdu.header.over(next(fits.hdus()).header)
-    columns = fits_facts(table.hdu.header)
+    header, columns = table.hdu.inherited_header(), fits_facts(table.hdu.own_header())
     facts = {"wavelength": columns.of("WAVE"), "flux": columns.of("FLUX"),
              "noise": columns.of(error_name)}  # fmt: skip
     for role in ("wavelength", "flux"):

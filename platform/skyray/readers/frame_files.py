@@ -13,7 +13,6 @@ from pydantic import Field
 from skyray.config import Config
 from skyray.readers.base import SurveyFile
 from skyray.readers.fits_bytes import FitsFile, Hdu
-from skyray.readers.fits_tiles import image_header
 from skyray.readers.image_hdus import check_band, choose_image, flux_factor
 from skyray.readers.image_wcs import Sampling, sampling, sky_wcs
 from skyray.readers.layout import COMPRESSED
@@ -129,9 +128,8 @@ class Frames:
         fits = FitsFile(file)
         try:
             hdu, why = choose_image(fits, file, self.options.hdu)
-            own, first = image_header(hdu), next(fits.hdus())
-            header = own.over(first.header) if not first.size else own
-            wcs = sky_wcs(own, file)
+            header = hdu.inherited_header()
+            wcs = sky_wcs(header.own, file)
             if wcs is None or len(hdu.shape) != 2:
                 detail = "expected an image of two axes with a celestial WCS"
                 raise InvalidRecord("frame_invalid", f"{detail}, found shape {hdu.shape}")

@@ -13,9 +13,8 @@ from pydantic import Field, model_validator
 
 from skyray.readers.base import SurveyFile, register
 from skyray.readers.fits_bytes import FitsFile, Hdu
-from skyray.readers.fits_header import Header
 from skyray.readers.fits_image import image_hdu, is_fits_name
-from skyray.readers.fits_tiles import image_header
+from skyray.readers.fits_keywords import Keywords
 from skyray.readers.image_hdus import (
     BAND_LISTS,
     band_order,
@@ -56,7 +55,7 @@ class ImageFitsOptions(ImageFileOptions):
 
 
 def stated_pixels(
-    hdu: Hdu, header: Header, unit: str | None = None, magnitude: float | None = None
+    hdu: Hdu, header: Keywords, unit: str | None = None, magnitude: float | None = None
 ) -> tuple[np.ndarray, dict[str, str]]:
     """Return an HDU's pixels in the card's unit and zero point, float32; and what was decided.
 
@@ -74,7 +73,7 @@ def stated_pixels(
     return as_float32(pixels), told
 
 
-def _unit_of(header: Header, keyword: str) -> str:
+def _unit_of(header: Keywords, keyword: str) -> str:
     """Return the unit of a coordinate that the WCS states: CUNIT1 of CRVAL1."""
     axis = keyword.upper().removeprefix("CRVAL")
     return str(header.get(f"CUNIT{axis}") or "").strip() if axis != keyword.upper() else ""
@@ -110,7 +109,7 @@ class ImageFitsReader(FileReader):
                 told = f"{hdu.name or hdu.index} (card)"
 
                 def make(hdu=hdu, source=source, name=name, told=told) -> Cutout:
-                    return self._from_hdus(file, fits, [hdu], told, source, name)
+                    return self._from_hdus(file, [hdu], told, source, name)
 
                 yield attempt(make, source, name)
 
@@ -124,33 +123,30 @@ class ImageFitsReader(FileReader):
             else:
                 hdu, told = choose_image(fits, file, options.hdu)
                 hdus = [hdu]
-            return self._from_hdus(file, fits, hdus, told, file.path, object_name(file))
+            return self._from_hdus(file, hdus, told, file.path, object_name(file))
 
     def _from_hdus(
-        self, file: SurveyFile, fits: FitsFile, hdus: list[Hdu], told: str, source: str, name: str
+        self, file: SurveyFile, hdus: list[Hdu], told: str, source: str, name: str
     ) -> Cutout:
-        options, first = self.settings, next(fits.hdus())
-        own = [image_header(hdu) for hdu in hdus]
-        # An empty primary HDU speaks for the file; of one with pixels of its own that is not known.
-        headers = [header.over(first.header) for header in own] if not first.size else own
+        options = self.settings
+        headers = [hdu.inherited_header() for hdu in hdus]
         for hdu in hdus:
             check_size(math.prod(hdu.shape), options.max_pixels * len(options.bands))
         image, statements = self._image(hdus, headers)
-        rows = [*headers, first.header]
         made = options.cutout(
-            image, self._value(file, rows), source, name, folders(file),
+            image, self._value(file, headers), source, name, folders(file),
             {"hdu": told, **statements}, partial(_unit_of, headers[0]),
         )  # fmt: skip
-        return self._placed(file, made, headers[0], own[0])
+        return self._placed(file, made, headers[0])
 
-    def _value(self, file: SurveyFile, headers: list[Header]) -> Callable[[str], Any]:
+    def _value(self, file: SurveyFile, headers: list[Keywords]) -> Callable[[str], Any]:
         if self.settings.table:
             return self.row(file)
         return lambda name: next(
             (found for h in headers if (found := h.get(name.upper())) is not None), None
         )
 
-    def _image(self, hdus: list[Hdu], headers: list[Header]) -> tuple[np.ndarray, dict[str, str]]:
+    def _image(self, hdus: list[Hdu], headers: list[Keywords]) -> tuple[np.ndarray, dict[str, str]]:
         options = self.settings
         read = [stated_pixels(hdu, header, options.unit, options.zero_point)
                 for hdu, header in zip(hdus, headers, strict=True)]  # fmt: skip
@@ -176,13 +172,13 @@ class ImageFitsReader(FileReader):
             cube = cube if order is None else cube[order]
         return as_planes(cube, len(options.bands)), statements
 
-    def _placed(self, file: SurveyFile, made: Cutout, header: Header, own: Header) -> Cutout:
+    def _placed(self, file: SurveyFile, made: Cutout, header: Keywords) -> Cutout:
         """Return the record with what its WCS says of scale, orientation and frame."""
         options, told = self.settings, dict(made.statements)
         if options.table is None and {"ra", "dec"} <= set(options.fields):
             ra, dec = to_icrs(header, made.ra, made.dec)
             made = replace(made, ra=ra, dec=dec)
-        wcs = sky_wcs(own, file)
+        wcs = sky_wcs(header.own, file)
         if wcs is None:
             told.setdefault("pixel_scale_arcsec", "unknown")
             return replace(made, statements=told)

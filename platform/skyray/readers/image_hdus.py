@@ -18,6 +18,7 @@ from skyray.readers.base import SurveyFile
 from skyray.readers.fits_bytes import FitsFile, Hdu
 from skyray.readers.fits_header import Header
 from skyray.readers.fits_image import image_hdu
+from skyray.readers.fits_keywords import Keywords
 from skyray.records import InvalidRecord
 
 _ROLE_KEYWORDS = ("EXTTYPE", "DES_EXT", "HDUCLAS2", "PRODTYPE", "IMTYPE", "EXTNAME")
@@ -131,7 +132,7 @@ _BAND = ("FILTER", "BAND", "FILTNAM", "FILTER1", "FILTER2", "FILTNAM1", "FILTNAM
          "ESO INS FILT1 NAME", "ESO INS FILT2 NAME")  # fmt: skip
 
 
-def band_order(header: Header, planes: int, bands: Sequence[str]) -> tuple[list[int] | None, str]:
+def band_order(header: Keywords, planes: int, bands: Sequence[str]) -> tuple[list[int] | None, str]:
     """Return which planes of a cube are the card's bands, and by what keyword.
 
     None where the file does not say, which leaves the order to the card.
@@ -162,7 +163,7 @@ def band_order(header: Header, planes: int, bands: Sequence[str]) -> tuple[list[
     return order, f"{', '.join(stated)} ({key})"
 
 
-def check_band(header: Header, band: str) -> str:
+def check_band(header: Keywords, band: str) -> str:
     """Return what the file says of a single plane's band; refuse another one (``bands_wrong``)."""
     keys = [key for key in _BAND if isinstance(header.get(key), str) and header.get(key).strip()]
     if not keys:
@@ -174,7 +175,7 @@ def check_band(header: Header, band: str) -> str:
     return f"{stated} ({keys[0]})"
 
 
-def _stated_bands(header: Header, planes: int, bands: Sequence[str]) -> dict[str, list[str]]:
+def _stated_bands(header: Keywords, planes: int, bands: Sequence[str]) -> dict[str, list[str]]:
     found = {}
     for key in (*BAND_LISTS, "BAND", "FILTER"):
         text = header.get(key)
@@ -206,7 +207,7 @@ def _place(band: str, stated: Sequence[str]) -> int | None:
 
 # in what unit ----------------------------------------------------------------------------------
 def flux_factor(
-    header: Header, unit: str | None, magnitude: float | None
+    header: Keywords, unit: str | None, magnitude: float | None
 ) -> tuple[float, dict[str, str]]:
     """Return by what to multiply pixels so that they are as the card says; and what was decided.
 
@@ -236,7 +237,7 @@ def flux_factor(
     return factor, {"unit": told_unit, "zero_point": told_zero}
 
 
-def _unit_factor(header: Header, wanted: str | None) -> tuple[float, str]:
+def _unit_factor(header: Keywords, wanted: str | None) -> tuple[float, str]:
     stated = header.get("BUNIT")
     if not isinstance(stated, str) or not stated.strip():
         return 1.0, f"{wanted} (card)" if wanted else "unknown"
@@ -261,7 +262,7 @@ def _singular(found: re.Match) -> str:
     return "count" if found[1] else "electron"
 
 
-def _zero_point(header: Header) -> tuple[float | None, str]:
+def _zero_point(header: Keywords) -> tuple[float | None, str]:
     found = {key: header.number(key) for key in _ZERO_POINTS if math.isfinite(header.number(key))}
     if not found:
         return None, "unknown"

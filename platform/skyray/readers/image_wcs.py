@@ -7,6 +7,7 @@ Sources: FITS Standard 4.0, section 8; Calabretta & Greisen 2002, A&A 395, 1077;
 from __future__ import annotations
 
 import math
+import re
 import warnings
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -18,11 +19,17 @@ from astropy.wcs import WCS
 from astropy.wcs.utils import pixel_to_skycoord
 
 from skyray.readers.base import SurveyFile
-from skyray.readers.fits_header import Header
+from skyray.readers.fits_header import BadHeader, Header
 from skyray.readers.fits_image import astropy_file
+from skyray.readers.fits_keywords import Keywords
 from skyray.records import InvalidRecord
 
 MAX_ASPECT = 1.02
+# What astropy makes a WCS of; of a keyword given twice it takes the last.
+_KEYWORDS = re.compile(
+    r"C(TYPE|UNIT|RVAL|RPIX|DELT|ROTA)\d.?|(CD|PC|PV|PS)\d+_\d+.?|[AB]P?_(\d_\d|ORDER)"
+    r"|WCSAXES|L(ON|AT)POLE.?|RADE(SYS|CSYS).?|EQUINOX.?"
+)
 _TABLES = ("CPDIS1", "CPDIS2", "D2IMDIS1", "D2IMDIS2")
 
 
@@ -45,10 +52,14 @@ def sky_wcs(header: Header, file: SurveyFile) -> WCS | None:
     Raises
     ------
     InvalidRecord
-        ``wcs_invalid``: what astropy cannot make sense of.
+        ``wcs_invalid``: what astropy cannot make sense of, or a keyword with two values.
     """
     if not any(header.states(f"CTYPE{n}") for n in (1, 2)):
         return None
+    try:
+        header.check_once(_KEYWORDS)
+    except BadHeader as error:
+        raise InvalidRecord("wcs_invalid", str(error)) from None
     tables = any(header.states(key) for key in _TABLES) or any(
         str(header.get(f"CTYPE{n}", "")).upper().endswith("-TAB") for n in range(1, 5)
     )
@@ -104,7 +115,7 @@ def check_scale(stated: float, expected: float) -> None:
         )
 
 
-def to_icrs(header: Header, ra: float, dec: float) -> tuple[float, float]:
+def to_icrs(header: Keywords, ra: float, dec: float) -> tuple[float, float]:
     """Return a position of a header's RA and DEC, given in its RADESYS and EQUINOX, as ICRS."""
     system = str(header.get("RADESYS", header.get("RADECSYS", ""))).upper().strip()
     equinox = header.number("EQUINOX")

@@ -10,9 +10,10 @@ one.
 DR6 on: a table (COADD) with FLUX, IVAR, WAVELENGTH (or LOGLAM), ANDMASK and ORMASK, whose one row
 holds arrays, or which has a row a pixel.
 
-Wavelengths are vacuum and heliocentric (VACUUM, HELIO). **Flux is relative**: its unit is arbitrary
-and its shape calibrated, so that only what ignores the scale may use it. CLASS, SUBCLASS, Z of the
-header; -9999 and "Unknown" are unknown. The survey gives no warning of its redshifts.
+Wavelengths are vacuum and heliocentric (VACUUM, HELIO). **Flux is relative**: where the
+file states no unit, it is arbitrary and the shape calibrated, so that only what ignores the scale
+may use it. CLASS, SUBCLASS, Z of the header; -9999 and "Unknown" are unknown. The survey gives no
+warning of its redshifts.
 
 Source: https://www.lamost.org, data production descriptions of DR3, DR5, DR8 and DR10
 """
@@ -20,16 +21,17 @@ Source: https://www.lamost.org, data production descriptions of DR3, DR5, DR8 an
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
+from skyray.readers.column_facts import ColumnFacts, column_facts, image_facts
 from skyray.readers.fits_bytes import FitsFile, Hdu, Header
 from skyray.readers.layout import columns_of, fits_names, image_shape, refuse_layout
-from skyray.readers.medium import model_medium, to_vacuum
-from skyray.readers.units import column_card, to_angstrom
-from skyray.readers.velocity_frame import model_frame
+from skyray.readers.spectrum_values import DataModel, Meaning, decide
+from skyray.readers.table_options import WavelengthOptions
 from skyray.records import InvalidRecord, Spectrum
 from skyray.transforms.spectra import median_snr
 
@@ -38,6 +40,8 @@ from skyray.transforms.spectra import median_snr
 BAD_PIXEL_BITS = {"BADCCD": 0, "BADPROFILE": 1, "NOSKY": 2, "BADCENTER": 4, "NODATA": 5}
 _BAD_PIXEL = sum(1 << bit for bit in BAD_PIXEL_BITS.values())
 
+_MODEL = DataModel(frame="heliocentric", flux_unit="relative")
+_DEX_MODEL = replace(_MODEL, wavelength_unit="log10(Angstrom)")
 _UNKNOWN = -9999
 _ROWS = ("flux", "inverse", "wavelength", "andmask", "ormask")
 _LAYOUT = (
@@ -52,8 +56,8 @@ _KEPT = (*_IDS, "mjd", "objtype", "fibertyp", "sn_u", "sn_g", "sn_r", "sn_i", "s
 class LamostReader(Reader):
     """One spectrum a file; observation_id is OBSID, else LMJD-PLANID-SPID-FIBERID.
 
-    `Spectrum.extra`: flux_unit (``relative``), obsid, lmjd, planid, spid, fiberid, objtype and the
-    signal-to-noise of each band (sn_u … sn_z) where the header has them.
+    `Spectrum.extra`: flux_unit (``relative``, or what the file states), obsid, lmjd, planid, spid,
+    fiberid, objtype and the signal-to-noise of each band (sn_u … sn_z) where the header has them.
     """
 
     name = "lamost"
@@ -67,11 +71,13 @@ class LamostReader(Reader):
 def _read_spectrum(fits: FitsFile) -> Spectrum:
     primary = next(fits.hdus())
     header = primary.header
-    wavelength, flux, ivar, bits = _pixels(fits, primary)
+    found = _pixels(fits, primary)
     if fault := _fibre_fault(header):
         raise InvalidRecord(*fault, fits.source, _text(header, "DESIG"))
-    wavelength = _in_vacuum(fits, header, wavelength)
-    mask = (bits & _BAD_PIXEL) != 0
+    meaning, mask = found.meaning, (found.bits & _BAD_PIXEL) != 0
+    unit = meaning.flux_unit
+    wavelength = meaning.wavelength(found.wavelength)
+    flux, ivar = meaning.flux(wavelength, found.flux, found.ivar, mask)
     extra = {name: _known(header.get(name.upper())) for name in _KEPT}
     extra = {name: value for name, value in extra.items() if value is not None}
     observation_id = _observation_id(extra, flux)
@@ -91,14 +97,24 @@ def _read_spectrum(fits: FitsFile) -> Spectrum:
         snr=median_snr(flux, ivar, mask),
         survey="lamost",
         source=fits.source,
-        extra={**extra, "flux_unit": "relative"},
-        statements=_statements(fits.source, header),
+        extra={**extra, "flux_unit": unit if isinstance(unit, str) else "relative"},
+        statements=meaning.statements,
         observation_id=observation_id,
     )
 
 
-def _pixels(fits: FitsFile, primary: Hdu) -> tuple[np.ndarray, ...]:
-    """Return wavelength (float64, as the file gives it), flux, ivar (float32) and mask bits."""
+@dataclass(frozen=True)
+class _Pixels:
+    """The arrays as the file has them, [P], mask bits as integers; and what they mean."""
+
+    wavelength: np.ndarray
+    flux: np.ndarray
+    ivar: np.ndarray
+    bits: np.ndarray
+    meaning: Meaning
+
+
+def _pixels(fits: FitsFile, primary: Hdu) -> _Pixels:
     if len(shape := image_shape(primary)) == 2 and shape[0] == len(_ROWS):
         return _image_pixels(fits, primary)
     for hdu in fits.hdus():
@@ -110,7 +126,7 @@ def _pixels(fits: FitsFile, primary: Hdu) -> tuple[np.ndarray, ...]:
     refuse_layout(fits, _LAYOUT)
 
 
-def _image_pixels(fits: FitsFile, primary: Hdu) -> tuple[np.ndarray, ...]:
+def _image_pixels(fits: FitsFile, primary: Hdu) -> _Pixels:
     header = primary.header
     if "LAMOST" not in f"{header.get('TELESCOP')} {header.get('ORIGIN')}".upper():
         refuse_layout(fits, f"{_LAYOUT}, with TELESCOP or ORIGIN of LAMOST")
@@ -123,8 +139,8 @@ def _image_pixels(fits: FitsFile, primary: Hdu) -> tuple[np.ndarray, ...]:
     if by_row is not None and by_header is not None:
         _check_agree(fits, by_row.astype(np.float64), by_header)
     wavelength = by_row.astype(np.float64) if by_header is None else by_header
-    flux, ivar = (rows[name].astype(np.float32) for name in ("flux", "inverse"))
-    return wavelength, flux, ivar, _bits(fits, rows["andmask"])
+    meaning = _meaning(fits, primary, ColumnFacts("wavelength"), image_facts(primary), _MODEL)
+    return _Pixels(wavelength, rows["flux"], rows["inverse"], _bits(fits, rows["andmask"]), meaning)
 
 
 def _row_names(fits: FitsFile, header: Header) -> tuple[str, ...]:
@@ -156,7 +172,18 @@ def _check_agree(fits: FitsFile, by_row: np.ndarray, by_header: np.ndarray) -> N
         )
 
 
-def _table_pixels(fits: FitsFile, hdu: Hdu) -> tuple[np.ndarray, ...]:
+def _meaning(
+    fits: FitsFile, hdu: Hdu, axis: ColumnFacts, flux: ColumnFacts, model: DataModel,
+    ivar: ColumnFacts | None = None,
+) -> Meaning:  # fmt: skip
+    """Return what the numbers mean, by what the file states and else by the data model."""
+    facts = {"wavelength": axis, "flux": flux, "noise": ivar or ColumnFacts("ivar")}
+    wavelength = WavelengthOptions(column=axis.name)
+    header = hdu.inherited_header()
+    return decide(fits.source, header, facts, wavelength, "from_file", None, False, model)
+
+
+def _table_pixels(fits: FitsFile, hdu: Hdu) -> _Pixels:
     table = hdu.table()
     if len(table) == 0:
         fits.refuse("table_empty", "HDU COADD: expected one spectrum, found no row")
@@ -169,15 +196,15 @@ def _table_pixels(fits: FitsFile, hdu: Hdu) -> tuple[np.ndarray, ...]:
             fits.refuse("column_type", f"{name}: expected numbers, found {values.dtype}")
         return values.reshape(-1)
 
-    if "wavelength" in table:
-        unit = (
-            column_card(hdu, "TUNIT", "wavelength") or "Angstrom"
-        )  # without one, the data model's
-        wavelength = to_angstrom(fits.source, "wavelength", unit, pixels("wavelength"))
-    else:
-        wavelength = 10.0 ** pixels("loglam").astype(np.float64)
-    flux, ivar = (pixels(name).astype(np.float32) for name in ("flux", "ivar"))
-    return wavelength, flux, ivar, _bits(fits, pixels("andmask"))
+    axis = "wavelength" if "wavelength" in table else "loglam"
+    arrays = [pixels(name) for name in (axis, "flux", "ivar", "andmask")]
+    flux = column_facts(table, "flux")
+    if not flux.unit:
+        flux = image_facts(hdu, inherits=True)
+    model = _DEX_MODEL if axis == "loglam" else _MODEL
+    meaning = _meaning(fits, hdu, column_facts(table, axis), flux, model,
+                       column_facts(table, "ivar"))  # fmt: skip
+    return _Pixels(*arrays[:3], _bits(fits, arrays[3]), meaning)
 
 
 def _bits(fits: FitsFile, values: np.ndarray) -> np.ndarray:
@@ -186,18 +213,6 @@ def _bits(fits: FitsFile, values: np.ndarray) -> np.ndarray:
     if not whole.all():
         fits.refuse("column_type", "and-mask: expected integers, found fractions")
     return values.astype(np.int64)
-
-
-def _in_vacuum(fits: FitsFile, header: Header, wavelength: np.ndarray) -> np.ndarray:
-    return to_vacuum(model_medium(fits.source, header)[0], wavelength)
-
-
-def _statements(source: str, header: Header) -> dict[str, str]:
-    return {
-        "flux_unit": "relative: data model",
-        "medium": model_medium(source, header)[1],
-        "frame": model_frame(source, header, "heliocentric"),
-    }
 
 
 def _fibre_fault(header: Header) -> tuple[str, str] | None:

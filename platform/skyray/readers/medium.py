@@ -28,6 +28,7 @@ _FLAGS = ("VACUUM", "VACWAVE", "ISVACUUM")  # true: vacuum
 _FLAGS_AIR = ("AIRWAVE", "ISAIR")
 _NAMING = ("AIRORVAC", "AIR_VAC", "AIRVAC", "WAVEMED", "WAVE_MED", "WAVMEDIU", "MEDIUM",
            "WAVETYPE", "VACORAIR", "WAVESYS", "LAMMED")  # fmt: skip
+KEYWORDS = (*_FLAGS, *_FLAGS_AIR, *_NAMING)
 _TRUE, _FALSE = ("t", "true", "yes", "y", "1"), ("f", "false", "no", "n", "0")
 
 
@@ -138,16 +139,26 @@ def decide_medium(source: str, card: Medium | None, said: list[Said]) -> tuple[M
     return medium, f"{medium}: {by}"
 
 
-def model_medium(source: str, header: Mapping[str, Any] | Any) -> tuple[Medium, str]:
+def model_medium(source: str, said: list[Said], air: bool = True) -> tuple[Medium, str]:
     """Return the medium a file states, else vacuum, as a survey's data model has it; and by what.
+
+    Parameters
+    ----------
+    said : list of Said
+        What the file says.
+    air : bool
+        Whether air is understood.
 
     Raises
     ------
     InvalidRecord
-        ``medium_conflict`` where two statements of the file contradict.
+        ``medium_conflict`` where two statements of the file contradict, or one the data model.
     """
-    said = medium_said(header)
-    return decide_medium(source, None, said) if said else ("vacuum", "vacuum: data model")
+    found = decide_medium(source, None, said) if said else ("vacuum", "vacuum: data model")
+    if found[0] == "air" and not air:
+        detail = f"expected vacuum, as the data model says, found {found[1]}"
+        raise InvalidRecord("medium_conflict", detail, source)
+    return found
 
 
 def to_vacuum(medium: Medium, wavelength_angstrom: np.ndarray) -> np.ndarray:

@@ -19,18 +19,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
+from skyray.readers.column_facts import column_facts
 from skyray.readers.fits_bytes import FitsFile, Table
 from skyray.readers.layout import columns_of, fits_names, image_shape, is_table, refuse_layout, stem
-from skyray.readers.medium import model_medium, to_vacuum
-from skyray.readers.units import column_card, flux_factor, to_angstrom
-from skyray.readers.velocity_frame import model_frame
-from skyray.records import InvalidRecord, Spectrum, as_float32
+from skyray.readers.spectrum_values import DataModel, Meaning, decide
+from skyray.readers.table_options import WavelengthOptions
+from skyray.records import InvalidRecord, Spectrum
 from skyray.transforms.spectra import median_snr
 
 # Bits of SPPIXMASK (sdssMaskbits.par) in the AND mask, i.e. set in every exposure, for which the
@@ -67,6 +68,9 @@ _DIGITS_OF_A_FIBER = 4  # FIBERID is at most 1000; what stands in its place and 
 _LOGLAM_STEP, _LOGLAM_FIRST, _LOGLAM_LAST = 1e-4, 30_000, 47_000
 # 10**loglam must be an optical wavelength; a column in Å instead of dex is the usual accident.
 _LOGLAM_RANGE = (3.0, 4.7)
+_COLUMN = WavelengthOptions(column="loglam or wavelength")
+_MODEL = DataModel(frame="heliocentric")
+_LOGLAM_MODEL = DataModel(frame="heliocentric", wavelength_unit="log10(Angstrom)")
 
 
 @register
@@ -105,8 +109,11 @@ def read_spectrum(fits: FitsFile, name: str) -> Spectrum:
         fits.refuse("table_empty", "HDU COADD: expected a row for every pixel, found none")
     flux, ivar = (_pixels(fits, coadd, column) for column in ("flux", "ivar"))
     mask = _bad_pixels(fits, coadd)
-    wavelength = _wavelengths(fits, coadd)
-    flux, ivar = _in_flux_units(fits, coadd, wavelength, flux, ivar)
+    axis = "loglam" if "loglam" in coadd or "wavelength" not in coadd else "wavelength"
+    stored = _pixels(fits, coadd, axis)
+    meaning = _meaning(fits, coadd, axis)
+    wavelength = _wavelengths(fits, coadd, axis, stored, meaning)
+    flux, ivar = meaning.flux(wavelength, flux, ivar, mask)
     row = _catalogue(fits)
     _check_numbers(fits, row)
     ids = _identity(fits, row, name)
@@ -133,7 +140,7 @@ def read_spectrum(fits: FitsFile, name: str) -> Spectrum:
         source=fits.source,
         extra={**ids, **_extra(row)},
         observation_id="" if object_id else name_by_content(stem(name), flux),
-        statements=_statements(fits, coadd),
+        statements=meaning.statements,
     )
 
 
@@ -158,60 +165,38 @@ def _bad_pixels(fits: FitsFile, coadd: Table) -> np.ndarray:
     return (whole & whole.dtype.type(_BAD_PIXEL)) != 0
 
 
-def _in_flux_units(
-    fits: FitsFile, coadd: Table, wavelength: np.ndarray, flux: np.ndarray, ivar: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return flux and ivar in our unit, by TUNIT or BUNIT; without them it is the data model's."""
-    unit, _ = _flux_unit(fits, coadd)
-    factor = flux_factor(fits.source, "flux", unit, wavelength) if unit else 1.0
-    if np.ndim(factor) or factor != 1.0:
-        flux = flux.astype(np.float64) * factor
-        ivar = ivar.astype(np.float64) / np.square(factor)
-    return as_float32("flux", flux), as_float32("ivar", ivar)
+def _meaning(fits: FitsFile, coadd: Table, axis: str) -> Meaning:
+    """Return what the numbers mean, by what the file states and else by the data model."""
+    header = coadd.hdu.inherited_header()
+    names = {"wavelength": axis, "flux": "flux", "noise": "ivar"}
+    facts = {role: column_facts(coadd, name) for role, name in names.items()}
+    if not facts["flux"].unit and (unit := str(header.get("BUNIT") or "").strip()):
+        facts["flux"] = replace(facts["flux"], unit=unit, origin="BUNIT")
+    model = _LOGLAM_MODEL if axis == "loglam" else _MODEL
+    return decide(fits.source, header, facts, _COLUMN, "from_file", None, False, model)
 
 
-def _flux_unit(fits: FitsFile, coadd: Table) -> tuple[str, str]:
-    """Return the unit that the file states, '' for none, and where."""
-    if unit := column_card(coadd.hdu, "TUNIT", "flux"):
-        return unit, "TUNIT of flux"
-    return str(next(fits.hdus()).header.get("BUNIT") or "").strip(), "BUNIT"
+def _wavelengths(
+    fits: FitsFile, coadd: Table, axis: str, values: np.ndarray, meaning: Meaning
+) -> np.ndarray:
+    """Return vacuum wavelengths, Å, by loglam or wavelength, which must agree where both are."""
+    own = (meaning.wavelength_unit, meaning.medium) == (_LOGLAM_MODEL.wavelength_unit, "vacuum")
+    found = _survey_wavelength(fits, values) if own else meaning.wavelength(values)
+    if axis == "loglam" and "wavelength" in coadd:
+        unit = column_facts(coadd, "wavelength").unit or _MODEL.wavelength_unit
+        other = replace(meaning, wavelength_unit=unit).wavelength(
+            _pixels(fits, coadd, "wavelength")
+        )
+        if not np.allclose(found, other, rtol=1e-5, atol=0):
+            fits.refuse(
+                "layout_ambiguous",
+                f"expected one wavelength a pixel, found loglam {found[0]:.3f} Å and "
+                f"wavelength {other[0]:.3f} Å",
+            )
+    return found
 
 
-def _statements(fits: FitsFile, coadd: Table) -> dict[str, str]:
-    unit, by = _flux_unit(fits, coadd)
-    told = _told(fits)
-    return {
-        "flux_unit": f"{unit}: {by}" if unit else "1e-17 erg/s/cm²/Å: data model",
-        "medium": model_medium(fits.source, told)[1],
-        "frame": model_frame(fits.source, told, "heliocentric"),
-    }
-
-
-def _told(fits: FitsFile) -> dict[str, Any]:
-    """Return what the survey's files may say of their wavelengths: looking for more costs time."""
-    header = next(fits.hdus()).header
-    return {key: header.get(key) for key in ("VACUUM", "AIRORVAC", "SPECSYS")}
-
-
-def _wavelengths(fits: FitsFile, coadd: Table) -> np.ndarray:
-    """Return vacuum wavelengths, Å, by loglam or wavelength."""
-    if "loglam" in coadd or "wavelength" not in coadd:
-        found = _wavelength(fits, _pixels(fits, coadd, "loglam"))
-        if "wavelength" in coadd:
-            other = _pixels(fits, coadd, "wavelength")
-            if not np.allclose(found, other, rtol=1e-5, atol=0):
-                fits.refuse(
-                    "layout_ambiguous",
-                    f"expected one wavelength a pixel, found loglam {found[0]:.3f} Å and "
-                    f"wavelength {other[0]:.3f} Å",
-                )
-    else:
-        unit = column_card(coadd.hdu, "TUNIT", "wavelength") or "Angstrom"
-        found = to_angstrom(fits.source, "wavelength", unit, _pixels(fits, coadd, "wavelength"))
-    return to_vacuum(model_medium(fits.source, _told(fits))[0], found)
-
-
-def _wavelength(fits: FitsFile, loglam: np.ndarray) -> np.ndarray:
+def _survey_wavelength(fits: FitsFile, loglam: np.ndarray) -> np.ndarray:
     """Return 10**loglam, Å; of the survey's own pixels, which nearly all files have, as a view."""
     known, wavelength = _survey_pixels()
     first = float(loglam[0]) / _LOGLAM_STEP - _LOGLAM_FIRST

@@ -34,9 +34,9 @@ from pydantic import Field, field_validator, model_validator
 
 from skyray.config import Config
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
-from skyray.readers.column_facts import ColumnFacts
+from skyray.readers.column_facts import ColumnFacts, image_facts
 from skyray.readers.fits_bytes import FitsFile, Hdu
-from skyray.readers.fits_header import Header
+from skyray.readers.fits_keywords import Keywords
 from skyray.readers.layout import fits_names, stem
 from skyray.readers.spectrum_values import Meaning, decide
 from skyray.readers.table_options import WavelengthOptions, known_flux_unit
@@ -126,13 +126,13 @@ class SpectrumImageReader(Reader):
     def _stack(self, fits: FitsFile) -> _Stack:
         options = self.image
         hdu, flux = _pixels(fits, options.flux)
-        first = next(fits.hdus()).header
-        header = hdu.header if hdu.header is first else hdu.header.over(first)
+        header = hdu.inherited_header()
         noise_hdu, noise = _pixels(fits, options.ivar if options.error is None else options.error)
         mask = np.zeros(flux.shape, dtype=bool)
         if options.mask is not None:
             mask = _pixels(fits, options.mask)[1] != 0
-        axis, meaning = self._meaning(fits, header, noise_hdu.header, flux.shape[1])
+        noise_header = header if noise_hdu is hdu else noise_hdu.own_header()
+        axis, meaning = self._meaning(fits, header, noise_header, flux.shape[1])
         stacks = {"flux": flux, "noise": noise, "mask": mask, "wavelength": axis}
         for name, values in stacks.items():
             rows = (1, len(flux)) if name == "wavelength" else (len(flux),)
@@ -160,26 +160,22 @@ class SpectrumImageReader(Reader):
         )  # fmt: skip
 
     def _meaning(
-        self, fits: FitsFile, header: Header, noise: Header, size: int
+        self, fits: FitsFile, header: Keywords, noise: Keywords, size: int
     ) -> tuple[np.ndarray, Meaning]:
         """Return the axis, [1 or rows, pixels], and what is known of all values."""
         options = self.image
+        unit = str(header.get("BUNIT") or "").strip()
+        noise_unit = str(noise.get("BUNIT") or "").strip() if noise is not header else ""
         if options.wavelength is None:
             axis, facts = spectral_axis(fits.source, header, size)
             axis = axis[None, :]
         else:
             hdu, axis = _pixels(fits, options.wavelength)
-            told = hdu.header
-            facts = ColumnFacts(
-                hdu.name, str(told.get("BUNIT") or "").strip(), str(told.get("UCD") or ""),
-                comment=str(told.get("COMMENT") or ""), origin=f"BUNIT of {hdu.name or hdu.index}",
-            )  # fmt: skip
-        unit = str(header.get("BUNIT") or "").strip()
-        noise_unit = str(noise.get("BUNIT") or "").strip() if noise is not header else ""
+            header, facts = hdu.own_header().over(header), image_facts(hdu)
         facts_of = {
             "wavelength": facts,
             "flux": ColumnFacts("flux", unit=unit, origin="BUNIT"),
-            "noise": ColumnFacts("noise", unit=noise_unit if unit else "", origin="BUNIT"),
+            "noise": ColumnFacts("noise", unit=noise_unit, origin="BUNIT"),
         }
         wave = WavelengthOptions(column="axis", unit=options.unit)
         return axis, decide(
@@ -187,7 +183,7 @@ class SpectrumImageReader(Reader):
             options.error is not None,
         )  # fmt: skip
 
-    def _fields(self, source: str, header: Header) -> dict[str, Any]:
+    def _fields(self, source: str, header: Keywords) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for field, key in self.image.fields.items():
             value = header.get(key.upper())
@@ -219,7 +215,7 @@ def _pixels(fits: FitsFile, place: str | int) -> tuple[Hdu, np.ndarray]:
     return hdu, stacked[int(row)][None, :]
 
 
-def spectral_axis(source: str, header: Header, size: int) -> tuple[np.ndarray, ColumnFacts]:
+def spectral_axis(source: str, header: Keywords, size: int) -> tuple[np.ndarray, ColumnFacts]:
     """Return the coordinate of every pixel of the first axis, float64 [size], and its facts.
 
     Raises
@@ -252,7 +248,7 @@ def spectral_axis(source: str, header: Header, size: int) -> tuple[np.ndarray, C
     return axis, ColumnFacts(**facts, unit=unit, origin=origin)
 
 
-def _linear(source: str, header: Header, size: int) -> tuple[np.ndarray, str]:
+def _linear(source: str, header: Keywords, size: int) -> tuple[np.ndarray, str]:
     """Return a linear axis, and the keyword by which it is log10; '' for none."""
     start, reference = _number(header, "CRVAL1"), _number(header, "CRPIX1")
     step = _number(header, "CD1_1") or _number(header, "CDELT1")
@@ -269,12 +265,12 @@ def _linear(source: str, header: Header, size: int) -> tuple[np.ndarray, str]:
     return start + step * (np.arange(size) + first), logarithm
 
 
-def _number(header: Header, key: str) -> float | None:
+def _number(header: Keywords, key: str) -> float | None:
     value = header.get(key)
     return float(value) if type(value) in (int, float) else None
 
 
-def _by_wcslib(source: str, header: Header, ctype: str, size: int) -> np.ndarray:
+def _by_wcslib(source: str, header: Keywords, ctype: str, size: int) -> np.ndarray:
     from astropy.io import fits
     from astropy.wcs import WCS
 

@@ -54,18 +54,20 @@ def described_by_file(file: SurveyFile, options: TableOptions) -> TableOptions:
     Raises
     ------
     InvalidRecord
-        ``column_missing`` or ``column_ambiguous`` naming what is not to be told.
+        ``column_missing``, ``column_ambiguous`` or ``layout_ambiguous`` (two tables) naming what is
+        not to be told.
     """
     with FitsFile(file) as fits:
         hdu = _spectrum_hdu(fits, options)
-        facts = fits_facts(hdu.header)
+        facts = fits_facts(hdu.own_header())
         roles = _roles(file.path, facts, options)
-        header = hdu.header.over(next(fits.hdus()).header)
+        header = hdu.inherited_header()
         fields = dict(options.fields)
         if "object_id" not in fields and options.id_format is None and hdu.row_count == 1:
             known = {k: v for k, v in _FIELDS.items() if header.get(v) not in (None, "")}
             fields = {**known, **fields}
-        wide = hdu.table(0, 1).layout.column(roles["flux"]).cell
+        flux = hdu.table(0, 1).layout.column(roles["flux"])
+        wide = flux.cell or flux.stored == "heap"
     one = {"wavelength": {"column": roles.pop("wavelength")}} if options.wavelength is None else {}
     layout = "objects" if wide or hdu.row_count == 1 else "pixels"
     return TableOptions.load(
@@ -77,11 +79,19 @@ def _spectrum_hdu(fits: FitsFile, options: TableOptions) -> Hdu:
     if options.hdu is not None:
         return fits.hdu(options.hdu)
     tables = [hdu for hdu in fits.hdus() if hdu.kind in ("table", "compressed table")]
-    for hdu in tables:
-        facts = fits_facts(hdu.header)
-        if all(_candidates(facts, role) for role in ("wavelength", "flux")):
-            return hdu
-    names = [sorted(fits_facts(hdu.header).columns)[:12] for hdu in tables[:4]]
+    facts = {hdu.index: fits_facts(hdu.own_header()) for hdu in tables}
+    found = [
+        hdu
+        for hdu in tables
+        if all(_candidates(facts[hdu.index], role) for role in ("wavelength", "flux"))
+    ]
+    if len(found) > 1:
+        shown = [f"{hdu.index} {hdu.name}".strip() for hdu in found[:12]]
+        detail = f"expected one table of wavelength and flux, found HDUs {shown}; let the card's"
+        fits.refuse("layout_ambiguous", f"{detail} `hdu` name one")
+    if found:
+        return found[0]
+    names = [sorted(facts[hdu.index].columns)[:12] for hdu in tables[:4]]
     fits.refuse(
         "column_missing",
         "expected a table whose columns tell wavelength and flux (UTYPE, UCD or WAVE and FLUX); "

@@ -108,8 +108,9 @@ def _stamp_of(file: FitsFile, source: str) -> Stamp:
             bad = _masked(hdu)
         elif found is None and hdu.name not in _NOT_IMAGES:
             image = hdu.image().astype(np.float32)
-            unit = str(hdu.header.get("BUNIT") or "").strip()
-            found = Stamp(image, unit, *_wcs(hdu.header))
+            header = hdu.own_header()
+            unit = str(header.get("BUNIT") or "").strip()
+            found = Stamp(image, unit, *_wcs(header))
     if found is None:
         detail = "expected an image of two axes, found none"
         raise InvalidRecord("stamp_not_an_image", detail, source)

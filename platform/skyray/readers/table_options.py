@@ -36,8 +36,10 @@ class WavelengthOptions(Config):
     kind: Literal["linear", "log10"] | None = Field(
         None, description="regular grid: Å, or log10 of Å"
     )
-    start: str | float | None = Field(None, description="grid: first pixel, a column or a number")
-    step: str | float | None = Field(None, description="grid: step, a column or a number")
+    start: str | float | None = Field(
+        None, description="grid: first pixel, a number or a column, whose own unit counts"
+    )
+    step: str | float | None = Field(None, description="grid: step, likewise")
 
     @model_validator(mode="after")
     def _one_way(self):

@@ -14,6 +14,7 @@ A card says in ``reader_options`` which column is what (see `TableOptions`)::
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -22,21 +23,32 @@ import numpy as np
 
 from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.column_facts import ColumnFacts
-from skyray.readers.columns import CSV_NAMES, Columns, open_columns, parquet_units
+from skyray.readers.columns import (
+    CSV_NAMES,
+    Columns,
+    check_whole,
+    open_columns,
+    parquet_units,
+)
 from skyray.readers.fits_image import is_fits_name
 from skyray.readers.layout import fits_names, stem
 from skyray.readers.spectrum_roles import described_by_file
-from skyray.readers.spectrum_values import Meaning, decide
+from skyray.readers.spectrum_values import Meaning, decide, joined
 from skyray.readers.table_options import TableOptions, WavelengthOptions
 from skyray.readers.units import to_degrees
 from skyray.readers.unpacked import plain_name
 from skyray.records import Grid, InvalidRecord, Spectrum, attempt, ivar_fault
 from skyray.transforms.spectra import coadd_arms, median_snr
 
+_AXIS_KEYWORD = re.compile(r"(?:CRVAL|CDELT)(\d)|CD(\d)_\d")
+
 
 @register
 class SpectrumTableReader(Reader):
-    """Spectra of a table. A Parquet file is read row group by row group in bounded memory."""
+    """Spectra of a table. A Parquet file is read row group by row group in bounded memory.
+
+    Of `layout` ``pixels`` all rows of a file are one spectrum, however they are stored.
+    """
 
     name = "spectrum_table"
     patterns = ("*.parquet", "*.npz", *CSV_NAMES, *fits_names("*"))
@@ -46,20 +58,23 @@ class SpectrumTableReader(Reader):
         self.table = TableOptions.load(self.options)
 
     def units(self, file: SurveyFile) -> list[int]:
-        return parquet_units(file) if file.name.lower().endswith(".parquet") else [0]
+        pieces = file.name.lower().endswith(".parquet") and self.table.layout == "objects"
+        return parquet_units(file) if pieces else [0]
 
     def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Spectrum | InvalidRecord]:
         options = self._options(file)
         text = {options.fields.get("object_id", "")}
         first = options.flux.format(arm=(options.arms or [""])[0])
-        for columns in open_columns(file, unit, options.names(), options.hdu, text):
-            columns.rows(first)  # refuses the file where there is no such column
+        whole = options.layout == "pixels"
+        for columns in open_columns(file, unit, options.names(), options.hdu, text, whole):
+            rows = columns.rows(first)  # refuses the file where there is no such column
             meanings = {arm: _meaning(options, columns, arm) for arm in options.arms or [""]}
             table = _Table(options, columns, meanings, self._named)
-            if options.layout == "pixels":
+            if whole:
+                check_whole(rows, 0, file.path)
                 yield table.record(None, file.path, _name(file))
                 continue
-            for row in range(columns.rows(first)):
+            for row in range(rows):
                 number = columns.first_row + row
                 name = f"{_name(file)}-{number}"
                 yield table.record(row, f"{file.path}#{number}", name)
@@ -86,11 +101,7 @@ class _Table:
     ):
         self.options, self.columns, self.meanings = options, columns, meanings
         self._named = named
-        told = [meaning.statements for meaning in meanings.values()]
-        self.statements = {
-            name: "; ".join(dict.fromkeys(one[name] for one in told if name in one))
-            for name in dict.fromkeys(name for one in told for name in one)
-        }
+        self.statements = joined(meanings.values())
 
     def record(self, row: int | None, source: str, default_id: str) -> Spectrum | InvalidRecord:
         """Return the spectrum of a row, or of all rows, or why it cannot be used."""
@@ -145,6 +156,9 @@ def _meaning(options: TableOptions, columns: Columns, arm: str) -> Meaning:
     noise = options.error or options.ivar
     names = {"flux": options.flux, "noise": noise, "wavelength": options.wavelength.column}
     facts = {role: columns.facts.of((name or "").format(arm=arm)) for role, name in names.items()}
+    if options.wavelength.column is None:
+        grid = {"wavelength": options.wavelength.start, "step": options.wavelength.step}
+        facts |= {role: _grid_facts(columns, part) for role, part in grid.items()}
     bunit = columns.header.get("BUNIT") if columns.header is not None else None
     if bunit and not facts["flux"].unit:
         facts["flux"] = replace(facts["flux"], unit=str(bunit).strip(), origin="BUNIT")
@@ -154,6 +168,17 @@ def _meaning(options: TableOptions, columns: Columns, arm: str) -> Meaning:
     )  # fmt: skip
 
 
+def _grid_facts(columns: Columns, part: str | float) -> ColumnFacts:
+    """Return what is stated of the start or step of a grid: a column, a keyword or a number."""
+    if not isinstance(part, str):
+        return ColumnFacts()
+    axis = _AXIS_KEYWORD.fullmatch(part.upper())
+    if part in columns.columns or columns.header is None or axis is None:
+        return columns.facts.of(part)
+    key = f"CUNIT{axis[1] or axis[2]}"
+    return ColumnFacts(part, str(columns.header.get(key) or "").strip(), origin=key)
+
+
 def _arrays(options: TableOptions, columns: Columns, row: int | None, arm: str, meaning: Meaning):
     """Return wavelength (vacuum Å), flux, ivar and mask of one arm, wavelengths ascending."""
     flux = columns.array(options.flux.format(arm=arm), row)
@@ -161,7 +186,8 @@ def _arrays(options: TableOptions, columns: Columns, row: int | None, arm: str, 
     mask = np.zeros(len(flux), dtype=bool)
     if options.mask is not None:
         mask = _bad(columns.array(options.mask.format(arm=arm), row), options)
-    wavelength = meaning.wavelength(_wavelength(options.wavelength, columns, row, arm, len(flux)))
+    axis = _axis(options.wavelength, columns, row, arm, len(flux), meaning.step_factor)
+    wavelength = meaning.wavelength(axis)
     sizes = [len(array) for array in (wavelength, flux, noise, mask)]
     if len(set(sizes)) != 1:
         detail = f"expected one length for wavelength, flux, ivar and mask, found {sizes}"
@@ -185,17 +211,17 @@ def _bad(values: np.ndarray, options: TableOptions) -> np.ndarray:
     return ((bits & sum(1 << bit for bit in options.bad_bits)) != 0) | unknown
 
 
-def _wavelength(
-    options: WavelengthOptions, columns: Columns, row: int | None, arm: str, size: int
+def _axis(
+    options: WavelengthOptions, columns: Columns, row: int | None, arm: str, size: int, step: float
 ) -> np.ndarray:
+    """Return wavelengths as the file has them; `step` brings the step of a grid to its unit."""
     if options.column is not None:
         return columns.array(options.column.format(arm=arm), row, shared=True)
-    start, step = (
+    first, by = (
         float(columns.scalar(part, row) if isinstance(part, str) else part)
         for part in (options.start, options.step)
     )
-    axis = start + step * np.arange(size)
-    return axis if options.kind == "linear" else 10.0**axis
+    return first + by * step * np.arange(size)
 
 
 def _joined(options: TableOptions, arrays: list, source: str, object_id: str):

@@ -20,7 +20,6 @@ import numpy as np
 from astropy import units
 from astropy.coordinates import Angle
 
-from skyray.readers.fits_bytes import Hdu
 from skyray.records import InvalidRecord
 
 FLUX = units.Unit("1e-17 erg / (s cm2 Angstrom)")  # what a Spectrum holds
@@ -77,15 +76,8 @@ _INVERSE_SQUARE = re.compile(
 _MEDIUM = re.compile(r"[\s,;(]*\b(?:in\s+)?(?:air|vac|vacuum)\b\)?\s*$", re.IGNORECASE)
 
 
-def column_card(hdu: Hdu, keyword: str, column: str) -> str:
-    """Return TUNITn, TUCDn … of a table's column, '' where there is none."""
-    for n in range(1, hdu.header.get("TFIELDS", 0) + 1):
-        if str(hdu.header.get(f"TTYPE{n}", "")).strip().lower() == column.lower():
-            return str(hdu.header.get(f"{keyword}{n}", "")).strip()
-    return ""
-
-
 # flux ------------------------------------------------------------------------------------------
+@lru_cache(maxsize=256)
 def is_flux(text: str) -> bool:
     """Return whether a text is the unit of a flux density, per wavelength or per frequency."""
     unit = parse_unit(text)
@@ -167,6 +159,13 @@ def spectral_unit(source: str, name: str, text: str) -> tuple[float | None, unit
         expected = "a wavelength, frequency, energy or the logarithm of a length"
         raise _unknown(source, name, text, expected)
     return found
+
+
+@lru_cache(maxsize=256)
+def is_length(text: str) -> bool:
+    """Return whether a spectral coordinate is a wavelength or the logarithm of one."""
+    found = _spectral_unit(text)
+    return found is not None and found[1].is_equivalent(units.AA)
 
 
 @lru_cache(maxsize=256)

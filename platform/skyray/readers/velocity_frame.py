@@ -21,6 +21,7 @@ import numpy as np
 from skyray.readers.units import to_degrees
 from skyray.records import InvalidRecord
 
+KEYWORDS = ("SPECSYS", "HELIO", "BARYCORR")
 _AT_REST = {"HELIOCEN", "BARYCENT", "HELIOCENTRIC", "BARYCENTRIC", "HELIO", "BARY"}
 _TOPOCENTRIC = {"TOPOCENT", "TOPOCENTRIC", "TOPO"}
 _LIGHT_KM_S = 299_792.458
