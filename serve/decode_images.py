@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from serve.decode_json import json_records
-from serve.uploads import Decoded, inflate, read_upload
+from serve.uploads import Decoded, plain, read_upload
 
 from skyray.cards import Card
 from skyray.records import Cutout, InvalidRecord
@@ -66,8 +66,7 @@ def decode_cutouts(
     if kind == "application/json":
         make = partial(_cutout, card=card)
         return json_records(body, CutoutJSON, "cutouts", make, max_records)
-    if body[:2] == b"\x1f\x8b":
-        body = inflate(body, max_bytes)
+    body = plain(body, max_bytes)
     reader, default = _READERS[kind]
     options = _options(card, reader)
     ending = default[default.index(".") :]

@@ -259,6 +259,12 @@ def test_bombs_are_refused_without_inflating_them(tmp_path):
     assert reason(tmp_path / "b.avro", bomb) == "avro_too_large"
 
 
+def test_a_stamp_of_several_gzip_members_is_whole():
+    raw = gzip.decompress(packed(np.ones((63, 63), np.float32)))
+    members = gzip.compress(raw[:4000]) + gzip.compress(raw[4000:])
+    np.testing.assert_array_equal(read_stamp(members, "members"), np.ones((63, 63)))
+
+
 def test_stamps_cut_short_are_refused():
     whole = packed(np.ones((63, 63), np.float32))
     with pytest.raises(InvalidRecord, match="stamp_gzip"):
