@@ -42,7 +42,7 @@ class Meaning:
     medium: Medium
     to_rest: float
     flux_unit: str | float
-    noise_unit: str
+    noise_unit: str | float
     noise_is_error: bool
     statements: Mapping[str, str]
 
@@ -68,6 +68,8 @@ class Meaning:
         if self.noise_is_error:
             unit = self.noise_unit or self.flux_unit
             ivar = ivar_of_error(_times(noise, self._factor(unit, wavelength)), mask)
+        elif isinstance(self.noise_unit, float):  # where flux has no unit: to its inverse square
+            ivar = _times(noise, self.noise_unit)
         elif self.noise_unit:
             ivar = _times(noise, ivar_factor(self.source, "ivar", self.noise_unit, wavelength))
         else:
@@ -129,11 +131,11 @@ def decide(
     found, medium_told = decide_medium(source, card_medium, said)
     to_rest, frame_told = frame_factor(source, header) if header is not None else (1.0, "")
     flux, flux_told = flux_scale(source, flux_unit, facts["flux"])
-    noise = _noise_unit(source, facts["noise"], flux, noise_is_error)
+    noise = _noise_unit(source, facts["noise"], facts["flux"], flux, noise_is_error)
     statements = {"wavelength_unit": wave_told, "medium": medium_told, "flux_unit": flux_told}
     if noise:
         statements["error_unit" if noise_is_error else "ivar_unit"] = (
-            f"{noise}: {facts['noise'].origin}"
+            f"{facts['noise'].unit}: {facts['noise'].origin}"
         )
     if frame_told:
         statements["frame"] = frame_told
@@ -188,20 +190,30 @@ def _conflict(source: str, facts: ColumnFacts, card: Any) -> InvalidRecord:
     return InvalidRecord("unit_conflict", detail, source)
 
 
-def _noise_unit(source: str, facts: ColumnFacts, flux: str | float, is_error: bool) -> str:
-    """Return the noise's own unit; '' where it is that of the flux, or nothing is said."""
+def _noise_unit(
+    source: str, facts: ColumnFacts, of_flux: ColumnFacts, flux: str | float, is_error: bool
+) -> str | float:
+    """Return the noise's own unit; '' where it is that of the flux, or nothing is said.
+
+    Of a flux without a unit (relative, a factor) it is the factor to the flux's scale.
+    """
     if not facts.unit:
         return ""
-    at = np.array([4000.0, 8000.0])
-    check = flux_factor if is_error else ivar_factor
-    check(source, facts.name, facts.unit, at)  # refuses what is none
-    if not isinstance(flux, str):
+    if isinstance(flux, str):
+        check = flux_factor if is_error else ivar_factor
+        check(source, facts.name, facts.unit, np.array([4000.0, 8000.0]))  # refuses what is none
+        return "" if is_error and facts.unit == flux else facts.unit
+    if is_error and facts.unit == of_flux.unit:
+        return "" if flux == 1 else flux
+    ours, theirs = parse_unit(facts.unit), parse_unit(of_flux.unit)
+    wanted = None if theirs is None else theirs if is_error else theirs**-2
+    if ours is None or wanted is None or not ours.is_equivalent(wanted):
         detail = (
             f"expected flux and noise in one kind of unit, found {facts.name} in {facts.unit!r} "
-            "and flux without a unit in the file"
+            f"and flux in {of_flux.unit or 'none'!r}"
         )
         raise InvalidRecord("unit_conflict", detail, source)
-    return "" if is_error and facts.unit == flux else facts.unit
+    return float(ours.to(wanted)) * (flux if is_error else flux**-2.0)
 
 
 def _wavelength_unit(
