@@ -88,7 +88,8 @@ def test_axes(tmp_path, name):
 
 NO_WAVELENGTHS = [
     linear("PIXEL", "", 1, 1), linear("LINEAR", "", 1, 1),
-    linear("", "", 4000, 2, **{"DC-FLAG": -1}), linear("LINEAR", "", 4000, 2, **{"DC-FLAG": 2}), linear("LINEAR", "nm", 400, 0.2, CD1_2=0.1),
+    linear("", "", 4000, 2, **{"DC-FLAG": -1}), linear("LINEAR", "", 4000, 2, **{"DC-FLAG": 2}),
+    linear("LINEAR", "nm", 400, 0.2, CD1_2=0.1),
     linear("LINEAR", "", 4000, 2, WAT1_001="wtype=linear label=Pixel"),
     linear("LOG-LIN", "", 3.6, 1e-4, **{"DC-FLAG": 0}), linear("LINEAR", "", "4000", 2),
     linear("WAVE-LOG", "nm", 400, 0.2, **{"DC-FLAG": 1}), linear("WAVE", "nm", 400, 0.2, PC1_1=0.0),

@@ -17,8 +17,8 @@ from skyray.readers.column_facts import Facts, fits_facts, parquet_facts
 from skyray.readers.csv_columns import csv_columns
 from skyray.readers.fits_bytes import FitsFile, Hdu
 from skyray.readers.fits_header import Header, decode_text
-from skyray.readers.fits_image import is_fits_name
 from skyray.readers.foreign_arrow import ParquetFile
+from skyray.readers.layout import is_fits_name
 from skyray.readers.unpacked import SUFFIXES, plain_name, unpacked_bytes
 from skyray.records import InvalidRecord
 

@@ -32,10 +32,10 @@ from skyray.readers.column_facts import ColumnFacts
 from skyray.readers.fits_bytes import FitsFile, Hdu
 from skyray.readers.fits_header import Header
 from skyray.readers.layout import fits_names, stem
+from skyray.readers.sky_frame import position_statement, stated_position
 from skyray.readers.spectral_axis import spectral_axis
 from skyray.readers.spectrum_values import Meaning, decide
 from skyray.readers.table_options import WavelengthOptions, known_flux_unit
-from skyray.readers.units import to_degrees
 from skyray.records import InvalidRecord, Spectrum, attempt
 from skyray.transforms.spectra import median_snr
 
@@ -70,6 +70,8 @@ class ImageOptions(Config):
         known = {"object_id", "ra", "dec", "spectype", "subtype", "redshift"}
         if unknown := set(self.fields) - known:
             raise ValueError(f"fields: unknown {sorted(unknown)}; known: {sorted(known)}")
+        if ("ra" in self.fields) != ("dec" in self.fields):
+            raise ValueError("fields: expected both of ra and dec, or neither")
         return self
 
     @field_validator("flux_unit")
@@ -137,7 +139,7 @@ class SpectrumImageReader(Reader):
         alone = {} if len(flux) == 1 else {"object_id": ""}  # keywords are of all rows, not of one
         fields = {**self._fields(fits.source, header), **alone}
         if len(flux) > 1:
-            fields |= {name: math.nan for name in ("ra", "dec") if name in fields}
+            fields |= {"ra": math.nan, "dec": math.nan, "frame": ""}
         return _Stack(flux, noise, mask, axis, meaning, fields)
 
     def _spectrum(self, stack: _Stack, row: int, source: str, name: str) -> Spectrum:
@@ -152,9 +154,10 @@ class SpectrumImageReader(Reader):
         if len(wavelength) > 1 and (np.diff(wavelength) < 0).all():
             arrays = tuple(array[::-1] for array in arrays)
         object_id = fields.pop("object_id", "") or name
+        statements = meaning.statements | position_statement(fields.pop("frame", ""))
         return Spectrum(
             object_id, *arrays, source=source, survey=self.image.survey,
-            snr=median_snr(*arrays[1:]), statements=meaning.statements,
+            snr=median_snr(*arrays[1:]), statements=statements,
             observation_id=name_by_content(object_id, arrays[1]), **fields,
         )  # fmt: skip
 
@@ -186,11 +189,14 @@ class SpectrumImageReader(Reader):
 
     def _fields(self, source: str, header: Header) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for field, key in self.image.fields.items():
+        names = dict(self.image.fields)
+        place = [names.pop(field).upper() for field in ("ra", "dec") if field in names]
+        if len(place) == 2:
+            *position, found["frame"] = stated_position(source, header, place)
+            found |= dict(zip(("ra", "dec"), position, strict=True))
+        for field, key in names.items():
             value = header.get(key.upper())
-            if field in ("ra", "dec"):
-                found[field] = to_degrees(source, key, "", value, hours=field == "ra")
-            elif field == "redshift":
+            if field == "redshift":
                 found[field] = header.number(key.upper())
             else:
                 found[field] = "" if value is None else str(value).strip()
