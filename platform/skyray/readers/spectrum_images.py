@@ -34,7 +34,7 @@ from skyray.readers.fits_header import Header
 from skyray.readers.layout import fits_names, stem
 from skyray.readers.sky_frame import position_statement, stated_position
 from skyray.readers.spectral_axis import spectral_axis
-from skyray.readers.spectrum_values import Meaning, decide
+from skyray.readers.spectrum_values import Meaning, ascending, decide
 from skyray.readers.table_options import WavelengthOptions, known_flux_unit
 from skyray.records import InvalidRecord, Spectrum, attempt
 from skyray.transforms.spectra import median_snr
@@ -150,9 +150,7 @@ class SpectrumImageReader(Reader):
             told = np.isfinite(axis)
             axis, flux, noise, mask = (values[told] for values in (axis, flux, noise, mask))
         wavelength = meaning.wavelength(axis)
-        arrays = (wavelength, *meaning.flux(wavelength, flux, noise, mask), mask)
-        if len(wavelength) > 1 and (np.diff(wavelength) < 0).all():
-            arrays = tuple(array[::-1] for array in arrays)
+        arrays = ascending(wavelength, *meaning.flux(wavelength, flux, noise, mask), mask)
         object_id = fields.pop("object_id", "") or name
         statements = meaning.statements | position_statement(fields.pop("frame", ""))
         return Spectrum(

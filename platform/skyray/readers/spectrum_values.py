@@ -86,6 +86,13 @@ class Meaning:
         return flux_factor(self.source, "flux", unit, wavelength)
 
 
+def ascending(wavelength: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return arrays of pixels, turned round where their wavelengths run backwards."""
+    arrays = wavelength, *others
+    backwards = len(wavelength) > 1 and (wavelength[1:] < wavelength[:-1]).all()
+    return tuple(array[::-1] for array in arrays) if backwards else arrays
+
+
 def _times(values: np.ndarray, factor: float | np.ndarray) -> np.ndarray:
     if np.ndim(factor) == 0 and factor == 1:
         return values

@@ -28,7 +28,7 @@ from skyray.readers.csv_columns import number_of
 from skyray.readers.layout import fits_names, is_fits_name, stem
 from skyray.readers.sky_frame import keyword_facts, position_statement, sky_frame, to_icrs
 from skyray.readers.spectrum_roles import described_by_file
-from skyray.readers.spectrum_values import Meaning, decide
+from skyray.readers.spectrum_values import Meaning, ascending, decide
 from skyray.readers.table_options import TableOptions, WavelengthOptions
 from skyray.readers.units import check_redshift, to_degrees
 from skyray.readers.unpacked import plain_name
@@ -166,9 +166,7 @@ def _arrays(options: TableOptions, columns: Columns, row: int | None, arm: str, 
     if len(set(sizes)) != 1:
         detail = f"expected one length for wavelength, flux, ivar and mask, found {sizes}"
         raise InvalidRecord("shape_mismatch", detail)
-    arrays = (wavelength, *meaning.flux(wavelength, flux, noise, mask), mask)
-    backwards = len(wavelength) > 1 and (wavelength[1:] < wavelength[:-1]).all()
-    return tuple(array[::-1] for array in arrays) if backwards else arrays
+    return ascending(wavelength, *meaning.flux(wavelength, flux, noise, mask), mask)
 
 
 def _bad(values: np.ndarray, options: TableOptions) -> np.ndarray:
