@@ -148,6 +148,18 @@ def test_positions_of_spectra_are_icrs(tmp_path, make):
     assert "ICRS (from" in found.statements["position"]
 
 
+def test_keywords_of_the_primary_header_stand_in_unless_inherit_is_false(tmp_path):
+    path, states = tmp_path / "x.fits", {"INHERIT": False}
+    for own, truth in (({}, TRUTH.ra.deg), (states, np.nan)):
+        axis = {"CTYPE1": "WAVE", "CUNIT1": "nm", "CRVAL1": 400, "CDELT1": 1.0, **own}
+        hdus = [fits.ImageHDU(WAVE, fits.Header(axis), name=name) for name in ("FLUX", "ERRS")]
+        primary = fits.PrimaryHDU(header=fits.Header(KEYS))
+        fits.HDUList([primary, *hdus]).writeto(path, overwrite=True)
+        reader = make_reader("spectrum_image", {"flux": "FLUX", "error": "ERRS"})
+        (found,) = reader.read(SurveyFile(fs.LocalFileSystem(), str(path)))
+        assert found.ra == pytest.approx(truth, nan_ok=True)
+
+
 def test_the_barycentric_correction_is_towards_the_source():
     site = {"OBSGEO-X": 1814985.3, "OBSGEO-Y": -5213916.8, "OBSGEO-Z": -3187738.1}
     header = {**site, "MJD-AVG": 56532.97}

@@ -309,7 +309,7 @@ def _open_fits(file: SurveyFile, names: set[str], wanted: str | int | None) -> I
     with FitsFile(file) as fits:
         hdu = _table_hdu(fits, wanted)
         header, facts = next(fits.hdus()).header, fits_facts(hdu.header)
-        header = hdu.header if hdu.header.get("INHERIT") is False else hdu.header.over(header)
+        header = hdu.header.over(header)
         rows, width = hdu.row_count, max(1, hdu.header.get("NAXIS1"))
         step = max(1, _FITS_BYTES_AT_ONCE // width)
         for first in range(0, max(rows, 1), step):

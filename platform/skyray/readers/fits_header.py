@@ -169,8 +169,11 @@ class Header:
         return width * groups * (extra + math.prod(sizes)) if axes else 0
 
     def over(self, other: Header) -> Header:
-        """Return these keywords, and of another header those that are not here."""
-        return Header(self.block + other.block)
+        """Return these keywords, and of the primary header those that are not here.
+
+        None of them where these say INHERIT = F.
+        """
+        return self if self.get("INHERIT") is False else Header(self.block + other.block)
 
     def astropy(self) -> astropy.io.fits.Header:
         """Return these cards as astropy has them, for its WCS."""

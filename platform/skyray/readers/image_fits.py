@@ -144,7 +144,8 @@ class ImageFitsReader(FileReader):
             found = (header.get(name.upper()) for header in headers)
             return next((one for one in found if one is not None), None)
 
-        return Cells(value, partial(keyword_facts, headers[0]), headers[0])
+        stated = headers[0].over(headers[-1])  # of the file too, as the values are
+        return Cells(value, partial(keyword_facts, stated), stated)
 
     def _image(self, hdus: list[Hdu], headers: list[Header]) -> tuple[np.ndarray, dict[str, str]]:
         options = self.settings

@@ -16,6 +16,7 @@ import re
 import numpy as np
 from numpy.polynomial import chebyshev, legendre
 
+from skyray.readers.csv_columns import number_of
 from skyray.readers.fits_header import Header
 from skyray.records import InvalidRecord
 
@@ -62,7 +63,7 @@ def multispec_axes(source: str, header: Header, size: int, lines: int) -> np.nda
 
 def _line(text: str, size: int) -> np.ndarray:
     """Return the wavelengths of one line, float64 [size]."""
-    values = [float(word) for word in text.split()]
+    values = [float(number_of(word)) for word in text.split()]
     if len(values) < 9 or not np.isfinite(values).all():
         raise ValueError(f"{text[:60]!r}, not nine numbers")
     kind, first, step, count, redshift = values[2:7]

@@ -16,7 +16,6 @@ Wavelengths are an HDU's (``wavelength: WAVE``), or follow from the header (`spe
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -136,10 +135,7 @@ class SpectrumImageReader(Reader):
             if values.shape[1] != flux.shape[1] or len(values) not in many:
                 detail = f"{name}: expected {flux.shape}, as flux has, found {values.shape}"
                 fits.refuse("shape_mismatch", detail)
-        alone = {} if len(flux) == 1 else {"object_id": ""}  # keywords are of all rows, not of one
-        fields = {**self._fields(fits.source, header), **alone}
-        if len(flux) > 1:
-            fields |= {"ra": math.nan, "dec": math.nan, "frame": ""}
+        fields = self._fields(fits.source, header, one=len(flux) == 1)
         return _Stack(flux, noise, mask, axis, meaning, fields)
 
     def _spectrum(self, stack: _Stack, row: int, source: str, name: str) -> Spectrum:
@@ -185,9 +181,11 @@ class SpectrumImageReader(Reader):
             options.error is not None,
         )  # fmt: skip
 
-    def _fields(self, source: str, header: Header) -> dict[str, Any]:
+    def _fields(self, source: str, header: Header, one: bool) -> dict[str, Any]:
+        """Return what keywords tell; of a stack's rows they tell neither name nor position."""
         found: dict[str, Any] = {}
-        names = dict(self.image.fields)
+        ours = self.image.fields.items()
+        names = {f: key for f, key in ours if one or f not in ("object_id", "ra", "dec")}
         place = [names.pop(field).upper() for field in ("ra", "dec") if field in names]
         if len(place) == 2:
             *position, found["frame"] = stated_position(source, header, place)
