@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import zipfile
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from serve.uploads import Decoded, read_upload
 
 from skyray.cards import Card
 from skyray.readers.alert_packet import alert_of
+from skyray.readers.ztf import ZtfOptions
 from skyray.records import STAMPS, Alert, InvalidRecord, attempt
 
 _AVRO = ("application/avro", "avro/binary", "application/octet-stream")
@@ -61,26 +63,32 @@ def decode_alerts(
 ) -> Decoded:
     """Return the alerts of a body of content type `kind`, one of `CONTENT_TYPES`."""
     if kind == "application/json":
-        return json_records(body, AlertJSON, "alerts", _of_json, max_records)
+        return json_records(body, AlertJSON, "alerts", partial(_of_json, card=card), max_records)
     if kind == _NPZ:
-        return [_of_npz(body, max_bytes)]
+        return [_of_npz(body, max_bytes, card)]
     return read_upload(card.reader, card.reader_options, body, "upload.avro", max_records)
 
 
-def _of_json(item: AlertJSON, row: int) -> Alert | InvalidRecord:
+def _of_json(item: AlertJSON, row: int, card: Card) -> Alert | InvalidRecord:
     def alert() -> Alert:
         stamps = {
             f"cutout{name.title()}": _stamp_bytes(item.cutouts.get(name), name) for name in STAMPS
         }
-        return _alert(item, stamps, row)
+        return _alert(item, stamps, row, card)
 
     return attempt(alert, f"request[{row}]", str(item.candid))
 
 
-def _alert(item: AlertJSON, stamps: dict[str, bytes], row: int) -> Alert:
+def _alert(item: AlertJSON, stamps: dict[str, bytes], row: int, card: Card) -> Alert:
+    """Return the record of a packet under ZTF's names, by the card's options as from a file."""
+    options = card.reader_options
+    if card.reader == "ztf":
+        options = ZtfOptions.load(options).model_dump()
     packet = {"objectId": item.objectId, "candid": item.candid, "candidate": item.candidate,
               "prv_candidates": item.prv_candidates, "survey": "request"}  # fmt: skip
-    return alert_of(packet | stamps, f"request[{row}]")
+    packet["pixel_scale_arcsec"] = options.get("pixel_scale_arcsec")
+    one_sign = options.get("isdiffpos", "corrected") == "corrected"
+    return alert_of(packet | stamps, f"request[{row}]", one_sign=one_sign)
 
 
 def _stamp_bytes(stamp: Stamp | None, name: str) -> bytes:
@@ -109,7 +117,7 @@ def _fits(values: np.ndarray, name: str) -> bytes:
     return content.getvalue()
 
 
-def _of_npz(body: bytes, max_bytes: int) -> Alert | InvalidRecord:
+def _of_npz(body: bytes, max_bytes: int, card: Card) -> Alert | InvalidRecord:
     """Read arrays science, template, difference and ``packet``, its JSON text as uint8 or str."""
     try:
         with zipfile.ZipFile(io.BytesIO(body)) as archive:
@@ -130,4 +138,4 @@ def _of_npz(body: bytes, max_bytes: int) -> Alert | InvalidRecord:
         raise
     except Exception as error:  # encrypted, an unknown compression, damaged: zipfile has many ways
         raise Refusal(400, "npz_invalid", f"{type(error).__name__}: {error}"[:300]) from None
-    return attempt(lambda: _alert(parsed, stamps, 0), "request[0]", str(parsed.candid))
+    return attempt(lambda: _alert(parsed, stamps, 0, card), "request[0]", str(parsed.candid))

@@ -3,7 +3,7 @@
 Columns: ``flux`` and ``ivar`` or ``error``, lists or tensors of numbers; ``wavelength`` unless
 the rows are a skyray dataset's own, whose schema carries the grid; ``mask``, ``redshift`` and
 ``object_id`` where known. The schema's metadata (or the dataset's stamp) says ``medium``: vacuum or
-air.
+air. What the metadata of a field state (``unit``, ``ucd``) holds as in a Parquet file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ from serve.decode_json import build_spectrum
 from serve.refusal import Refusal
 from serve.uploads import too_many
 
+from skyray.readers.column_facts import ColumnFacts, parquet_facts
 from skyray.readers.foreign_arrow import ipc_stream, open_ipc
+from skyray.readers.spectrum_values import Meaning, decide
+from skyray.readers.table_options import WavelengthOptions
+from skyray.readers.units import check_redshift
 from skyray.records import Grid, InvalidRecord, Spectrum, attempt
 
 _ARRAYS = ("wavelength", "flux", "ivar", "error", "mask")
@@ -31,7 +35,7 @@ _CELL_BYTES = 8  # a value of a list, once read: a bool of the stream has one bi
 class _Frame:
     """What the schema says about all rows."""
 
-    medium: str
+    meaning: Meaning
     wavelength: np.ndarray | None
     noise: str
 
@@ -85,19 +89,33 @@ def _frame(schema: pa.Schema) -> _Frame:
                 400, "column_missing", "wavelength: expected this column, or a dataset's grid"
             )
         wavelength = _grid_wavelength(stamp["grid"])
-    medium = metadata.get("medium", "vacuum" if wavelength is not None else "")
-    if medium not in ("vacuum", "air"):
-        raise Refusal(
-            400, "medium_missing",
-            f"schema metadata 'medium': expected 'vacuum' or 'air', found {medium[:40]!r}",
-        )  # fmt: skip
     noise = next((name for name in ("ivar", "error") if name in names), None)
     if noise is None or "flux" not in names:
         raise Refusal(
             400, "column_missing", f"expected columns flux and ivar or error, found {names[:20]}"
         )
     _check_types(schema)
-    return _Frame(medium, wavelength, noise)
+    medium = metadata.get("medium", "from_file" if wavelength is None else "vacuum")
+    return _Frame(_meaning(schema, medium, wavelength is None, noise), wavelength, noise)
+
+
+def _meaning(schema: pa.Schema, medium: str, own_axis: bool, noise: str) -> Meaning:
+    """Return what the columns mean, by the metadata of their fields."""
+    told = f"schema metadata 'medium': expected 'vacuum' or 'air', found {medium[:40]!r}"
+    if medium not in ("vacuum", "air", "from_file"):
+        raise Refusal(400, "medium_missing", told)
+    stated = parquet_facts(schema, "request", {"wavelength", "flux", noise, "redshift"})
+    grid = ColumnFacts("wavelength", unit="Angstrom", origin="grid of the dataset")
+    facts = {"wavelength": stated.of("wavelength") if own_axis else grid,
+             "flux": stated.of("flux"), "noise": stated.of(noise)}  # fmt: skip
+    check_redshift("request", "redshift", stated.of("redshift").unit)
+    axis = WavelengthOptions(column="wavelength")
+    try:
+        return decide("request", None, facts, axis, medium, None, noise == "error")
+    except InvalidRecord as error:
+        if error.reason == "medium_unknown":
+            raise Refusal(400, "medium_missing", told) from None
+        raise
 
 
 def _check_types(schema: pa.Schema) -> None:
@@ -148,13 +166,12 @@ def _row(batch: pa.RecordBatch, row: int, number: int, frame: _Frame) -> Spectru
     noise = _pixels(batch, frame.noise, row)
     object_id = batch.column("object_id")[row].as_py() if "object_id" in names else None
     return build_spectrum(
+        frame.meaning,
         wavelength=wavelength,
         flux=_pixels(batch, "flux", row),
-        ivar=noise if frame.noise == "ivar" else None,
-        error=noise if frame.noise == "error" else None,
+        noise=noise,
         mask=None if mask is None else mask != 0,
         object_id=str(number if object_id is None else object_id)[:200],
-        medium=frame.medium,
         source=f"request[{number}]",
         redshift=_number(batch, "redshift", row),
     )

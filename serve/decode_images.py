@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import posixpath
 from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 from serve.decode_json import json_records
-from serve.uploads import Decoded, inflate, read_upload
+from serve.uploads import Decoded, plain, read_upload
 
 from skyray.cards import Card
+from skyray.readers.images import without_suffix
 from skyray.records import Cutout, InvalidRecord
 
 # content type → reader and the ending its files have
@@ -28,6 +30,7 @@ CONTENT_TYPES = ("application/json", *_READERS)
 _OPTIONS = ("pixel_scale_arcsec", "survey")
 _FLUX_OPTIONS = ("unit", "zero_point")  # what a card says of its FITS images, uploads too
 _LAYOUT_OPTIONS = {"image_fits": ("hdu", "hdus"), "image_arrays": ("items",)}  # of the same reader
+_KEYWORDS = ("fields", "extra")  # of FITS files, where they are no columns of a table beside them
 _MAX_SIDE = 4096
 
 
@@ -66,12 +69,11 @@ def decode_cutouts(
     if kind == "application/json":
         make = partial(_cutout, card=card)
         return json_records(body, CutoutJSON, "cutouts", make, max_records)
-    if body[:2] == b"\x1f\x8b":
-        body = inflate(body, max_bytes)
+    body = plain(body, max_bytes)
     reader, default = _READERS[kind]
     options = _options(card, reader)
     ending = default[default.index(".") :]
-    name = name if name.lower().endswith(ending) else default
+    name = f"{without_suffix(posixpath.basename(name)) or 'upload'}{ending}"
     return read_upload(reader, options, body, name, max_records)
 
 
@@ -80,6 +82,8 @@ def _options(card: Card, reader: str) -> dict[str, Any]:
     names = set(_OPTIONS) | (set(_FLUX_OPTIONS) if reader == "image_fits" else set())
     if reader == card.reader:
         names |= set(_LAYOUT_OPTIONS.get(reader, ()))
+        beside = reader != "image_fits" or card.reader_options.get("table")
+        names |= set() if beside else set(_KEYWORDS)
     found = {name: card.reader_options[name] for name in names & set(card.reader_options)}
     # Known before anything is unpacked: what an image of the card can be, with room to shrink.
     side = card.image_size * 2 if card.image_fit == "exact" else max(card.image_size * 4, 1024)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
@@ -11,8 +12,11 @@ from pydantic_core import from_json
 from serve.refusal import Refusal
 from serve.uploads import too_many
 
-from skyray.records import InvalidRecord, Record, Spectrum, as_float32, attempt
-from skyray.transforms.spectra import air_to_vacuum
+from skyray.readers.column_facts import ColumnFacts
+from skyray.readers.spectrum_values import Meaning, ascending, decide
+from skyray.readers.table_options import WavelengthOptions
+from skyray.records import InvalidRecord, Record, Spectrum, attempt
+from skyray.transforms.spectra import median_snr
 
 _Item = TypeVar("_Item", bound=BaseModel)
 MAX_PIXELS = 200_000
@@ -26,7 +30,7 @@ class SpectrumJSON(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    wavelength: Pixels = Field(description="Å, strictly increasing")
+    wavelength: Pixels = Field(description="Å, strictly increasing or decreasing")
     flux: Pixels = Field(description="1e-17 erg/s/cm²/Å (any linear unit serves the classifier)")
     ivar: Pixels | None = Field(None, description="inverse variance of flux; 0 = not measured")
     error: Pixels | None = Field(None, description="standard deviation of flux, instead of ivar")
@@ -130,53 +134,62 @@ def _explain(error: ValidationError) -> str:
 
 
 def _to_spectrum(item: SpectrumJSON, row: int) -> Spectrum | InvalidRecord:
+    is_error = item.ivar is None
     return build_spectrum(
+        _meaning(item.medium, is_error),
         wavelength=np.array(item.wavelength, dtype=np.float64),
         flux=np.array(item.flux, dtype=np.float64),
-        ivar=None if item.ivar is None else np.array(item.ivar, dtype=np.float64),
-        error=None if item.error is None else np.array(item.error, dtype=np.float64),
+        noise=np.array(item.error if is_error else item.ivar, dtype=np.float64),
         mask=None if item.mask is None else np.array(item.mask, dtype=bool),
         object_id=str(item.object_id) or str(row),
-        medium=item.medium,
         source=_source(row),
         redshift=float("nan") if item.redshift is None else item.redshift,
     )
 
 
+@lru_cache(maxsize=4)
+def _meaning(medium: str, is_error: bool) -> Meaning:
+    """Return what the numbers of a JSON body mean: Å, and fluxes as they are."""
+    facts = {name: ColumnFacts(name) for name in ("flux", "noise")}
+    facts["wavelength"] = ColumnFacts("wavelength", unit="Angstrom", origin="request")
+    axis = WavelengthOptions(column="wavelength")
+    return decide("request", None, facts, axis, medium, None, is_error)
+
+
 def build_spectrum(
+    meaning: Meaning,
     *,
     wavelength: np.ndarray,
     flux: np.ndarray,
-    ivar: np.ndarray | None,
-    error: np.ndarray | None,
+    noise: np.ndarray,
     mask: np.ndarray | None,
     object_id: str,
-    medium: str,
     source: str,
     redshift: float = float("nan"),
 ) -> Spectrum | InvalidRecord:
-    """Return a record from a client's arrays [L]: vacuum Å, ivar, types as `Spectrum` has them.
+    """Return a record from a client's arrays [L], as readers make one from a file's.
 
     A standard deviation of 0 or NaN marks an unmeasured pixel; a negative one is refused.
     """
+    mask = np.zeros(flux.shape, dtype=bool) if mask is None else mask
+    shapes = [array.shape for array in (wavelength, flux, noise, mask)]
+    if len(set(shapes)) > 1:
+        detail = f"expected one length of wavelength, flux, noise and mask, found {shapes}"
+        return InvalidRecord("shape_mismatch", detail, source, object_id)
+    if meaning.noise_is_error:
+        if (noise < 0).any():
+            return InvalidRecord("error_negative", "expected error ≥ 0", source, object_id)
+        noise = np.where(np.isfinite(noise), noise, 0.0)
+
+    def arrays() -> tuple[np.ndarray, ...]:
+        axis = meaning.wavelength(wavelength)
+        return ascending(axis, *meaning.flux(axis, flux, noise, mask), mask)
+
     with np.errstate(all="ignore"):  # absurd values become inf or NaN and are refused by name
-        if ivar is None:
-            if (error < 0).any():
-                return InvalidRecord("error_negative", "expected error ≥ 0", source, object_id)
-            measured = np.isfinite(error) & (error > 0)
-            ivar = np.where(measured, 1.0 / np.where(measured, error, 1.0) ** 2, 0.0)
-        if medium == "air":
-            wavelength = air_to_vacuum(wavelength)
-    held = attempt(lambda: (as_float32("flux", flux), as_float32("ivar", ivar)), source, object_id)
-    if isinstance(held, InvalidRecord):
-        return held
-    return Spectrum(
-        object_id=object_id,
-        wavelength=wavelength,
-        flux=held[0],
-        ivar=held[1],
-        mask=np.zeros(wavelength.shape, dtype=bool) if mask is None else mask,
-        redshift=redshift,
-        survey="request",
-        source=source,
-    )
+        made = attempt(arrays, source, object_id)
+        if isinstance(made, InvalidRecord):
+            return made
+        return Spectrum(
+            object_id, *made, redshift=redshift, snr=median_snr(*made[1:]), survey="request",
+            source=source, statements=meaning.statements,
+        )  # fmt: skip

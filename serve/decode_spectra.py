@@ -5,7 +5,7 @@ from __future__ import annotations
 from serve.decode_arrow import decode_arrow
 from serve.decode_json import decode_json
 from serve.refusal import Refusal
-from serve.uploads import Decoded, inflate, read_upload
+from serve.uploads import Decoded, plain, read_upload
 
 from skyray.cards import Card
 from skyray.readers.layout import stem
@@ -21,14 +21,14 @@ def decode_spectra(
 ) -> Decoded:
     """Return the spectra of a body of content type `kind`, one of `CONTENT_TYPES`.
 
-    FITS, plain or compressed (gzip, bzip2), is read by its content; `name` may say anything or
-    nothing.
+    FITS, plain or compressed (gzip, bzip2, xz, zstandard), is read by its content; `name` may say
+    anything or nothing.
     """
     if kind in JSON_TYPES:
         return decode_json(body, max_records)
     if kind in ARROW_TYPES:
         return decode_arrow(body, max_records, max_bytes)
-    body = inflate(body, max_bytes)
+    body = plain(body, max_bytes)
     if not body.startswith(b"SIMPLE  ="):
         raise Refusal(400, "not_fits", f"expected a FITS file, found bytes {body[:16]!r}")
     named = f"{stem(name) or 'upload'}.fits"

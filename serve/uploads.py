@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import bz2
-import zlib
 from collections.abc import Mapping
 from typing import Any
 
+import pyarrow as pa
 from serve.refusal import Refusal
 
 from skyray.readers.base import make_reader
 from skyray.readers.memory import memory_file
+from skyray.readers.unpacked import packing, unpack
 from skyray.records import InvalidRecord, Record, refusal_of
-
-_DAMAGED = {"gzip": "gzip_damaged", "bzip2": "bzip2_damaged"}
 
 Decoded = list[Record | InvalidRecord]
 
@@ -51,27 +49,19 @@ def read_upload(
     return found
 
 
-def inflate(body: bytes, limit: int) -> bytes:
-    """Return the content of a gzip or bzip2 stream; anything else as it is.
+def plain(body: bytes, most: int) -> bytes:
+    """Return the content of a body, unpacked as readers unpack files; a plain one as it is.
 
     Raises
     ------
     Refusal
-        413 beyond `limit` bytes, 400 (``gzip_damaged``, ``bzip2_damaged``) for a damaged stream.
+        413 (``body_too_large``) beyond `most` bytes; 400 for a damaged stream
+        (``gzip_truncated``, ``xz_truncated`` …) or an unknown packing (``compression_unknown``).
     """
-    if body[:2] == b"\x1f\x8b":
-        kind, inflater = "gzip", zlib.decompressobj(wbits=31)
-    elif body[:3] == b"BZh":
-        kind, inflater = "bzip2", bz2.BZ2Decompressor()
-    else:
-        return body
     try:
-        content = inflater.decompress(body, limit)
-    except (zlib.error, OSError) as error:
-        raise Refusal(400, _DAMAGED[kind], str(error)) from None
-    if not inflater.eof and len(content) >= limit:
-        raise Refusal(413, "body_too_large", f"expected at most {limit:,} bytes once inflated")
-    if not inflater.eof:
-        detail = f"expected a whole {kind} stream, found its beginning"
-        raise Refusal(400, _DAMAGED[kind], detail)
-    return content
+        kind = packing(body[:8], "body")
+        return unpack(pa.BufferReader(body), kind, "body", most) if kind else body
+    except InvalidRecord as error:
+        if error.reason == "unpacked_too_large":
+            raise Refusal(413, "body_too_large", error.detail) from None
+        raise Refusal(400, error.reason, error.detail) from None

@@ -19,7 +19,8 @@ from skyray.readers.column_facts import column_facts
 from skyray.readers.columns import open_columns
 from skyray.readers.fits_bytes import FitsFile
 from skyray.readers.fits_header import Header
-from skyray.readers.fits_image import astropy_file, fits_image, is_fits_name
+from skyray.readers.fits_image import astropy_file, fits_image
+from skyray.readers.layout import is_fits_name
 from skyray.readers.memory import memory_file
 from skyray.readers.unpacked import FREE_BYTES, most_bytes
 from skyray.records import InvalidRecord

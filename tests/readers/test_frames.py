@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from astropy import units as u
 from astropy.coordinates import SkyCoord
@@ -211,6 +213,54 @@ def test_open_frames_are_bounded(sky, monkeypatch):
     records = list(reader.read(SurveyFile(fs.LocalFileSystem(), str(sky / "objects.csv"))))
     assert reasons(records) == [""] * 6
     assert len(reader._frames._kept) == 2
+
+
+@pytest.mark.parametrize("form", ["stated", "card", "sexagesimal", "galactic"])
+def test_votes_in_other_coordinates(sky, form):
+    """Of the table to match with, as of the catalogue."""
+    truth = reasons(read(sky, OPTIONS))
+    votes = pd.read_csv(sky / "votes.csv")
+    place = SkyCoord(votes["RA"], votes["DEC"], unit="deg")
+    lon, lat = (place.galactic.l, place.galactic.b) if form == "galactic" else (place.ra, place.dec)
+    columns, match = {"RA": lon.rad, "DEC": lat.rad}, {**OPTIONS["match"], "table": "v.parquet"}
+    if form == "sexagesimal":
+        columns = {"RA": lon.to_string(u.hourangle, sep=":", precision=6),
+                   "DEC": lat.to_string(sep=":", precision=6)}  # fmt: skip
+    if form == "card":
+        match |= {"ra_unit": "rad", "dec_unit": "rad"}
+    if form == "galactic":
+        match |= {"frame": "galactic"}
+    unit = {"unit": "rad"} if form in ("stated", "galactic") else None
+    table = pa.table({**{k: pa.array(v) for k, v in columns.items()}, "P_CS": votes["P_CS"]})
+    fields = [
+        field.with_metadata(unit) if field.name != "P_CS" else field for field in table.schema
+    ]
+    pq.write_table(table.cast(pa.schema(fields)), sky / "v.parquet")
+    assert reasons(read(sky, {**OPTIONS, "match": match})) == truth
+    bad = table.slice(0, 1).set_column(1, "DEC", pa.array(["south"]))
+    pq.write_table(bad, sky / "v.parquet")
+    with pytest.raises(InvalidRecord, match=r"v\.parquet#0: position_invalid"):
+        read(sky, {**OPTIONS, "match": match})
+
+
+def test_units_of_sizes_and_frames_that_the_catalogue_states(sky):
+    truth = read(sky, ALL)[0]
+    table = pa.Table.from_pandas(pd.read_csv(sky / "objects.csv")[:1]).replace_schema_metadata()
+    place = SkyCoord(truth.ra, truth.dec, unit="deg").galactic
+    cells = {"RA_deg": (place.l.deg, {"ucd": "pos.galactic.lon"}),
+             "DEC_deg": (place.b.deg, {"ucd": "pos.galactic.lat"}),
+             "petroRad_r": (5 / 60, {"unit": "arcmin"})}  # fmt: skip
+    for name, (value, about) in cells.items():
+        field = pa.field(name, pa.float64(), metadata=about)
+        table = table.set_column(table.schema.get_field_index(name), field, pa.array([value]))
+    pq.write_table(table, sky / "objects.parquet")
+    reader = make_reader("frame_cutouts", ALL)
+    file = SurveyFile(fs.LocalFileSystem(), str(sky / "objects.parquet"))
+    (found,) = reader.read(file)
+    assert (found.ra, found.dec) == pytest.approx((truth.ra, truth.dec), abs=1e-9)
+    np.testing.assert_array_equal(found.image, truth.image)
+    with pytest.raises(InvalidRecord, match="frame_unknown"):
+        list(make_reader("frame_cutouts", {**ALL, "frame": "fk5"}).read(file))
 
 
 def test_units_of_positions_that_the_catalogue_states(sky):

@@ -60,6 +60,22 @@ def test_a_weight_map_is_never_the_image(tmp_path, science, weight):
     assert one(write(tmp_path / "a.fits", hdus[1])).reason == "image_role"
 
 
+@pytest.mark.parametrize(
+    ("name", "primary", "own"),
+    [("a.weight.fits.fz", {}, {}), ("a.fits.fz", {"PRODTYPE": "wtmap"}, {}),
+     ("a.fits.fz", {}, {"IMTYPE": "invvar"}), ("a.fits.fz", {}, {"EXTTYPE": "IMAGE",
+                                                               "EXTNAME": "VARIANCE"})],
+)  # fmt: skip
+def test_a_compressed_weight_map_is_none_either(tmp_path, name, primary, own):
+    """fpack calls an image without a name COMPRESSED_IMAGE, whatever it holds."""
+    packed = fits.CompImageHDU(WEIGHT, compression_type="GZIP_1", quantize_level=0)
+    packed.header.update({"EXTNAME": "COMPRESSED_IMAGE", **own})
+    path = write(tmp_path / name, packed, primary=primary)
+    assert one(path).reason == "image_role"
+    plain = write(tmp_path / "b.fits.fz", fits.CompImageHDU(SCIENCE, compression_type="GZIP_1"))
+    assert one(plain).statements["hdu"].endswith("(the only image)")
+
+
 def test_two_images_are_not_guessed_at(tmp_path):
     both = image(SCIENCE, "SCI"), image(WEIGHT, "SCI", EXTVER=2)
     path = write(tmp_path / "a.fits", *both)

@@ -177,6 +177,36 @@ def test_folder_of_images_with_labels(tmp_path):
     assert reasons(read("image_files", folder / "a.png", options)) == ["label_table_missing"]
 
 
+def test_units_that_a_table_of_labels_states_are_honoured(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded())
+    about = {
+        "ra": ("rad", 0.25),
+        "scale": ("arcmin/pix", 0.0066),
+        "z": ("", 0.1),
+        "v": ("km/s", 9e4),
+    }
+    schema = pa.schema([pa.field("name", pa.string()), *(
+        pa.field(name, pa.float64(), metadata={"unit": unit}) for name, (unit, _) in about.items()
+    )])  # fmt: skip
+    row = {"name": ["a"], **{name: [value] for name, (_, value) in about.items()}}
+    pq.write_table(pa.table(row, schema), tmp_path / "labels.parquet")
+    options = {"table": "labels.parquet",
+               "fields": {"ra": "ra", "pixel_scale_arcsec": "scale", "redshift": "z"}}  # fmt: skip
+    (found,) = read("image_files", tmp_path / "a.png", options)
+    assert found.ra == pytest.approx(np.degrees(0.25), rel=1e-12)
+    assert found.pixel_scale_arcsec == pytest.approx(0.396, rel=1e-12)
+    for field in ("redshift", "pixel_scale_arcsec"):
+        wrong = {**options, "fields": {field: "v"}}
+        assert reasons(read("image_files", tmp_path / "a.png", wrong)) == ["unit_unknown"]
+
+
+def test_numbers_that_only_python_reads_are_none(tmp_path):
+    (tmp_path / "a.png").write_bytes(encoded())
+    (tmp_path / "labels.csv").write_text("name,z\na,1_0\n")
+    options = {"table": "labels.csv", "fields": {"redshift": "z"}}
+    assert reasons(read("image_files", tmp_path / "a.png", options)) == ["field_invalid"]
+
+
 def test_folder_names_are_labels_without_a_table(tmp_path):
     folder = tmp_path / "elliptical"
     folder.mkdir()

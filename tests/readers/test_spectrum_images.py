@@ -67,6 +67,7 @@ AXES = {
                     4000 + 2 * PIXEL),
     "IRAF log": ({"CTYPE1": "LINEAR", "CRVAL1": 3.6, "CD1_1": 2e-4, "CRPIX1": 1.0, "DC-FLAG": 1,
                   "VACUUM": True}, 10 ** (3.6 + 2e-4 * PIXEL)),
+    "PC1_1": (linear("WAVE", "nm", 400, 0.1, PC1_1=2.0), 4000 + 2 * PIXEL),
     "SDSS": ({"COEFF0": 3.6, "COEFF1": 1e-4, "VACUUM": True}, 10 ** (3.6 + 1e-4 * PIXEL)),
 }  # fmt: skip
 
@@ -85,6 +86,17 @@ def test_axes(tmp_path, name):
     assert {"medium", "wavelength_unit", "flux_unit", "frame"} <= set(spectrum.statements)
 
 
+NO_WAVELENGTHS = [
+    linear("PIXEL", "", 1, 1), linear("LINEAR", "", 1, 1),
+    linear("", "", 4000, 2, **{"DC-FLAG": -1}), linear("LINEAR", "", 4000, 2, **{"DC-FLAG": 2}),
+    linear("LINEAR", "nm", 400, 0.2, CD1_2=0.1),
+    linear("LINEAR", "", 4000, 2, WAT1_001="wtype=linear label=Pixel"),
+    linear("LOG-LIN", "", 3.6, 1e-4, **{"DC-FLAG": 0}), linear("LINEAR", "", "4000", 2),
+    linear("WAVE-LOG", "nm", 400, 0.2, **{"DC-FLAG": 1}), linear("WAVE", "nm", 400, 0.2, PC1_1=0.0),
+    linear("MULTISPE", "", 1, 1), linear("WAVE", "nm", 400, 0.2, CD1_1=0.2, PC1_1=2.0),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("keywords", "options", "reason"),
     [(linear("LINEAR", "Angstrom", 4000, 2), {}, "medium_unknown"),
@@ -96,6 +108,8 @@ def test_axes(tmp_path, name):
                                                           "wavelength_missing"),
      ({"CTYPE1": "WAVE", "CUNIT1": "nm"}, {}, "wavelength_missing"), ({}, {"medium": "air"},
                                                                       "wavelength_missing"),
+     *((keywords, {"medium": "air"}, "wavelength_missing") for keywords in NO_WAVELENGTHS),
+     (linear("LINEAR", "nm", 400, 0.2, WAT1_001="units=angstroms"), {}, "unit_conflict"),
      (linear("WAVE", "", 400, 0.2), {}, "unit_unknown"), (linear("WAVE", "parsec/s", 4, 2), {},
                                                           "unit_unknown")],
 )  # fmt: skip
@@ -149,17 +163,86 @@ def test_a_stack_with_its_wavelengths_in_an_hdu_is_a_spectrum_a_row(tmp_path):
         )
 
 
+def multispec(path, *specs, **more):
+    """A file as IRAF writes it: specN of all lines in one text, cut every 68 characters."""
+    text = "wtype=multispec " + " ".join(f'spec{n} = "{one}"' for n, one in enumerate(specs, 1))
+    parts = [text[at : at + 68] for at in range(0, len(text), 68)]
+    flux = np.stack([FLUX] * len(specs))
+    hdu = fits.PrimaryHDU(np.stack([flux, np.full(flux.shape, 0.5)]))  # a plane of noise
+    hdu.header.update({**UNIT, "CTYPE1": "MULTISPE", "CTYPE2": "MULTISPE", "CDELT1": 1.0,
+                       "WAT0_001": "system=multispec", "VACUUM": True,
+                       "WAT1_001": "wtype=multispec label=Wavelength units=angstroms", **more,
+                       **{f"WAT2_{n:03d}": part for n, part in enumerate(parts, 1)}})  # fmt: skip
+    hdu.writeto(path)
+    return path
+
+
+def test_multispec_has_an_axis_a_line(tmp_path):
+    x = 2 * PIXEL / (SIZE - 1) - 1  # of pmin 1 to pmax SIZE
+    angle = np.arccos(np.clip(x, -1, 1))
+    series = 0.5 * (10 + 5000 + 1000 * x + 30 * np.cos(2 * angle) + 2 * np.cos(3 * angle))
+    series += 0.5 * (5000 + 1000 * x + 20 * (1.5 * x**2 - 0.5))
+    lines = {
+        f"1 1 0 4000. 2. {SIZE} 0.1 0. 10.": (4000 + 2 * PIXEL) / 1.1,
+        f"2 1 1 3.6 2e-4 {SIZE} 0. 0. 10.": 10 ** (3.6 + 2e-4 * PIXEL),
+        "3 1 0 4000. 2. 500 0. 0. 10.": 4000 + 2 * PIXEL[:500],
+        f"4 1 2 4000. 3. {SIZE} 0. 0. 10. .5 10. 1 4 1. {SIZE}. 5000. 1000. 30. 2. "
+        f".5 0. 2 3 1. {SIZE}. 5000. 1000. 20.": series,
+    }
+    path = multispec(tmp_path / "x.fits", *lines)
+    for row, expected in enumerate(lines.values()):
+        spectrum = read(path, flux=f"0:{row}", error=f"0:{len(lines) + row}")
+        check_spectrum(spectrum)
+        np.testing.assert_allclose(spectrum.wavelength, expected, rtol=1e-9)
+        np.testing.assert_allclose(spectrum.flux, FLUX[: len(expected)], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["1 1 -1 4000. 2. 600 0. 0. 10.", "1 1 1 3.6 2e-4 600 0.1 0. 10.", "1 1 0 4000. 2.",
+     "1 1 2 4000. 2. 600 0. 0. 10. 1. 0. 3 4 1. 600. 1. 2. 3. 4.", "1 1 0 INDEF 2. 600 0. 0. 10.",
+     "1 1 2 4000. 2. 600 0. 0. 10.", "1 1 2 4000. 2. 600 0. 0. 10. 1. 0. 1 9 1. 600. 1."],
+)  # fmt: skip
+def test_multispec_that_is_not_read_is_refused(tmp_path, spec):
+    with pytest.raises(InvalidRecord, match=r"wavelength_missing.*WAT2"):
+        read(multispec(tmp_path / "x.fits", spec), flux="0:0", error="0:1")
+
+
+@pytest.mark.parametrize(
+    ("flux", "noise", "options", "ivar"),
+    [("1e-17 erg/s/cm2/A", "1e-18 erg/s/cm2/A", {}, 4e2), ("", "1e-18 erg/s/cm2/A",
+                                                           {"flux_unit": "1e-17 erg/s/cm2/A"}, 4e2),
+     ("adu", "adu", {"flux_unit": "relative"}, 4), ("adu", "1e-1 adu", {"flux_unit": "relative"},
+                                                    4e2),
+     ("adu", "adu**-2", {"flux_unit": "relative", "ivar": "ERRS", "error": None}, 0.5),
+     ("flubber", "flubber", {"flux_unit": 2.0}, 1), ("", "1e-18 erg/s/cm2/A", {}, None),
+     ("", "adu", {"flux_unit": "relative"}, None), ("adu", "mJy", {"flux_unit": "relative"}, None),
+     ("1e-17 erg/s/cm2/A", "adu", {}, None)],
+)  # fmt: skip
+def test_the_unit_of_the_noise_is_its_own(tmp_path, flux, noise, options, ivar):
+    path = write(tmp_path / "x.fits", {**linear("WAVE", "nm", 400, 0.2), "BUNIT": flux})
+    with fits.open(path, mode="update") as hdus:
+        hdus["ERRS"].header["BUNIT"] = noise
+    if ivar is None:
+        with pytest.raises(InvalidRecord, match=r"unit_conflict|unit_unknown"):
+            read(path, **options)
+        return
+    np.testing.assert_allclose(read(path, **options).ivar, ivar, rtol=1e-6)
+
+
 _VALUES = st.one_of(
     st.sampled_from(["", "WAVE", "AWAV-LOG", "FREQ-W2F", "WAVE-GRI", "WAVE-TAB", "LINEAR", "nm",
                      "Hz", "Angstrom", "erg/s/cm2/A", "Jy", "TOPOCENT", "BARYCENT", "air",
                      "12:00:00",
-                     "2020-01-01T00:00:00", "units=", "log(", "?" * 60]),
+                     "2020-01-01T00:00:00", "units=", "log(", "MULTISPE", "system=multispec",
+                     "?" * 60]),
     st.floats(allow_nan=False, allow_infinity=False), st.integers(-(2**40), 2**40), st.booleans(),
 )  # fmt: skip
 _KEYWORDS = ["CTYPE1", "CUNIT1", "CRVAL1", "CDELT1", "CD1_1", "CRPIX1", "DC-FLAG", "WAT1_001",
              "COEFF0", "COEFF1", "BUNIT", "SPECSYS", "RA", "DEC", "MJD-OBS", "EXPTIME", "DATE-OBS",
              "OBSGEO-X", "OBSGEO-Y", "OBSGEO-Z", "AIRORVAC", "VACUUM", "HELIO", "RADESYS",
-             "PV1_1", "RESTFRQ", "OBJECT"]  # fmt: skip
+             "PV1_1", "RESTFRQ", "OBJECT", "PC1_1", "CD1_2", "WAT0_001", "WAT2_001",
+             "EQUINOX"]  # fmt: skip
 
 
 @settings(max_examples=80, deadline=None)

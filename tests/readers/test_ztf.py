@@ -186,6 +186,22 @@ def test_labels_beside_the_packets(tmp_path):
         read(path, labels="labels.csv")
 
 
+def test_repeated_labels_are_not_chosen_from(tmp_path):
+    path, labels = tmp_path / "a.avro", tmp_path / "labels.csv"
+    path.write_bytes(written(minimal(), minimal(candid=8)))
+    labels.write_text("objectId,bts\nZTF1,1\nZTF1,0\n")
+    assert [found.reason for found in read(path, labels="labels.csv")] == 2 * [
+        "label_row_ambiguous"
+    ]
+    labels.write_text("objectId,bts\nZTF1,1_0\nZTF1,1_0\n")  # no number, and the same twice
+    assert [found.extra["bts"] for found in read(path, labels="labels.csv")] == ["1_0", "1_0"]
+    labels.write_text("objectId;candid;bts\nZTF1;7;1\nZTF1;8;0\n")  # candid tells them apart
+    assert [found.extra["bts"] for found in read(path, labels="labels.csv")] == [1, 0]
+    labels.write_text("objectId,bts,bts\nZTF1,1,0\n")
+    with pytest.raises(InvalidRecord, match="csv_invalid"):
+        read(path, labels="labels.csv")
+
+
 def test_damaged_containers_have_reasons(packets, tmp_path):
     whole, path = (packets / PACKET).read_bytes(), tmp_path / "a.avro"
     assert reason(path, b"") == "file_empty"
@@ -257,6 +273,12 @@ def test_bombs_are_refused_without_inflating_them(tmp_path):
     header = written(codec="deflate")
     bomb = header + _long(1) + _long(len(block)) + block + header[-16:]
     assert reason(tmp_path / "b.avro", bomb) == "avro_too_large"
+
+
+def test_a_stamp_of_several_gzip_members_is_whole():
+    raw = gzip.decompress(packed(np.ones((63, 63), np.float32)))
+    members = gzip.compress(raw[:4000]) + gzip.compress(raw[4000:])
+    np.testing.assert_array_equal(read_stamp(members, "members"), np.ones((63, 63)))
 
 
 def test_stamps_cut_short_are_refused():

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import lzma
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from serve.decode import decode
 from serve.refusal import Refusal
@@ -62,7 +64,10 @@ def test_real_fits(read, survey_data):
         assert found.object_id == path.stem.removeprefix("spec-")
 
 
-COMPRESS = {"plain": bytes, "gzip": gzip.compress, "bzip2": bz2.compress}
+COMPRESS = {
+    "plain": bytes, "gzip": gzip.compress, "bzip2": bz2.compress, "xz": lzma.compress,
+    "zstandard": lambda body: pa.compress(body, "zstd", asbytes=True),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("packed", COMPRESS)
@@ -90,11 +95,21 @@ def test_a_file_of_another_survey_is_400_and_says_what_it_is(survey_data, card):
             assert "found" in refused.value.detail
 
 
-def test_bzip2_bomb_is_413_and_its_beginning_400(read):
-    body = bz2.compress(b"SIMPLE  =" + b" " * 5_000_000)
-    assert refusal(read, body, FITS, max_bytes=100_000).status == 413
-    refused = refusal(read, bz2.compress(spec_file())[:-50], FITS)
-    assert (refused.status, refused.reason) == (400, "bzip2_damaged")
+@pytest.mark.parametrize("packed", sorted({*COMPRESS} - {"plain"}))
+def test_packed_bodies_are_whole_and_within_the_limit(read, packed):
+    compress, content = COMPRESS[packed], spec_file()
+    (whole,), cut = read(content, FITS), len(content) // 2
+    (found,) = read(compress(content[:cut]) + compress(content[cut:]), FITS)  # of two members
+    np.testing.assert_array_equal(found.flux, whole.flux)
+    bomb = compress(b"SIMPLE  =" + b" " * 5_000_000)
+    assert refusal(read, bomb, FITS, max_bytes=100_000).reason == "body_too_large"
+    refused = refusal(read, compress(content)[:-50], FITS)
+    assert (refused.status, refused.reason) == (400, f"{packed}_truncated")
+
+
+def test_packings_that_are_not_read_are_named(read):
+    refused = refusal(read, b"\x1f\x9d" + bytes(40), FITS)
+    assert (refused.status, refused.reason) == (400, "compression_unknown")
 
 
 def test_memory_file_is_a_survey_file():

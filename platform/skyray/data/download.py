@@ -33,6 +33,7 @@ from skyray.config import ConfigError
 from skyray.readers import foreign_arrow as pq
 from skyray.readers.base import SurveyFile
 from skyray.readers.fits_image import check_headers
+from skyray.readers.layout import is_fits_name
 from skyray.runtime import places
 from skyray.runtime.progress import task
 
@@ -215,7 +216,7 @@ def _rows(listing: Any) -> Iterable[Mapping[str, Any]]:
     if not isinstance(listing, str | os.PathLike):
         return listing
     filesystem, path = places.resolve(listing)
-    if path.endswith((".fits", ".fit", ".fits.gz")):
+    if is_fits_name(path):
         from astropy.table import Table
 
         check_headers(SurveyFile(filesystem, path))  # astropy follows whatever they say

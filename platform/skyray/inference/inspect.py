@@ -15,7 +15,8 @@ from skyray.data.dataset import RECORDS, Dataset, NotADataset, refuse_former
 from skyray.inference.catalogue import Catalogue
 from skyray.readers import foreign_arrow as pq
 from skyray.readers.base import SurveyFile
-from skyray.readers.fits_image import astropy_file, is_fits_name
+from skyray.readers.fits_image import astropy_file
+from skyray.readers.layout import is_fits_name
 from skyray.records.reasons import reason_of
 from skyray.runtime import places
 

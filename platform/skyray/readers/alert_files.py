@@ -8,8 +8,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,7 +16,9 @@ import pyarrow as pa
 from skyray.readers.avro_bytes import Schemas, named_records
 from skyray.readers.base import SurveyFile
 from skyray.readers.columns import parquet_units
+from skyray.readers.csv_columns import csv_columns, number_of
 from skyray.readers.foreign_arrow import ParquetFile
+from skyray.readers.unpacked import unpacked_bytes
 from skyray.records import InvalidRecord
 
 _PARQUET = b"PAR1"
@@ -70,20 +70,21 @@ def _rows(file: SurveyFile, unit: int) -> Iterator[tuple[Packet, str, str]]:
 class SideLabels:
     """A CSV beside the packets: columns by objectId or candid; none where there is no such file.
 
-    A stream has no labels, so a missing file is no fault; what it says is kept until it changes.
+    None in place of the columns where rows of one name differ. A stream has no labels, so a missing
+    file is no fault; what it says is kept until it changes.
     """
 
     def __init__(self, name: str | None):
         self.name = name
-        self._kept: tuple[Any, dict[str, dict[str, Any]]] = (None, {})
+        self._kept: tuple[Any, dict[str, dict[str, Any] | None]] = (None, {})
 
-    def of(self, file: SurveyFile) -> dict[str, dict[str, Any]]:
+    def of(self, file: SurveyFile) -> dict[str, dict[str, Any] | None]:
         """Return the rows beside `file`.
 
         Raises
         ------
         InvalidRecord
-            ``labels_invalid``.
+            ``labels_invalid``, or what `csv_rows` refuses.
         """
         if self.name is None:
             return {}
@@ -98,26 +99,32 @@ class SideLabels:
 
 
 def csv_rows(file: SurveyFile) -> list[dict[str, str | None]]:
-    """Return the rows of a CSV file, as text; with or without a byte-order mark.
+    """Return the rows of a CSV file as text, None for an empty cell.
 
     Raises
     ------
     InvalidRecord
-        ``labels_invalid``.
+        ``csv_invalid``, or what `unpacked_bytes` refuses.
     """
-    try:
-        return list(csv.DictReader(io.StringIO(file.read_bytes().decode("utf-8-sig"))))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise InvalidRecord("labels_invalid", str(error), file.path) from None
+    columns = csv_columns(unpacked_bytes(file), file.path, text=None)
+    cells = zip(*(column.to_pylist() for column in columns.values()), strict=True)
+    return [dict(zip(columns, row, strict=True)) for row in cells]
 
 
-def _rows_by_name(beside: SurveyFile) -> dict[str, dict[str, Any]]:
+def _rows_by_name(beside: SurveyFile) -> dict[str, dict[str, Any] | None]:
+    """Return rows by objectId, or by candid where only that tells them apart; see `SideLabels`."""
     rows = csv_rows(beside)
-    key = next((k for k in ("objectId", "candid") if rows and k in rows[0]), None)
-    if key is None:
+    keys = [key for key in ("objectId", "candid") if rows and key in rows[0]]
+    if not keys:
         detail = "expected a column objectId or candid"
         raise InvalidRecord("labels_invalid", detail, beside.path)
-    return {row[key]: plain_values(row, without=key) for row in rows}
+    single = (key for key in keys if len({row[key] for row in rows}) == len(rows))
+    key = next(single, keys[0])
+    found: dict[str, dict[str, Any] | None] = {}
+    for row in rows:
+        again = row[key] in found and found[row[key]] != row
+        found[row[key]] = None if again else row
+    return {name: row and plain_values(row, without=key) for name, row in found.items()}
 
 
 def plain_values(row: Mapping[str, str | None], without: str = "") -> dict[str, Any]:
@@ -126,9 +133,7 @@ def plain_values(row: Mapping[str, str | None], without: str = "") -> dict[str, 
 
 
 def _value(text: str | None) -> Any:
-    for convert in (int, float):
-        try:
-            return convert(text)
-        except (TypeError, ValueError):
-            continue
-    return text
+    try:
+        return None if text is None else number_of(text)
+    except ValueError:
+        return text

@@ -24,7 +24,7 @@ _EXACT = 1 << 53
 def alert_of(
     packet: Mapping[str, Any],
     source: str,
-    labels: Mapping[str, Mapping[str, Any]] | None = None,
+    labels: Mapping[str, Mapping[str, Any] | None] | None = None,
     one_sign: bool = True,
 ) -> Alert:
     """Turn a packet under ZTF's names into a record.
@@ -34,14 +34,15 @@ def alert_of(
     packet : mapping
         ``cutoutScience`` and its like hold ``stampData``, gzipped or plain FITS.
     labels : mapping, optional
-        Columns for ``extra`` by objectId or candid.
+        Columns for ``extra`` by objectId or candid; None for a name whose rows differ.
     one_sign : bool
         Whether ``isdiffpos`` becomes 't' or 'f', however it was written.
 
     Raises
     ------
     InvalidRecord
-        ``packet_field_missing``, ``packet_field_invalid``, or what `open_stamp` refuses.
+        ``packet_field_missing``, ``packet_field_invalid``, ``label_row_ambiguous``, or what
+        `open_stamp` refuses.
     """
     candid = None
     try:
@@ -52,7 +53,11 @@ def alert_of(
         extra = {"schemavsn": packet.get("schemavsn"), "sgscore_best": _best_score(candidate)}
         extra |= packet.get("extra") or {}
         for key in (source_id, str(candid)):
-            extra |= (labels or {}).get(key, {})
+            row = (labels or {}).get(key, {})
+            if row is None:
+                detail = f"labels: expected one row for {key}, found several that differ"
+                raise InvalidRecord("label_row_ambiguous", detail)
+            extra |= row
         stamps = [open_stamp(_stamp(packet, name), f"{source}: {name}") for name in STAMPS]
         scale = packet.get("pixel_scale_arcsec") or stamps[0].pixel_scale_arcsec
         places = source_pixels(stamps, candidate, ra, dec)

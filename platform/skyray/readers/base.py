@@ -7,14 +7,16 @@ import hashlib
 import importlib
 import posixpath
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 from pyarrow import fs
 
-from skyray.records import InvalidRecord, Record
+from skyray.records import InvalidRecord, Record, attempt
+
+_Made = TypeVar("_Made", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,33 @@ class SurveyFile:
 def name_by_content(name: str, pixels: np.ndarray) -> str:
     """Return an observation_id for what only a file's name tells: many folders hold a ``1.png``."""
     return f"{name}-{hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()[:16]}"
+
+
+def read_object(
+    make: Callable[[], _Made], source: str, object_id: str = ""
+) -> _Made | InvalidRecord:
+    """Return the record of an object, or why its values make none.
+
+    As `records.attempt`; values of a wrong kind are ``field_invalid``.
+
+    Raises
+    ------
+    InvalidRecord
+        ``column_missing``, which is the same for every object: it refuses the file.
+    """
+
+    def checked() -> _Made:
+        try:
+            return make()
+        except (ArithmeticError, LookupError, TypeError, ValueError) as error:
+            if isinstance(error, InvalidRecord):
+                raise
+            raise InvalidRecord("field_invalid", f"{error}"[:300], source, object_id) from None
+
+    found = attempt(checked, source, object_id)
+    if isinstance(found, InvalidRecord) and found.reason == "column_missing":
+        raise found
+    return found
 
 
 class Reader(ABC):

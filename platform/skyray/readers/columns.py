@@ -18,9 +18,9 @@ from skyray.readers.column_masks import masks_of, without_masked
 from skyray.readers.csv_columns import csv_columns
 from skyray.readers.fits_bytes import FitsFile, Hdu
 from skyray.readers.fits_header import decode_text
-from skyray.readers.fits_image import is_fits_name
 from skyray.readers.fits_keywords import Keywords
 from skyray.readers.foreign_arrow import ParquetFile
+from skyray.readers.layout import is_fits_name
 from skyray.readers.unpacked import SUFFIXES, plain_name, unpacked_bytes
 from skyray.records import InvalidRecord
 

@@ -28,7 +28,9 @@ _FLOAT = r"^[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?$|^[+-]?([iI]nf|[iI
 _TRUTH = pa.array(["true", "false"])
 
 
-def csv_columns(content: bytes, path: str, text: Collection[str] = ()) -> dict[str, pa.Array]:
+def csv_columns(
+    content: bytes, path: str, text: Collection[str] | None = ()
+) -> dict[str, pa.Array]:
     """Return the columns of a CSV file: int64, uint64, float64, bool or text, with nulls.
 
     A cell without quotes and without content is null; in a column of numbers so are ``NA``, ``nan``
@@ -36,7 +38,7 @@ def csv_columns(content: bytes, path: str, text: Collection[str] = ()) -> dict[s
 
     Parameters
     ----------
-    text : collection of str
+    text : collection of str, or None for all
         Columns that stay text, as they are written: names.
 
     Raises
@@ -67,7 +69,7 @@ def csv_columns(content: bytes, path: str, text: Collection[str] = ()) -> dict[s
         raise InvalidRecord("csv_invalid", str(error)[:300], path) from None
     columns = (column.combine_chunks() for column in table.columns)
     return {
-        name: column if name in text else _typed(column)
+        name: column if text is None or name in text else _typed(column)
         for name, column in zip(names, columns, strict=True)
     }
 
@@ -121,9 +123,27 @@ def _delimiter(header: str) -> str:
     return "," if many[","] > 1 else max(_DELIMITERS, key=lambda d: many[d])
 
 
+def number_of(text: str) -> int | float:
+    """Return the number that a cell holds, an integer exactly.
+
+    Raises
+    ------
+    ValueError
+        For anything else, also for what only Python calls a number: ``1_0``, digits of other
+        scripts.
+    """
+    if "_" not in text and text.isascii():
+        for kind in (int, float):
+            try:
+                return kind(text)
+            except ValueError:
+                continue
+    raise ValueError(f"expected a number, found {text[:80]!r}")
+
+
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        number_of(text)
     except ValueError:
         return False
     return True

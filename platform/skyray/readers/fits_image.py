@@ -14,9 +14,6 @@ from skyray.readers.base import SurveyFile
 from skyray.readers.fits_bytes import FitsFile, Hdu
 from skyray.readers.fits_header import Header
 from skyray.readers.fits_tiles import image_header
-from skyray.readers.unpacked import plain_name
-
-FITS_SUFFIXES = (".fits", ".fit", ".fts", ".fz")
 
 
 def fits_image(
@@ -104,8 +101,3 @@ def astropy_file(file: SurveyFile) -> Iterator[astropy.io.fits.HDUList]:
         content = bytes(fits.read(0, fits.size))
     with astropy.io.fits.open(io.BytesIO(content)) as hdus:
         yield hdus
-
-
-def is_fits_name(name: str) -> bool:
-    """Return whether a file's name says that it is FITS, compressed or not, in any case."""
-    return plain_name(name).lower().endswith(FITS_SUFFIXES)

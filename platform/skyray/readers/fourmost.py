@@ -7,7 +7,7 @@ Primary header:
 ===========  =====================================================================
 OBJECT       target identifier (text); becomes ``object_id``
 ARCFILE      the archive's own name of the file; becomes ``observation_id``
-RA, DEC      degrees, ICRS
+RA, DEC      degrees, of RADESYS and EQUINOX where stated; ICRS without
 SNR          median signal-to-noise a pixel
 SPECSYS      BARYCENT or HELIOCEN; TOPOCENT is corrected where site, time and
              position are told, else refused
@@ -45,6 +45,7 @@ from skyray.readers.column_facts import fits_facts
 from skyray.readers.fits_bytes import FitsFile, Header, Table
 from skyray.readers.layout import columns_of, fits_names, refuse_layout, stem
 from skyray.readers.medium import medium_said
+from skyray.readers.sky_frame import position_statement, stated_position
 from skyray.readers.spectrum_values import Meaning, decide
 from skyray.readers.table_options import WavelengthOptions
 from skyray.readers.units import FLUX, is_flux, parse_unit
@@ -76,6 +77,7 @@ def _read_spectrum(fits: FitsFile, name: str) -> Spectrum:
         raise InvalidRecord(
             "sky_fibre", f"expected a target, found OBJECT {object_id!r}", fits.source
         )
+    ra, dec, frame = stated_position(fits.source, header)
     extra = {"specsys": header.get("SPECSYS"), "prog_id": header.get("PROG_ID"),
              "exptime": header.get("EXPTIME")}  # fmt: skip
     return Spectrum(
@@ -84,8 +86,8 @@ def _read_spectrum(fits: FitsFile, name: str) -> Spectrum:
         flux=flux,
         ivar=ivar,
         mask=mask,
-        ra=header.number("RA"),
-        dec=header.number("DEC"),
+        ra=ra,
+        dec=dec,
         spectype=spectype,
         redshift=header.number("TRG_Z"),
         zwarning=0 if spectype else -1,
@@ -94,7 +96,7 @@ def _read_spectrum(fits: FitsFile, name: str) -> Spectrum:
         source=fits.source,
         observation_id=_observation_id(header, object_id, flux),
         extra={key: value for key, value in extra.items() if value is not None},
-        statements=statements,
+        statements={**statements, **position_statement(frame)},
     )
 
 

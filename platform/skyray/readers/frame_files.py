@@ -21,7 +21,6 @@ from skyray.records import InvalidRecord
 
 KEPT_BYTES = 512 << 20  # of unpacked frames; of others only rows are read
 KEPT_FRAMES = 16
-_PACKED = COMPRESSED[1:]  # how archives hand out what a template calls plain
 MAX_TURN = 1.0  # degrees between frames of one object
 
 
@@ -112,7 +111,7 @@ class Frames:
         if (path, band) in self._kept:
             self._kept.move_to_end((path, band))
             return self._kept[path, band]
-        names = [path, *(f"{path}{suffix}" for suffix in _PACKED)]
+        names = (f"{path}{packed}" for packed in COMPRESSED)  # as archives hand out plain ones
         files = (SurveyFile(catalogue.filesystem, name) for name in names)
         file = next((file for file in files if file.exists()), None)
         if file is None:

@@ -19,22 +19,23 @@ from __future__ import annotations
 
 import math
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from string import Formatter
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from astropy.coordinates import SkyCoord
 from pydantic import Field
 
 from skyray.config import Config
-from skyray.readers.base import Reader, SurveyFile, register
+from skyray.readers.base import Reader, SurveyFile, read_object, register
+from skyray.readers.column_facts import ColumnFacts
 from skyray.readers.columns import open_columns, parquet_units
 from skyray.readers.frame_files import FrameOptions, Frames
 from skyray.readers.image_wcs import check_scale
-from skyray.readers.images import ImageOptions, attempt
-from skyray.readers.units import agreed_angle, to_degrees
+from skyray.readers.images import Cells, ImageOptions, number_in
+from skyray.readers.sky_frame import sky_frame, to_icrs
+from skyray.readers.units import agreed_angle, to_arcsec, to_degrees
 from skyray.records import Cutout, InvalidRecord
 from skyray.transforms.cutting import (
     DES_PIXEL_ARCSEC,
@@ -45,6 +46,9 @@ from skyray.transforms.cutting import (
     first_on_sky,
     sdss_half_width,
 )
+
+_FRAMES = {"icrs": "", "fk5": "fk5 J2000", "fk4": "fk4 B1950", "galactic": "galactic",
+           "ecliptic": "ecliptic J2000"}  # fmt: skip
 
 
 class SizeRule(Config):
@@ -57,40 +61,51 @@ class SizeRule(Config):
     kron_radius: str = Field("KRON_RADIUS", description="des: column, in units of a_image")
     a_image: str = Field("A_IMAGE", description="des: column, pixels")
 
-    def half_width(self, row: Mapping[str, Any], pixel_arcsec: float) -> float:
+    def half_width(self, cells: Cells, pixel_arcsec: float) -> float:
         """Return half the side in pixels."""
         if self.survey == "sdss":
-            return sdss_half_width(float(row[self.petro_rad])) * SDSS_PIXEL_ARCSEC / pixel_arcsec
+            unit, radius = _cell(cells, self.petro_rad)
+            radius = to_arcsec("", self.petro_rad, unit, radius)
+            return sdss_half_width(radius) * SDSS_PIXEL_ARCSEC / pixel_arcsec
         if self.survey == "des":
-            width = des_half_width(
-                float(row[self.kron_radius]), float(row[self.a_image]), self.mode
-            )
-            return width * DES_PIXEL_ARCSEC / pixel_arcsec
+            (_, radius), (unit, axis) = (_cell(cells, n) for n in (self.kron_radius, self.a_image))
+            if unit and not unit.lower().startswith("pix"):
+                detail = f"{self.a_image}: expected pixels, found {unit!r}"
+                raise InvalidRecord("unit_unknown", detail)
+            return des_half_width(radius, axis, self.mode) * DES_PIXEL_ARCSEC / pixel_arcsec
         return (self.half_width_arcsec or math.nan) / pixel_arcsec
 
 
-class MatchOptions(Config):
+def _cell(cells: Cells, name: str) -> tuple[str, float]:
+    """Return a column's unit and the number in a row."""
+    return cells.facts(name).unit, number_in(name, cells.value(name))
+
+
+class PositionOptions(Config):
+    """Where a catalogue has its positions, and what they are where it does not say it."""
+
+    ra: str = "ra"
+    dec: str = "dec"
+    frame: Literal["icrs", "fk5", "fk4", "galactic", "ecliptic"] | None = Field(
+        None, description="of the positions; fk5 is J2000, fk4 B1950; default: icrs"
+    )
+    ra_unit: Literal["deg", "hourangle", "rad"] | None = Field(
+        None, description="default: degrees, hours in 12:34:56"
+    )
+    dec_unit: Literal["deg", "rad"] | None = Field(None, description="as ra_unit; degrees")
+
+
+class MatchOptions(PositionOptions):
     """A second catalogue whose columns are added to the rows it shares with the first."""
 
     table: str = Field(description="CSV or Parquet, relative to the catalogue")
-    ra: str = "ra"
-    dec: str = "dec"
     radius_arcsec: float = Field(1.0, gt=0)
     columns: list[str] = Field(min_length=1)
 
 
-class FrameCutoutOptions(FrameOptions, ImageOptions):
+class FrameCutoutOptions(PositionOptions, FrameOptions, ImageOptions):
     frames: str = Field(description="path of a band's frame relative to the catalogue, with {band}")
     bands: tuple[str, ...] = ("g", "r", "i")
-    ra: str = "ra"
-    dec: str = "dec"
-    frame: Literal["icrs", "fk5", "fk4", "galactic"] = Field(
-        "icrs", description="of the catalogue's positions; fk5 is J2000, fk4 B1950"
-    )
-    ra_unit: Literal["deg", "hourangle", "rad"] | None = Field(
-        None, description="where the catalogue states none; default: degrees, hours in 12:34:56"
-    )
-    dec_unit: Literal["deg", "rad"] | None = Field(None, description="as ra_unit; degrees")
     size: SizeRule = SizeRule()
     match: MatchOptions | None = None
     duplicates_arcsec: float | None = Field(
@@ -115,16 +130,15 @@ class FrameCutoutReader(Reader):
 
     def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Cutout | InvalidRecord]:
         options = self.settings
-        stated: dict[str, str] = {}
-        table = _load_table(file, self._names(), (options.ra, options.dec), stated)
-        ra, dec, faults = self._positions(file.path, table, stated)
+        table = _load_table(file, self._names(), (options.ra, options.dec))
+        ra, dec, faults = _positions(file.path, table, options)
         placed = np.isfinite(ra) & np.isfinite(dec)
         kept = placed.copy()
         if options.duplicates_arcsec:
             kept[placed] = first_on_sky(ra[placed], dec[placed], options.duplicates_arcsec)
         matched = self._matched(file, ra, dec, kept)
         for number in range(len(ra)):
-            row = {name: values[number] for name, values in table.items()}
+            row = {name: values[number] for name, values in table.columns.items()}
             source = f"{file.path}#{number}"
             name = str(row.get(options.fields.get("object_id", ""), f"{file.name}-{number}"))
 
@@ -145,9 +159,10 @@ class FrameCutoutReader(Reader):
                         f"{options.match.radius_arcsec}″, found none",
                     )
                 values = {**row, **matched.get(number, {})}
-                return self._cutout(file, values, ra[number], dec[number], source, name)
+                cells = Cells(values.__getitem__, table.of)
+                return self._cutout(file, values, cells, ra[number], dec[number], source, name)
 
-            yield attempt(make, source, name)
+            yield read_object(make, source, name)
 
     def _names(self) -> set[str]:
         """Return the columns of the catalogue that are asked for."""
@@ -156,64 +171,42 @@ class FrameCutoutReader(Reader):
         sizes = {size.petro_rad, size.kron_radius, size.a_image}
         return {options.ra, options.dec} | options.names() | (template - {"band"}) | sizes
 
-    def _positions(
-        self, path: str, table: dict[str, list], stated: dict[str, str]
-    ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-        """Return positions in degrees, ICRS (NaN where there is none), and why some are wrong."""
-        options, faults = self.settings, {}
-        ra, dec = table[options.ra], table[options.dec]
-        units = (
-            agreed_angle(path, options.ra, options.ra_unit, stated.get(options.ra, "")),
-            agreed_angle(path, options.dec, options.dec_unit, stated.get(options.dec, "")),
-        )
-        hours = options.frame not in ("galactic",)
-        angles = np.full((2, len(ra)), np.nan)
-        for number, pair in enumerate(zip(ra, dec, strict=True)):
-            try:
-                found = [
-                    to_degrees(path, options.ra, units[0], pair[0], hours=hours),
-                    to_degrees(path, options.dec, units[1], pair[1]),
-                ]
-                if abs(found[0]) > 360 or abs(found[1]) > 90:
-                    raise ValueError("out of range")
-                angles[:, number] = found
-            except (ValueError, TypeError, OverflowError) as error:
-                faults[number] = f"expected ra and dec in degrees, found {pair}: {error}"[:300]
-        good = np.isfinite(angles).all(axis=0)
-        if options.frame != "icrs" and good.any():
-            sky = SkyCoord(*angles[:, good], unit="deg", frame=options.frame).icrs
-            angles[:, good] = sky.ra.deg, sky.dec.deg
-        return angles[0], angles[1], faults
-
     def _matched(self, file: SurveyFile, ra, dec, kept) -> dict[int, dict[str, Any]]:
         match = self.settings.match
         if match is None:
             return {}
         wanted = {match.ra, match.dec, *match.columns}
-        other = _load_table(file.sibling(match.table), wanted, tuple(sorted(wanted)))
-        place = np.array([other[match.ra], other[match.dec]], np.float64).T
-        place[~np.isfinite(place).all(axis=1)] = np.nan
+        beside = file.sibling(match.table)
+        other = _load_table(beside, wanted, tuple(sorted(wanted)))
+        *place, faults = _positions(beside.path, other, match)
+        for row, fault in faults.items():
+            raise InvalidRecord(
+                "position_invalid", f"{match.table}: {fault}", f"{beside.path}#{row}"
+            )
         rows = np.flatnonzero(kept)
-        there = np.flatnonzero(np.isfinite(place[:, 0]))
-        pairs = cross_match(ra[rows], dec[rows], *place[there].T, match.radius_arcsec)
+        there = np.flatnonzero(np.isfinite(place).all(axis=0))
+        theirs = (values[there] for values in place)
+        pairs = cross_match(ra[rows], dec[rows], *theirs, match.radius_arcsec)
         return {
-            int(rows[i]): {name: other[name][there[j]] for name in match.columns}
+            int(rows[i]): {name: other.columns[name][there[j]] for name in match.columns}
             for i, j in zip(pairs.first, pairs.second, strict=True)
         }
 
-    def _cutout(self, file, row: dict[str, Any], ra, dec, source: str, name: str) -> Cutout:
+    def _cutout(
+        self, file, row: dict[str, Any], cells: Cells, ra, dec, source: str, name: str
+    ) -> Cutout:
         options = self.settings
         names = [options.frames.format(band=band, **row) for band in options.bands]
         paths = [posixpath.normpath(posixpath.join(posixpath.dirname(file.path), n)) for n in names]
         frames = self._frames.open_all(file, paths, options.bands)
         planes = [
-            cut(frame, frame.wcs, ra, dec, options.size.half_width(row, frame.sampling[0]))
+            cut(frame, frame.wcs, ra, dec, options.size.half_width(cells, frame.sampling[0]))
             for frame in frames
         ]
         # Neighbouring frames of one survey may differ by a pixel in size.
         side = min(len(plane) for plane in planes)
         image = np.stack([plane[:side, :side] for plane in planes])
-        made = options.cutout(image, row.__getitem__, source, name, {}, self._frames.told(frames))
+        made = options.cutout(image, cells, source, name, {}, self._frames.told(frames))
         fields = {"ra": float(ra), "dec": float(dec)}
         if options.pixel_scale_arcsec is None and "pixel_scale_arcsec" not in options.fields:
             fields["pixel_scale_arcsec"] = frames[0].sampling[0]
@@ -221,31 +214,65 @@ class FrameCutoutReader(Reader):
         return replace(made, **fields)
 
 
-def _load_table(
-    file: SurveyFile,
-    names: set[str],
-    needed: tuple[str, ...],
-    stated: dict[str, str] | None = None,
-) -> dict[str, list]:
-    """Return columns of a catalogue as lists of Python's own values, integers exact.
+class _Catalogue(NamedTuple):
+    """Columns as lists of Python's own values, integers exact, and what is stated of them."""
 
-    `stated` gets the units that it states.
+    columns: dict[str, list]
+    facts: dict[str, ColumnFacts]
+
+    def of(self, name: str) -> ColumnFacts:
+        return self.facts.get(name) or ColumnFacts(name)
+
+
+def _positions(
+    path: str, table: _Catalogue, options: PositionOptions
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Return positions in degrees, ICRS (NaN where there is none), and why some are wrong.
+
+    Raises
+    ------
+    InvalidRecord
+        ``unit_conflict``, ``frame_unknown``: of card and catalogue.
     """
+    names = options.ra, options.dec
+    stated = sky_frame(path, None, [table.of(name) for name in names])
+    frame = _FRAMES[options.frame] if options.frame else stated
+    if stated and frame != stated:
+        detail = f"{names}: expected {options.frame}, as the card says, found {stated}"
+        raise InvalidRecord("frame_unknown", detail, path)
+    card = zip(names, (options.ra_unit, options.dec_unit), strict=True)
+    units = [agreed_angle(path, name, unit, table.of(name).unit) for name, unit in card]
+    hours, faults = frame.startswith("fk") or not frame, {}
+    columns = [table.columns[name] for name in names]
+    angles = np.full((2, len(columns[0])), np.nan)
+    for number, pair in enumerate(zip(*columns, strict=True)):
+        try:
+            found = [to_degrees(path, name, unit, value, hours=hours and name == names[0])
+                     for name, unit, value in zip(names, units, pair, strict=True)]  # fmt: skip
+            if abs(found[0]) > 360 or abs(found[1]) > 90:
+                raise ValueError("out of range")
+            angles[:, number] = found
+        except (ValueError, TypeError, OverflowError) as error:
+            faults[number] = f"expected ra and dec in degrees, found {pair}: {error}"[:300]
+    return *to_icrs(path, frame, *angles), faults
+
+
+def _load_table(file: SurveyFile, names: set[str], needed: tuple[str, ...]) -> _Catalogue:
+    """Return columns of a catalogue."""
     if not file.exists():
         raise InvalidRecord("table_missing", f"expected a table {file.path}", file.path)
-    columns: dict[str, list] = {}
+    found = _Catalogue({}, {})
     units = parquet_units(file) if file.name.lower().endswith(".parquet") else [0]
     for unit in units:
         for piece in open_columns(file, unit, names):
             for name in names & set(piece.columns):
                 values = piece.columns[name]
                 new = values.to_pylist() if hasattr(values, "to_pylist") else values.tolist()
-                columns.setdefault(name, []).extend(new)
-                if stated is not None:
-                    stated[name] = piece.facts.of(name).unit
-    if missing := set(needed) - set(columns):
+                found.columns.setdefault(name, []).extend(new)
+                found.facts[name] = piece.facts.of(name)
+    if missing := set(needed) - set(found.columns):
         raise InvalidRecord(
             "column_missing",
-            f"expected columns {sorted(missing)}, found {sorted(columns)[:40]}", file.path,
+            f"expected columns {sorted(missing)}, found {sorted(found.columns)[:40]}", file.path,
         )  # fmt: skip
-    return columns
+    return found

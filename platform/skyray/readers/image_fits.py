@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar
@@ -11,9 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field, model_validator
 
-from skyray.readers.base import SurveyFile, register
-from skyray.readers.fits_bytes import FitsFile, Hdu
-from skyray.readers.fits_image import image_hdu, is_fits_name
+from skyray.readers.base import SurveyFile, read_object, register
+from skyray.readers.fits_bytes import FitsFile, Hdu, Header
+from skyray.readers.fits_image import image_hdu
 from skyray.readers.fits_keywords import Keywords
 from skyray.readers.image_hdus import (
     BAND_LISTS,
@@ -23,9 +23,11 @@ from skyray.readers.image_hdus import (
     flux_factor,
     image_hdus,
 )
-from skyray.readers.image_wcs import check_scale, sampling, sky_wcs, to_icrs
-from skyray.readers.images import FileReader, ImageFileOptions, attempt, folders, object_name
+from skyray.readers.image_wcs import check_scale, sampling, sky_wcs
+from skyray.readers.images import Cells, FileReader, ImageFileOptions, folders, object_name
+from skyray.readers.layout import fits_names
 from skyray.readers.pixels import as_float32, as_planes, check_size
+from skyray.readers.sky_frame import keyword_facts
 from skyray.records import Cutout, InvalidRecord
 
 
@@ -73,12 +75,6 @@ def stated_pixels(
     return as_float32(pixels), told
 
 
-def _unit_of(header: Keywords, keyword: str) -> str:
-    """Return the unit of a coordinate that the WCS states: CUNIT1 of CRVAL1."""
-    axis = keyword.upper().removeprefix("CRVAL")
-    return str(header.get(f"CUNIT{axis}") or "").strip() if axis != keyword.upper() else ""
-
-
 @register
 class ImageFitsReader(FileReader):
     """One object's FITS image, plain or compressed.
@@ -88,17 +84,14 @@ class ImageFitsReader(FileReader):
     """
 
     name = "image_fits"
-    patterns = ("*.fits", "*.fit", "*.fts", "*.fits.gz", "*.fits.fz", "*.fz", "*.fits.bz2")
+    patterns = fits_names("*")
     options_type = ImageFitsOptions
     settings: ImageFitsOptions
-
-    def claims(self, path: str) -> bool:
-        return super().claims(path) if self.settings.files else is_fits_name(path)
 
     def read(self, file: SurveyFile, unit: int = 0) -> Iterator[Cutout | InvalidRecord]:
         self.check_bytes(file)
         if self.settings.hdu != "each":
-            yield attempt(lambda: self._cutout(file), file.path, object_name(file))
+            yield read_object(lambda: self._cutout(file), file.path, object_name(file))
             return
         with FitsFile(file) as fits:
             hdus = image_hdus(fits)
@@ -111,7 +104,7 @@ class ImageFitsReader(FileReader):
                 def make(hdu=hdu, source=source, name=name, told=told) -> Cutout:
                     return self._from_hdus(file, [hdu], told, source, name)
 
-                yield attempt(make, source, name)
+                yield read_object(make, source, name)
 
     def _cutout(self, file: SurveyFile) -> Cutout:
         options = self.settings
@@ -134,17 +127,20 @@ class ImageFitsReader(FileReader):
             check_size(math.prod(hdu.shape), options.max_pixels * len(options.bands))
         image, statements = self._image(hdus, headers)
         made = options.cutout(
-            image, self._value(file, headers), source, name, folders(file),
-            {"hdu": told, **statements}, partial(_unit_of, headers[0]),
+            image, self._cells(file, headers), source, name, folders(file),
+            {"hdu": told, **statements},
         )  # fmt: skip
-        return self._placed(file, made, headers[0])
+        return self._placed(file, made, headers[0].own)
 
-    def _value(self, file: SurveyFile, headers: list[Keywords]) -> Callable[[str], Any]:
+    def _cells(self, file: SurveyFile, headers: list[Keywords]) -> Cells:
         if self.settings.table:
             return self.row(file)
-        return lambda name: next(
-            (found for h in headers if (found := h.get(name.upper())) is not None), None
-        )
+
+        def value(name: str) -> Any:
+            found = (header.get(name.upper()) for header in headers)
+            return next((one for one in found if one is not None), None)
+
+        return Cells(value, partial(keyword_facts, headers[0]), headers[0])
 
     def _image(self, hdus: list[Hdu], headers: list[Keywords]) -> tuple[np.ndarray, dict[str, str]]:
         options = self.settings
@@ -172,13 +168,10 @@ class ImageFitsReader(FileReader):
             cube = cube if order is None else cube[order]
         return as_planes(cube, len(options.bands)), statements
 
-    def _placed(self, file: SurveyFile, made: Cutout, header: Keywords) -> Cutout:
-        """Return the record with what its WCS says of scale, orientation and frame."""
-        options, told = self.settings, dict(made.statements)
-        if options.table is None and {"ra", "dec"} <= set(options.fields):
-            ra, dec = to_icrs(header, made.ra, made.dec)
-            made = replace(made, ra=ra, dec=dec)
-        wcs = sky_wcs(header.own, file)
+    def _placed(self, file: SurveyFile, made: Cutout, own: Header) -> Cutout:
+        """Return the record with what its WCS says of scale and orientation."""
+        told = dict(made.statements)
+        wcs = sky_wcs(own, file)
         if wcs is None:
             told.setdefault("pixel_scale_arcsec", "unknown")
             return replace(made, statements=told)

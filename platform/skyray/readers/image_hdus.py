@@ -32,6 +32,7 @@ _OTHER = {
     "RESID", "RESIDUAL", "DEPTH", "GALDEPTH", "PSFDEPTH", "SEG", "SEGM", "SEGMENTATION", "SEGMAP",
     "CHI", "SAMP", "TIME", "AREA", "FLAT", "DARK", "BIAS",
 }  # fmt: skip
+_BY_FPACK = "COMPRESSED_IMAGE"  # EXTNAME of an image that had none, whatever it is of
 _DISTORTION = {"WCSDVARR", "D2IMARR"}
 # Of a file's name only words that can hardly mean an object.
 _OTHER_FILES = {
@@ -70,6 +71,9 @@ def choose_image(fits: FitsFile, file: SurveyFile, wanted: str | int | None) -> 
         return found, f"{found.name or found.index} (card)"
     images = [hdu for hdu in image_hdus(fits) if hdu.name not in _DISTORTION]
     roles = [_role(hdu.header) for hdu in images]
+    primary = next(fits.hdus())
+    if len(images) == 1 and not primary.size and not roles[0][0]:  # what it says is of its image
+        roles = [_role(primary.header)]
     called = [n for n, (role, _) in enumerate(roles) if role == "science"]
     unknown = [n for n, (role, _) in enumerate(roles) if not role]
     chosen = called or unknown
@@ -100,15 +104,16 @@ def image_hdus(fits: FitsFile) -> list[Hdu]:
 
 
 def _role(header: Header) -> tuple[str, str]:
-    """Return ``science``, ``other`` or '' and the keyword that says so."""
+    """Return ``science``, ``other`` or '' and the keyword that says so; one ``other`` decides."""
+    found = "", ""
     for key in _ROLE_KEYWORDS:
         value = header.get(key)
-        words = set(_words(value)) if isinstance(value, str) else set()
+        words = set(_words(value)) if isinstance(value, str) and value != _BY_FPACK else set()
         if words & _OTHER:
             return "other", f"{key} = {value}"
-        if words & _SCIENCE:
-            return "science", f"{key} = {value}"
-    return "", ""
+        if words & _SCIENCE and not found[0]:
+            found = "science", f"{key} = {value}"
+    return found
 
 
 def _words(text: str) -> list[str]:

@@ -13,15 +13,12 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
-from astropy import units as u
-from astropy.coordinates import FK4, FK5, SkyCoord
 from astropy.wcs import WCS
 from astropy.wcs.utils import pixel_to_skycoord
 
 from skyray.readers.base import SurveyFile
 from skyray.readers.fits_header import BadHeader, Header
 from skyray.readers.fits_image import astropy_file
-from skyray.readers.fits_keywords import Keywords
 from skyray.records import InvalidRecord
 
 MAX_ASPECT = 1.02
@@ -113,23 +110,6 @@ def check_scale(stated: float, expected: float) -> None:
             "pixel_scale_wrong",
             f"expected {expected:g} arcsec a pixel (card), found {stated:.6g} by the WCS",
         )
-
-
-def to_icrs(header: Keywords, ra: float, dec: float) -> tuple[float, float]:
-    """Return a position of a header's RA and DEC, given in its RADESYS and EQUINOX, as ICRS."""
-    system = str(header.get("RADESYS", header.get("RADECSYS", ""))).upper().strip()
-    equinox = header.number("EQUINOX")
-    if not system and math.isfinite(equinox):
-        system = "FK4" if equinox < 1984 else "FK5"
-    if system in ("", "ICRS", "GAPPT") or not (math.isfinite(ra) and math.isfinite(dec)):
-        return ra, dec
-    frames = {"FK5": (FK5, "J", 2000.0), "FK4": (FK4, "B", 1950.0)}
-    if system not in frames:
-        raise InvalidRecord("frame_unknown", f"RADESYS: expected ICRS, FK5 or FK4, found {system}")
-    frame, letter, year = frames[system]
-    epoch = f"{letter}{equinox if math.isfinite(equinox) else year:.3f}"
-    place = SkyCoord(ra * u.deg, dec * u.deg, frame=frame(equinox=epoch)).icrs
-    return float(place.ra.deg), float(place.dec.deg)
 
 
 def _invalid(error: Exception) -> InvalidRecord:

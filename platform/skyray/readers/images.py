@@ -27,22 +27,42 @@ import posixpath
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from skyray.config import Config
-from skyray.readers.base import Reader, SurveyFile, name_by_content, register
+from skyray.readers.base import Reader, SurveyFile, name_by_content, read_object, register
+from skyray.readers.column_facts import ColumnFacts
 from skyray.readers.columns import Columns, open_columns, parquet_units
+from skyray.readers.csv_columns import number_of
 from skyray.readers.image_bytes import decode_image
+from skyray.readers.layout import stem
 from skyray.readers.numpy_bytes import load_npy, load_npz
 from skyray.readers.pixels import MAX_PIXELS, as_planes
-from skyray.readers.units import to_degrees
+from skyray.readers.sky_frame import in_icrs, position_statement
+from skyray.readers.units import check_redshift, to_arcsec, to_degrees
 from skyray.readers.unpacked import plain_name
-from skyray.records import Cutout, InvalidRecord, refusal_of
+from skyray.records import Cutout, InvalidRecord
 
 _FIELDS = ("object_id", "ra", "dec", "redshift", "pixel_scale_arcsec", "survey")
+
+
+class Cells(NamedTuple):
+    """What tells of an object: the cells of its row, or the keywords of its file.
+
+    `facts` gives what is stated of a column, `header` the keywords that hold for positions.
+    """
+
+    value: Callable[[str], Any] = lambda name: None
+    facts: Callable[[str], ColumnFacts] = ColumnFacts
+    header: Any = None
+
+
+def row_cells(columns: Columns, row: int) -> Cells:
+    """Return the cells of a table's row."""
+    return Cells(partial(columns.scalar, row=row), columns.facts.of, columns.header)
 
 
 class ImageOptions(Config):
@@ -73,32 +93,40 @@ class ImageOptions(Config):
     def cutout(
         self,
         image: np.ndarray,
-        value: Callable[[str], Any],
+        cells: Cells,
         source: str,
         object_id: str,
         extra: dict[str, Any] | None = None,
         statements: dict[str, str] | None = None,
-        unit: Callable[[str], str] = lambda name: "",
     ) -> Cutout:
-        """Return the record of an image; `value` gives a column's value, `unit` its unit."""
+        """Return the record of an image, its position in ICRS."""
         found: dict[str, Any] = {"survey": self.survey, "object_id": object_id}
         told = dict(statements or {})
         if self.pixel_scale_arcsec is not None:
             found["pixel_scale_arcsec"] = self.pixel_scale_arcsec
             told.setdefault("pixel_scale_arcsec", f"{self.pixel_scale_arcsec:g} (card)")
         for field, name in self.fields.items():
-            cell = value(name)
+            cell, unit = cells.value(name), cells.facts(name).unit
             if field in ("object_id", "survey"):
                 found[field] = _text(field, cell)
             elif field in ("ra", "dec"):
-                found[field] = to_degrees(source, name, unit(name), cell, hours=field == "ra")
+                found[field] = to_degrees(source, name, unit, cell, hours=field == "ra")
+            elif field == "pixel_scale_arcsec":
+                scale = math.nan if cell is None else number_in(field, cell)
+                found[field] = to_arcsec(source, name, unit, scale)
             else:
-                found[field] = math.nan if cell is None else _number(field, cell)
+                check_redshift(source, name, unit)
+                found[field] = math.nan if cell is None else number_in(field, cell)
             if field == "pixel_scale_arcsec" and math.isfinite(found[field]):
                 told[field] = f"{found[field]:g} ({name})"
         if not found["object_id"]:
             raise ValueError("object_id: expected text, found none")
-        columns = {name: value(name) for name in self.extra}
+        columns = {name: cells.value(name) for name in self.extra}
+        if {"ra", "dec"} <= set(found):
+            facts = [cells.facts(self.fields[field]) for field in ("ra", "dec")]
+            position = found["ra"], found["dec"]
+            found["ra"], found["dec"], frame = in_icrs(source, cells.header, facts, *position)
+            told |= position_statement(frame)
         if "object_id" not in self.fields:
             found["observation_id"] = name_by_content(object_id, image)
         return Cutout(
@@ -122,27 +150,14 @@ def _text(field: str, cell: Any) -> str:
     return "" if cell is None else str(cell).strip()
 
 
-def _number(field: str, cell: Any) -> float:
+def number_in(field: str, cell: Any) -> float:
+    """Return a cell as a number; raises ValueError naming the field."""
     if isinstance(cell, bool) or not isinstance(cell, int | float | str):
         raise ValueError(f"{field}: expected a number, found {type(cell).__name__}")
     try:
-        return float(cell)
+        return float(number_of(cell) if isinstance(cell, str) else cell)
     except (ValueError, OverflowError):
         raise ValueError(f"{field}: expected a number, found {str(cell)[:80]!r}") from None
-
-
-def attempt(make: Callable[[], Cutout], source: str, object_id: str = "") -> Cutout | InvalidRecord:
-    """Return a record or, for one that cannot be read, why."""
-    try:
-        return make()
-    except InvalidRecord as error:
-        if error.reason == "column_missing":  # the same for every record: refuse the file
-            raise
-        return InvalidRecord(error.reason, error.detail, source, error.object_id or object_id)
-    except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-        return InvalidRecord("field_invalid", f"{error}"[:300], source, object_id)
-    except Exception as error:  # the boundary, as in `skyray.records.attempt`
-        return refusal_of(error, source, object_id)
 
 
 # tables ----------------------------------------------------------------------------------------
@@ -178,13 +193,10 @@ class ImageTableReader(Reader):
             content = columns.content(self.table.image, row)
             image, told = decode_image(content, len(self.table.bands), self.table.max_pixels)
             default = f"{object_name(file)}-{number}"
-            value = partial(columns.scalar, row=row)
-            return self.table.cutout(
-                image, value, source, default, statements=told,
-                unit=lambda name: columns.facts.of(name).unit,
-            )  # fmt: skip
+            cells = row_cells(columns, row)
+            return self.table.cutout(image, cells, source, default, statements=told)
 
-        return attempt(make, source, self._object_id(columns, row))
+        return read_object(make, source, self._object_id(columns, row))
 
     def _object_id(self, columns: Columns, row: int) -> str:
         name = self.table.fields.get("object_id")
@@ -223,7 +235,7 @@ class FileReader(Reader):
     def __init__(self, options=None):
         super().__init__(options)
         self.settings = self.options_type.load(self.options)
-        self._tables: dict[str, dict[str, Callable[[str], Any] | None]] = {}
+        self._tables: dict[str, dict[str, Cells | None]] = {}
 
     def claims(self, path: str) -> bool:
         path = f"/{path.lower()}"
@@ -239,10 +251,10 @@ class FileReader(Reader):
                 "file_too_large", f"expected at most {limit:,} bytes, found {size:,}", file.path
             )
 
-    def row(self, file: SurveyFile) -> Callable[[str], Any]:
-        """Return the look-up of the label table's columns for an image."""
+    def row(self, file: SurveyFile) -> Cells:
+        """Return the label table's row for an image."""
         if self.settings.table is None:
-            return lambda name: None
+            return Cells()
         path = posixpath.normpath(posixpath.join(posixpath.dirname(file.path), self.settings.table))
         if path not in self._tables:
             try:
@@ -267,33 +279,29 @@ class FileReader(Reader):
             )
         return rows[name]
 
-    def _load_table(self, table: SurveyFile) -> dict[str, Callable[[str], Any] | None]:
+    def _load_table(self, table: SurveyFile) -> dict[str, Cells | None]:
         if not table.exists():
             raise InvalidRecord("label_table_missing", f"expected a table {table.path}")
         key, names = self.settings.table_key, self.settings.names()
-        rows: dict[str, Callable[[str], Any] | None] = {}
+        rows: dict[str, Cells | None] = {}
         units = parquet_units(table) if table.name.lower().endswith(".parquet") else [0]
         for unit in units:
             for columns in open_columns(table, unit, names | {key}):
                 for row in range(columns.rows(key)):
                     name = without_suffix(_text(key, columns.scalar(key, row))).lstrip("./")
                     again = name in rows
-                    rows[name] = None if again else partial(columns.scalar, row=row)
+                    rows[name] = None if again else row_cells(columns, row)
         return rows
 
 
-_SUFFIXES = (".fz",), (
-    ".fits", ".fit", ".fts", ".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz", ".parquet",
-)  # fmt: skip
+_ENDINGS = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".npy", ".npz", ".parquet")
 
 
 def without_suffix(name: str) -> str:
     """Return a name or path without what says its format; dots within it stay."""
-    name = plain_name(name)
-    for suffixes in _SUFFIXES:
-        found = next((s for s in suffixes if name.lower().endswith(s)), "")
-        name = name[: len(name) - len(found)]
-    return name
+    plain = plain_name(name)
+    ending = next((end for end in _ENDINGS if plain.lower().endswith(end)), "")
+    return plain[: len(plain) - len(ending)] if ending else stem(name)
 
 
 def object_name(file: SurveyFile) -> str:
@@ -324,7 +332,7 @@ class ImageFileReader(FileReader):
                 image, self.row(file), file.path, object_name(file), folders(file), told
             )
 
-        yield attempt(make, file.path, object_name(file))
+        yield read_object(make, file.path, object_name(file))
 
 
 class ImageArrayOptions(ImageFileOptions):
@@ -382,4 +390,4 @@ class ImageArrayReader(FileReader):
             extra = {**beside, **folders(file), **({"name": name} if name else {})}
             return self.settings.cutout(image, self.row(file), source, object_id, extra)
 
-        return attempt(make, source, object_id)
+        return read_object(make, source, object_id)

@@ -30,6 +30,7 @@ from skyray.readers.base import Reader, SurveyFile, name_by_content, register
 from skyray.readers.column_facts import ColumnFacts, column_facts, image_facts
 from skyray.readers.fits_bytes import FitsFile, Hdu, Header
 from skyray.readers.layout import columns_of, fits_names, image_shape, refuse_layout
+from skyray.readers.sky_frame import in_icrs
 from skyray.readers.spectrum_values import DataModel, Meaning, decide
 from skyray.readers.table_options import WavelengthOptions
 from skyray.records import InvalidRecord, Spectrum
@@ -43,6 +44,7 @@ _BAD_PIXEL = sum(1 << bit for bit in BAD_PIXEL_BITS.values())
 _MODEL = DataModel(frame="heliocentric", flux_unit="relative")
 _DEX_MODEL = replace(_MODEL, wavelength_unit="log10(Angstrom)")
 _UNKNOWN = -9999
+_PLACE = ColumnFacts("RA"), ColumnFacts("DEC")
 _ROWS = ("flux", "inverse", "wavelength", "andmask", "ormask")
 _LAYOUT = (
     "a LAMOST spectrum: a primary image of 5 rows, or a table of flux, ivar, wavelength, andmask"
@@ -82,14 +84,17 @@ def _read_spectrum(fits: FitsFile) -> Spectrum:
     extra = {name: value for name, value in extra.items() if value is not None}
     observation_id = _observation_id(extra, flux)
     spectype = _text(header, "CLASS")
+    ra, dec, _ = in_icrs(
+        fits.source, header, _PLACE, *(_number(header, one.name) for one in _PLACE)
+    )
     return Spectrum(
         object_id=_text(header, "DESIG").removeprefix("LAMOST").strip() or observation_id,
         wavelength=wavelength,
         flux=flux,
         ivar=ivar,
         mask=mask,
-        ra=_number(header, "RA"),
-        dec=_number(header, "DEC"),
+        ra=ra,
+        dec=dec,
         spectype="" if spectype.lower() == "unknown" else spectype,
         subtype=_text(header, "SUBCLASS"),
         redshift=_number(header, "Z"),

@@ -6,29 +6,35 @@ to lie beside spectra (`Reader.companions`), and refuses by name what has not th
 
 from __future__ import annotations
 
-import re
 from typing import NoReturn
 
 from skyray.readers.fits_bytes import FitsFile, Hdu, table_layout
 from skyray.readers.fits_header import BadHeader
 from skyray.readers.unpacked import SUFFIXES
 
-FITS_ENDINGS = (".fits", ".fit", ".fts")
 COMPRESSED = ("", ".fz", *SUFFIXES)
-
-_ENDING = re.compile(rf"\.(fits|fit|fts)({'|'.join(map(re.escape, COMPRESSED))})$", re.IGNORECASE)
+FITS_ENDINGS = tuple(  # the longer ones first
+    f"{end}{packed}"
+    for packed in (*SUFFIXES, "")
+    for end in (".fits.fz", ".fit.fz", ".fts.fz", ".fits", ".fit", ".fts", ".fz")
+)
 _SHOWN = 12
 
 
 def fits_names(*stems: str) -> tuple[str, ...]:
     """Return patterns of file names with these stems and any ending of a FITS file."""
-    return tuple(f"{stem}{end}{packed}" for stem in stems for end in FITS_ENDINGS
-                 for packed in COMPRESSED)  # fmt: skip
+    return tuple(f"{stem}{ending}" for stem in stems for ending in FITS_ENDINGS)
+
+
+def is_fits_name(name: str) -> bool:
+    """Return whether a file's name says that it is FITS, compressed or not, in any case."""
+    return name.lower().endswith(FITS_ENDINGS)
 
 
 def stem(name: str) -> str:
     """Return a file's name without its ending: ``spec-1-2.FITS.gz`` → ``spec-1-2``."""
-    return _ENDING.sub("", name)
+    ending = next((end for end in FITS_ENDINGS if name.lower().endswith(end)), "")
+    return name[: len(name) - len(ending)]
 
 
 def refuse_layout(fits: FitsFile, expected: str) -> NoReturn:

@@ -11,19 +11,12 @@ A card names the HDUs (and, of a stack, the rows) that hold flux and noise::
 Images of more than one row are stacks with an object a row, as of MaNGA's and others' HDUs FLUX,
 IVAR, MASK; all must be of one shape, but for what is one row for all.
 
-Wavelengths are an HDU's (``wavelength: WAVE``), or follow from the header: CTYPE of FITS WCS paper
-III (WAVE, AWAV, FREQ, ENER, WAVN and their algorithms such as WAVE-LOG, by wcslib through astropy),
-else a linear axis with IRAF's DC-FLAG (1: log10; LTV and LTM are of another file) and CUNIT or
-WAT1's ``units``. A velocity axis is refused: it has no wavelengths without a line at rest.
-
-Source: Greisen et al. 2006, A&A 446, 747 (paper III); Valdes 1993, ASP Conf. 52, 467 (DC-FLAG).
+Wavelengths are an HDU's (``wavelength: WAVE``), or follow from the header (`spectral_axis`).
 """
 
 from __future__ import annotations
 
-import math
 import re
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -38,16 +31,13 @@ from skyray.readers.column_facts import ColumnFacts, image_facts
 from skyray.readers.fits_bytes import FitsFile, Hdu
 from skyray.readers.fits_keywords import Keywords
 from skyray.readers.layout import fits_names, stem
-from skyray.readers.spectrum_values import Meaning, decide
+from skyray.readers.sky_frame import position_statement, stated_position
+from skyray.readers.spectral_axis import spectral_axis
+from skyray.readers.spectrum_values import Meaning, ascending, decide
 from skyray.readers.table_options import WavelengthOptions, known_flux_unit
-from skyray.readers.units import to_degrees
 from skyray.records import InvalidRecord, Spectrum, attempt
 from skyray.transforms.spectra import median_snr
 
-_WCS_TYPES = {"WAVE": "m", "AWAV": "m", "FREQ": "Hz", "ENER": "J", "WAVN": "1/m"}  # SI, by wcslib
-_VELOCITIES = ("VELO", "VRAD", "VOPT", "ZOPT", "BETA", "FELO")
-_PLAIN = ("", "LINEAR", "PIXEL", "LAMBDA", "WAVELENGTH", "ANGSTROM", "MULTISPE", "LOG-LIN")
-_WAT_UNITS = re.compile(r"units\s*=\s*([^\s\"']+)")
 _PLACE = re.compile(r"(.+?)(?::(\d{1,6}))?")
 
 
@@ -79,6 +69,8 @@ class ImageOptions(Config):
         known = {"object_id", "ra", "dec", "spectype", "subtype", "redshift"}
         if unknown := set(self.fields) - known:
             raise ValueError(f"fields: unknown {sorted(unknown)}; known: {sorted(known)}")
+        if ("ra" in self.fields) != ("dec" in self.fields):
+            raise ValueError("fields: expected both of ra and dec, or neither")
         return self
 
     @field_validator("flux_unit")
@@ -125,57 +117,59 @@ class SpectrumImageReader(Reader):
 
     def _stack(self, fits: FitsFile) -> _Stack:
         options = self.image
-        hdu, flux = _pixels(fits, options.flux)
+        hdu, flux, rows = _pixels(fits, options.flux)
         header = hdu.inherited_header()
-        noise_hdu, noise = _pixels(fits, options.ivar if options.error is None else options.error)
+        place = options.ivar if options.error is None else options.error
+        noise_hdu, noise, _ = _pixels(fits, place)
         mask = np.zeros(flux.shape, dtype=bool)
         if options.mask is not None:
             mask = _pixels(fits, options.mask)[1] != 0
-        noise_header = header if noise_hdu is hdu else noise_hdu.own_header()
-        axis, meaning = self._meaning(fits, header, noise_header, flux.shape[1])
+        noise_unit = "" if noise_hdu is hdu else _unit(noise_hdu.own_header())
+        axis, meaning = self._meaning(fits, header, noise_unit, hdu.shape)
+        if options.wavelength is None and len(axis) > 1:  # of the lines of each plane
+            axis = axis[rows % len(axis)]
         stacks = {"flux": flux, "noise": noise, "mask": mask, "wavelength": axis}
         for name, values in stacks.items():
-            rows = (1, len(flux)) if name == "wavelength" else (len(flux),)
-            if values.shape[1] != flux.shape[1] or len(values) not in rows:
+            many = (1, len(flux)) if name == "wavelength" else (len(flux),)
+            if values.shape[1] != flux.shape[1] or len(values) not in many:
                 detail = f"{name}: expected {flux.shape}, as flux has, found {values.shape}"
                 fits.refuse("shape_mismatch", detail)
-        alone = {} if len(flux) == 1 else {"object_id": ""}  # keywords are of all rows, not of one
-        fields = {**self._fields(fits.source, header), **alone}
-        if len(flux) > 1:
-            fields |= {name: math.nan for name in ("ra", "dec") if name in fields}
+        fields = self._fields(fits.source, header, one=len(flux) == 1)
         return _Stack(flux, noise, mask, axis, meaning, fields)
 
     def _spectrum(self, stack: _Stack, row: int, source: str, name: str) -> Spectrum:
         flux, noise, mask = stack.flux[row], stack.noise[row], stack.mask[row]
         meaning, fields = stack.meaning, dict(stack.fields)
-        wavelength = meaning.wavelength(stack.axis[row if len(stack.axis) > 1 else 0])
-        arrays = (wavelength, *meaning.flux(wavelength, flux, noise, mask), mask)
-        if len(wavelength) > 1 and (np.diff(wavelength) < 0).all():
-            arrays = tuple(array[::-1] for array in arrays)
+        axis = stack.axis[row if len(stack.axis) > 1 else 0]
+        if self.image.wavelength is None:  # NaN behind a shorter line's last pixel
+            told = np.isfinite(axis)
+            axis, flux, noise, mask = (values[told] for values in (axis, flux, noise, mask))
+        wavelength = meaning.wavelength(axis)
+        arrays = ascending(wavelength, *meaning.flux(wavelength, flux, noise, mask), mask)
         object_id = fields.pop("object_id", "") or name
+        statements = meaning.statements | position_statement(fields.pop("frame", ""))
         return Spectrum(
             object_id, *arrays, source=source, survey=self.image.survey,
-            snr=median_snr(*arrays[1:]), statements=meaning.statements,
+            snr=median_snr(*arrays[1:]), statements=statements,
             observation_id=name_by_content(object_id, arrays[1]), **fields,
         )  # fmt: skip
 
     def _meaning(
-        self, fits: FitsFile, header: Keywords, noise: Keywords, size: int
+        self, fits: FitsFile, header: Keywords, noise_unit: str, shape: tuple[int, ...]
     ) -> tuple[np.ndarray, Meaning]:
         """Return the axis, [1 or rows, pixels], and what is known of all values."""
         options = self.image
-        unit = str(header.get("BUNIT") or "").strip()
-        noise_unit = str(noise.get("BUNIT") or "").strip() if noise is not header else ""
+        unit = _unit(header)
         if options.wavelength is None:
-            axis, facts = spectral_axis(fits.source, header, size)
-            axis = axis[None, :]
+            lines = shape[-2] if len(shape) > 1 else 1
+            axis, facts = spectral_axis(fits.source, header, shape[-1], lines)
         else:
-            hdu, axis = _pixels(fits, options.wavelength)
+            hdu, axis, _ = _pixels(fits, options.wavelength)
             header, facts = hdu.own_header().over(header), image_facts(hdu)
         facts_of = {
             "wavelength": facts,
             "flux": ColumnFacts("flux", unit=unit, origin="BUNIT"),
-            "noise": ColumnFacts("noise", unit=noise_unit, origin="BUNIT"),
+            "noise": ColumnFacts("noise", unit=noise_unit, origin="BUNIT of the noise"),
         }
         wave = WavelengthOptions(column="axis", unit=options.unit)
         return axis, decide(
@@ -183,21 +177,30 @@ class SpectrumImageReader(Reader):
             options.error is not None,
         )  # fmt: skip
 
-    def _fields(self, source: str, header: Keywords) -> dict[str, Any]:
+    def _fields(self, source: str, header: Keywords, one: bool) -> dict[str, Any]:
+        """Return what keywords tell; of a stack's rows they tell neither name nor position."""
         found: dict[str, Any] = {}
-        for field, key in self.image.fields.items():
+        ours = self.image.fields.items()
+        names = {f: key for f, key in ours if one or f not in ("object_id", "ra", "dec")}
+        place = [names.pop(field).upper() for field in ("ra", "dec") if field in names]
+        if len(place) == 2:
+            *position, found["frame"] = stated_position(source, header, place)
+            found |= dict(zip(("ra", "dec"), position, strict=True))
+        for field, key in names.items():
             value = header.get(key.upper())
-            if field in ("ra", "dec"):
-                found[field] = to_degrees(source, key, "", value, hours=field == "ra")
-            elif field == "redshift":
+            if field == "redshift":
                 found[field] = header.number(key.upper())
             else:
                 found[field] = "" if value is None else str(value).strip()
         return found
 
 
-def _pixels(fits: FitsFile, place: str | int) -> tuple[Hdu, np.ndarray]:
-    """Return the HDU and its pixels [spectra, pixels], of all rows or of the one that is named."""
+def _unit(header: Keywords) -> str:
+    return str(header.get("BUNIT") or "").strip()
+
+
+def _pixels(fits: FitsFile, place: str | int) -> tuple[Hdu, np.ndarray, np.ndarray]:
+    """Return the HDU, its pixels [spectra, pixels], of all rows or the one named, and which."""
     name, row = _PLACE.fullmatch(str(place)).groups()
     hdu = fits.hdu(int(name) if name.isdigit() else name)
     shape = hdu.shape
@@ -209,91 +212,7 @@ def _pixels(fits: FitsFile, place: str | int) -> tuple[Hdu, np.ndarray]:
         )
         fits.refuse("shape_mismatch", detail)
     if row is None:
-        return hdu, stacked
+        return hdu, stacked, np.arange(len(stacked))
     if int(row) >= len(stacked):
         fits.refuse("shape_mismatch", f"HDU {name}: expected row {row}, found {len(stacked)}")
-    return hdu, stacked[int(row)][None, :]
-
-
-def spectral_axis(source: str, header: Keywords, size: int) -> tuple[np.ndarray, ColumnFacts]:
-    """Return the coordinate of every pixel of the first axis, float64 [size], and its facts.
-
-    Raises
-    ------
-    InvalidRecord
-        ``wavelength_missing`` where the header does not tell it; ``unit_unknown`` for velocities.
-    """
-    ctype = str(header.get("CTYPE1") or "").strip().upper()
-    facts = {"name": "axis 1", "ucd": str(header.get("UCD1") or ""), "ctype": ctype}
-    kind = ctype[:4]
-    if kind in _VELOCITIES:
-        detail = f"CTYPE1: expected a wavelength, frequency or energy, found {ctype!r}"
-        raise InvalidRecord("unit_unknown", detail, source)
-    known = kind in _WCS_TYPES
-    if known and ctype[4:5] == "-":
-        axis = _by_wcslib(source, header, ctype, size)
-        return axis, ColumnFacts(**facts, unit=_WCS_TYPES[kind], origin=f"CTYPE1 {ctype}")
-    if ctype not in _PLAIN and ctype not in _WCS_TYPES:
-        detail = f"CTYPE1: expected an axis of wavelengths, found {ctype!r}"
-        raise InvalidRecord("wavelength_missing", detail, source)
-    axis, logarithm = _linear(source, header, size)
-    unit, origin = str(header.get("CUNIT1") or "").strip(), "CUNIT1"
-    if not unit and (found := _WAT_UNITS.search(str(header.get("WAT1_001") or ""))):
-        unit, origin = found[1], "WAT1_001"
-    if logarithm and not unit.lower().startswith(("log", "dex")):
-        unit, origin = f"log10({unit or 'Angstrom'})", f"{origin}, {logarithm}"
-    if known and not unit:
-        detail = f"CUNIT1: expected the unit of CTYPE1 {ctype}, found none"
-        raise InvalidRecord("unit_unknown", detail, source)
-    return axis, ColumnFacts(**facts, unit=unit, origin=origin)
-
-
-def _linear(source: str, header: Keywords, size: int) -> tuple[np.ndarray, str]:
-    """Return a linear axis, and the keyword by which it is log10; '' for none."""
-    start, reference = _number(header, "CRVAL1"), _number(header, "CRPIX1")
-    step = _number(header, "CD1_1") or _number(header, "CDELT1")
-    logarithm = "DC-FLAG" if header.get("DC-FLAG") == 1 else ""
-    if start is None and _number(header, "COEFF0") is not None:  # SDSS
-        start, step, reference = _number(header, "COEFF0"), _number(header, "COEFF1"), None
-        logarithm = "COEFF0"
-    if str(header.get("CTYPE1") or "").strip().upper() == "LOG-LIN":
-        logarithm = "CTYPE1"
-    if start is None or not step:
-        detail = "expected CRVAL1 with CD1_1 or CDELT1, found none"
-        raise InvalidRecord("wavelength_missing", detail, source)
-    first = 1 - (1.0 if reference is None else reference)
-    return start + step * (np.arange(size) + first), logarithm
-
-
-def _number(header: Keywords, key: str) -> float | None:
-    value = header.get(key)
-    return float(value) if type(value) in (int, float) else None
-
-
-def _by_wcslib(source: str, header: Keywords, ctype: str, size: int) -> np.ndarray:
-    from astropy.io import fits
-    from astropy.wcs import WCS
-
-    cards = fits.Header()
-    keys = ("CTYPE1", "CUNIT1", "CRVAL1", "CRPIX1", "CDELT1", "CD1_1", "PC1_1", "RESTFRQ",
-            "RESTWAV", "PV1_0", "PV1_1", "PV1_2", "PV1_3", "PV1_4", "PV1_5", "PV1_6")  # fmt: skip
-    for key in keys:
-        if (value := header.get(key)) is not None:
-            cards[key] = value
-    cards["WCSAXES"] = 1
-    unit = str(cards.get("CUNIT1") or "").strip()
-    if unit.lower() in ("angstroms", "a", "ang"):
-        cards["CUNIT1"] = "Angstrom"
-    if (cards.get("CDELT1") or cards.get("CD1_1")) is None or cards.get("CRVAL1") is None:
-        detail = "expected CRVAL1 with CD1_1 or CDELT1, found none"
-        raise InvalidRecord("wavelength_missing", detail, source)
-    if not unit:
-        detail = f"CUNIT1: expected the unit of CTYPE1 {ctype}, found none"
-        raise InvalidRecord("unit_unknown", detail, source)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return WCS(cards, naxis=1).wcs_pix2world(np.arange(size), 0)[0]
-    except Exception as error:  # whatever wcslib finds wrong
-        detail = f"CTYPE1 {ctype}: {type(error).__name__}: {error}"[:300]
-        raise InvalidRecord("wavelength_missing", detail, source) from None
+    return hdu, stacked[int(row)][None, :], np.array([int(row)])

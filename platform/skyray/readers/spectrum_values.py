@@ -72,7 +72,7 @@ class Meaning:
     medium: Medium
     to_rest: float
     flux_unit: str | float
-    noise_unit: str
+    noise_unit: str | float
     noise_is_error: bool
     statements: Mapping[str, str]
     step_factor: float = 1.0
@@ -113,6 +113,8 @@ class Meaning:
 
     def ivar(self, wavelength: np.ndarray, ivar: np.ndarray) -> np.ndarray:
         """Return an inverse variance in our unit, float64 unless it is so already."""
+        if isinstance(self.noise_unit, float):  # where flux has no unit: to its inverse square
+            return _times(ivar, self.noise_unit)
         if self.noise_unit:
             return _times(ivar, ivar_factor(self.source, "ivar", self.noise_unit, wavelength))
         factor = self._factor(self.flux_unit, wavelength)
@@ -132,6 +134,13 @@ def joined(meanings: Iterable[Meaning]) -> dict[str, str]:
         name: "; ".join(dict.fromkeys(one[name] for one in told if name in one))
         for name in dict.fromkeys(name for one in told for name in one)
     }
+
+
+def ascending(wavelength: np.ndarray, *others: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return arrays of pixels, turned round where their wavelengths run backwards."""
+    arrays = wavelength, *others
+    backwards = len(wavelength) > 1 and (wavelength[1:] < wavelength[:-1]).all()
+    return tuple(array[::-1] for array in arrays) if backwards else arrays
 
 
 def _times(values: np.ndarray, factor: float | np.ndarray) -> np.ndarray:
@@ -192,11 +201,11 @@ def decide(
         found, medium_told = model_medium(source, said, model.air)
         to_rest, frame_told = 1.0, model_frame(source, header, model.frame)
     flux, flux_told = flux_scale(source, flux_unit, facts["flux"], model)
-    noise = _noise_unit(source, facts, flux, noise_is_error)
+    noise = _noise_unit(source, facts["noise"], facts["flux"], flux, noise_is_error)
     statements = {"wavelength_unit": wave_told, "medium": medium_told, "flux_unit": flux_told}
     if noise:
         statements["error_unit" if noise_is_error else "ivar_unit"] = (
-            f"{noise}: {facts['noise'].origin}"
+            f"{facts['noise'].unit}: {facts['noise'].origin}"
         )
     if frame_told:
         statements["frame"] = frame_told
@@ -252,24 +261,29 @@ def _conflict(source: str, facts: ColumnFacts, expected: Any, by: str = "card") 
 
 
 def _noise_unit(
-    source: str, facts_of: Mapping[str, ColumnFacts], flux: str | float, is_error: bool
-) -> str:
-    """Return the noise's own unit; '' where it is that of the flux, or nothing is said."""
-    facts, beside = facts_of["noise"], parse_unit(facts_of["flux"].unit)
+    source: str, facts: ColumnFacts, of_flux: ColumnFacts, flux: str | float, is_error: bool
+) -> str | float:
+    """Return the noise's own unit; '' where it is that of the flux, or nothing is said.
+
+    Of a flux without a unit (relative, a factor) it is the factor to the flux's scale.
+    """
     if not facts.unit:
         return ""
-    relative = not isinstance(flux, str) and beside is not None  # adu, say
-    if relative and parse_unit(facts.unit) == (beside if is_error else beside**-2):
-        return ""
-    check = flux_factor if is_error else ivar_factor
-    check(source, facts.name, facts.unit, _AT)  # refuses what is none
-    if not isinstance(flux, str):
+    if isinstance(flux, str):
+        check = flux_factor if is_error else ivar_factor
+        check(source, facts.name, facts.unit, _AT)  # refuses what is none
+        return "" if is_error and facts.unit == flux else facts.unit
+    if is_error and facts.unit == of_flux.unit:
+        return "" if flux == 1 else flux
+    ours, theirs = parse_unit(facts.unit), parse_unit(of_flux.unit)
+    wanted = None if theirs is None else theirs if is_error else theirs**-2
+    if ours is None or wanted is None or not ours.is_equivalent(wanted):
         detail = (
             f"expected flux and noise in one kind of unit, found {facts.name} in {facts.unit!r} "
-            "and flux without a unit in the file"
+            f"and flux in {of_flux.unit or 'none'!r}"
         )
         raise InvalidRecord("unit_conflict", detail, source)
-    return "" if is_error and facts.unit == flux else facts.unit
+    return float(ours.to(wanted)) * (flux if is_error else flux**-2.0)
 
 
 def _wavelength_unit(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import re
-import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from skyray.readers.base import SurveyFile
 from skyray.readers.fits_bytes import FitsFile
+from skyray.readers.unpacked import unpack
 from skyray.records import InvalidRecord
 
 MAX_STAMP_BYTES = 4 << 20
@@ -160,16 +160,9 @@ def _wcs(header) -> tuple[float, tuple[float, float, float, float] | None, np.nd
 
 
 def _inflated(content: bytes, source: str) -> bytes:
-    decoder = zlib.decompressobj(16 + zlib.MAX_WBITS)
     try:
-        found = decoder.decompress(content, MAX_STAMP_BYTES)
-    except zlib.error as error:
-        raise InvalidRecord(
-            "stamp_gzip", f"expected a gzip stream, found: {error}", source
-        ) from None
-    if decoder.unconsumed_tail:
-        detail = f"expected at most {MAX_STAMP_BYTES >> 20} MB, the stamp inflates beyond that"
-        raise InvalidRecord("stamp_too_large", detail, source)
-    if not decoder.eof:
-        raise InvalidRecord("stamp_gzip", "expected a whole gzip stream, found its start", source)
-    return found
+        return unpack(pa.BufferReader(content), "gzip", source, MAX_STAMP_BYTES)
+    except InvalidRecord as error:
+        large = error.reason == "unpacked_too_large"
+        reason = "stamp_too_large" if large else "stamp_gzip"
+        raise InvalidRecord(reason, error.detail, source) from None

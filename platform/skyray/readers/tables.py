@@ -17,11 +17,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from skyray.readers.base import Reader, SurveyFile, name_by_content, register
+from skyray.readers.base import Reader, SurveyFile, name_by_content, read_object, register
 from skyray.readers.column_facts import ColumnFacts
 from skyray.readers.columns import (
     CSV_NAMES,
@@ -30,14 +31,15 @@ from skyray.readers.columns import (
     open_columns,
     parquet_units,
 )
-from skyray.readers.fits_image import is_fits_name
-from skyray.readers.layout import fits_names, stem
+from skyray.readers.csv_columns import number_of
+from skyray.readers.layout import fits_names, is_fits_name, stem
+from skyray.readers.sky_frame import keyword_facts, position_statement, sky_frame, to_icrs
 from skyray.readers.spectrum_roles import described_by_file
-from skyray.readers.spectrum_values import Meaning, decide, joined
+from skyray.readers.spectrum_values import Meaning, ascending, decide, joined
 from skyray.readers.table_options import TableOptions, WavelengthOptions
-from skyray.readers.units import to_degrees
+from skyray.readers.units import check_redshift, to_degrees
 from skyray.readers.unpacked import plain_name
-from skyray.records import Grid, InvalidRecord, Spectrum, attempt, ivar_fault
+from skyray.records import Grid, InvalidRecord, Spectrum, ivar_fault
 from skyray.transforms.spectra import coadd_arms, median_snr
 
 _AXIS_KEYWORD = re.compile(r"(?:CRVAL|CDELT)(\d)|CD(\d)_\d")
@@ -105,19 +107,13 @@ class _Table:
 
     def record(self, row: int | None, source: str, default_id: str) -> Spectrum | InvalidRecord:
         """Return the spectrum of a row, or of all rows, or why it cannot be used."""
+        return read_object(lambda: self._spectrum(row, source, default_id), source)
 
-        def spectrum() -> Spectrum:
-            try:
-                return self._spectrum(row, source, default_id)
-            except (TypeError, ValueError, OverflowError) as error:  # a null, text, out of range
-                if isinstance(error, InvalidRecord):
-                    raise
-                raise InvalidRecord("field_invalid", str(error), source) from None
-
-        found = attempt(spectrum, source)
-        if isinstance(found, InvalidRecord) and found.reason == "column_missing":
-            raise found  # the same for every row: refuse the file
-        return found
+    @cached_property
+    def _frame(self) -> str:
+        """The frame of the positions; '' for ICRS."""
+        facts = [_facts(self.columns, self.options.fields[field]) for field in ("ra", "dec")]
+        return sky_frame(self.columns.source, self.columns.header, facts)
 
     def _spectrum(self, row: int | None, source: str, default_id: str) -> Spectrum:
         options, columns = self.options, self.columns
@@ -128,6 +124,10 @@ class _Table:
             raise InvalidRecord(error.reason, error.detail, source, object_id) from None
         wavelength, flux, ivar, mask = _joined(options, arrays, source, object_id)
         fields = _fields(options, columns, row, source)
+        placed = np.isfinite(fields.get("ra", np.nan) + fields.get("dec", np.nan))
+        frame = self._frame if placed else ""
+        if frame:
+            fields["ra"], fields["dec"] = to_icrs(source, frame, fields["ra"], fields["dec"])
         if np.isnan(fields.get("snr", np.nan)):
             with np.errstate(invalid="ignore"):
                 fields["snr"] = median_snr(flux, ivar, mask)
@@ -140,7 +140,7 @@ class _Table:
             source=source,
             extra={name: columns.scalar(name, row) for name in options.extra},
             observation_id="" if self._named else name_by_content(object_id, flux),
-            statements=self.statements,
+            statements={**self.statements, **position_statement(frame)},
             **{"survey": options.survey, **fields},
         )
 
@@ -192,9 +192,7 @@ def _arrays(options: TableOptions, columns: Columns, row: int | None, arm: str, 
     if len(set(sizes)) != 1:
         detail = f"expected one length for wavelength, flux, ivar and mask, found {sizes}"
         raise InvalidRecord("shape_mismatch", detail)
-    arrays = (wavelength, *meaning.flux(wavelength, flux, noise, mask), mask)
-    backwards = len(wavelength) > 1 and (wavelength[1:] < wavelength[:-1]).all()
-    return tuple(array[::-1] for array in arrays) if backwards else arrays
+    return ascending(wavelength, *meaning.flux(wavelength, flux, noise, mask), mask)
 
 
 def _bad(values: np.ndarray, options: TableOptions) -> np.ndarray:
@@ -269,20 +267,29 @@ def _fields(
         if field in ("spectype", "subtype", "survey"):
             found[field] = "" if value is None else str(value).strip()
         elif field in ("ra", "dec"):
-            found[field] = _degrees(source, field, columns.facts.of(name), value)
+            found[field] = _degrees(source, field, _facts(columns, name), value)
         elif field == "zwarning":
             found[field] = -1 if value is None else _number(name, value, int)
         else:
+            if field in ("redshift", "redshift_err"):
+                check_redshift(source, name, columns.facts.of(name).unit)
             found[field] = float("nan") if value is None else _number(name, value, float)
     return found
 
 
 def _number(name: str, value: Any, kind: type) -> int | float:
     try:
-        return kind(value)
+        return kind(number_of(value) if isinstance(value, str) else value)
     except (TypeError, ValueError, OverflowError):
         shown = f"{type(value).__name__} {str(value)[:80]!r}"
         raise ValueError(f"{name}: expected a number, found {shown}") from None
+
+
+def _facts(columns: Columns, name: str) -> ColumnFacts:
+    """Return what is stated of a column, or of the keyword that stands in for it."""
+    if name in columns.columns or columns.header is None:
+        return columns.facts.of(name)
+    return keyword_facts(columns.header, name)
 
 
 def _degrees(source: str, field: str, facts: ColumnFacts, value: Any) -> float:

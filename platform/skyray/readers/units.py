@@ -63,6 +63,10 @@ _ANGLES = {
     **dict.fromkeys(("arcmin", "arcminutes"), units.arcmin),
     **dict.fromkeys(("arcsec", "arcseconds"), units.arcsec),
 }
+_UNKNOWN = ("", "unknown", "none", "null", "n/a", "na", "nan", "--", "?")  # words for no angle
+_A_PIXEL = re.compile(
+    r"(\s*/\s*|\s+per\s+|[\s.]+)pix(el)?s?(\s*(\*\*|\^)?\s*\(?-1\)?)?$", re.IGNORECASE
+)
 _FORMATS = (None, "fits", "ogip", "vounit", "cds")
 _LOGARITHM = re.compile(
     r"\s*(?:(log10|log|dex|ln)\s*(?:\(\s*(.*?)\s*\)|\[\s*(.*?)\s*\]|\s(.*))|(.*?)\s*\(?\s*(dex|log10)\)?)\s*",
@@ -200,7 +204,7 @@ def to_degrees(source: str, name: str, text: str, value: Any, hours: bool = Fals
     InvalidRecord
         ``unit_unknown``; ``field_invalid`` for what is no angle.
     """
-    if value is None or (isinstance(value, str) and not value.strip()):
+    if value is None or (isinstance(value, str) and value.strip().lower() in _UNKNOWN):
         return float("nan")
     if isinstance(value, bool | bytes):
         raise InvalidRecord("field_invalid", f"{name}: expected an angle, found {value!r}", source)
@@ -218,6 +222,27 @@ def to_degrees(source: str, name: str, text: str, value: Any, hours: bool = Fals
     except (ValueError, TypeError, ArithmeticError) as error:
         detail = f"{name}: expected an angle, found {value!r} ({str(error)[:80]})"
         raise InvalidRecord("field_invalid", detail, source) from None
+
+
+def to_arcsec(source: str, name: str, text: str, value: float) -> float:
+    """Return an angle, or one a pixel, in arcsec; without a unit it is in arcsec.
+
+    Raises
+    ------
+    InvalidRecord
+        ``unit_unknown``.
+    """
+    word = _A_PIXEL.sub("", text).strip()
+    if word.lower() in ("", "arcsec", "arcseconds"):
+        return value
+    return to_degrees(source, name, word, value) * 3600
+
+
+def check_redshift(source: str, name: str, text: str) -> None:
+    """Refuse (``unit_unknown``) a redshift whose column states a velocity or a length."""
+    unit = parse_unit(text)
+    if unit is not None and not unit.is_equivalent(units.dimensionless_unscaled):
+        raise _unknown(source, name, text, "a redshift, which has none")
 
 
 def agreed_angle(source: str, name: str, card: str | None, stated: str) -> str:

@@ -63,17 +63,22 @@ def packing(head: bytes, source: str) -> str:
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
 
 
-def unpack(handle: pa.NativeFile, kind: str, source: str) -> bytes:
+def unpack(handle: pa.NativeFile, kind: str, source: str, most: int | None = None) -> bytes:
     """Return what a file holds, all its members after one another; zeros behind them are padding.
+
+    Parameters
+    ----------
+    most : int, optional
+        Bytes that it may unpack to, where these are fewer than `most_bytes` of the file's size.
 
     Raises
     ------
     InvalidRecord
-        ``unpacked_too_large`` (more than `most_bytes` of the file's size), ``gzip_truncated``,
-        ``bzip2_truncated`` …: the stream is cut, damaged or followed by others.
+        ``unpacked_too_large``, ``gzip_truncated``, ``bzip2_truncated`` …: the stream is cut,
+        damaged or followed by others.
     """
     size = handle.size()
-    limit = most_bytes(size)
+    limit = min(most_bytes(size), most_bytes(size) if most is None else most)
     try:
         found = (_zstandard if kind == "zstandard" else _members)(handle, kind, size, limit)
     except _FAULTS as error:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from skyray.readers.units import to_degrees
+from skyray.readers.sky_frame import stated_position
 from skyray.records import InvalidRecord
 
 KEYWORDS = ("SPECSYS", "HELIO", "BARYCORR")
@@ -90,7 +90,7 @@ def barycentric_velocity(source: str, header: Mapping[str, Any] | Any) -> float:
     InvalidRecord
         ``frame_topocentric`` naming what the header does not tell.
     """
-    ra, dec = _position(source, header)
+    ra, dec, _ = stated_position(source, header)
     site, mjd = _site(header), _mid_exposure(header)
     missing = [
         name
@@ -119,17 +119,6 @@ def barycentric_velocity(source: str, header: Mapping[str, Any] | Any) -> float:
     except Exception as error:  # dates and places that astropy cannot follow
         detail = f"expected a place and time to correct for, found {type(error).__name__}: {error}"
         raise InvalidRecord("frame_topocentric", detail[:300], source) from None
-
-
-def _position(source: str, header: Any) -> tuple[float, float]:
-    """Return RA and DEC in degrees, ICRS; NaN where they are not known to be."""
-    system = str(header.get("RADESYS") or header.get("RADECSYS") or "ICRS").strip().upper()
-    if system not in ("ICRS", "FK5"):  # within 0.1″
-        return math.nan, math.nan
-    return (
-        to_degrees(source, "RA", "", header.get("RA"), hours=True),
-        to_degrees(source, "DEC", "", header.get("DEC")),
-    )
 
 
 def _site(header: Any) -> tuple[float, float, float] | None:
