@@ -103,6 +103,11 @@ def test_a_mistake_is_one_clear_line(capsys, monkeypatch, arguments, words):
         (("serve", "--bundle", "none"), ("none: not a bundle",)),
         (("follow", "none", "packets", "--out", "y"), ("none: not a bundle",)),
         (("export", "parquet", "none", "--out", "y"), ("none: no such file or folder",)),
+        (("export", "onnx", "none", "--out", "y"), ("none: not a bundle",)),
+        (("export", "onnx", "none", "--out", "file/y"), ("expected a place to write to",)),
+        (("export", "onnx", "none", "--out", "."), ("expected a file to write, found a folder",)),
+        (("ingest", "sdss_dr16", "file", "--out", "y", "--json", "file/j"), ("is a file",)),
+        (("inspect", "file", "--json", "."), (".: expected a file to write",)),
     ],
 )  # fmt: skip
 def test_what_can_be_known_is_refused_before_ray_starts(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from serve.app import app
 
 from skyray.bundles import registry
 from skyray.bundles.bundle import (
@@ -19,7 +20,8 @@ from skyray.runtime import outbox, places, tracking
 
 def write(place: str, run_id: str) -> str:
     """Write what is read of a bundle to tell it from others."""
-    content = {"bundle_version": BUNDLE_VERSION, "run_id": run_id, "family": "f", "data": {}}
+    content = {"bundle_version": BUNDLE_VERSION, "run_id": run_id, "family": "f"}
+    content["data"] = {"record": "spectrum"}
     places.write_bytes(places.join(place, CARD_FILE), f"# of {run_id}".encode())
     places.write_json(places.join(place, BUNDLE_FILE), content | {"recipe": {"name": "r"}})
     return place
@@ -79,6 +81,10 @@ def test_a_name_means_what_its_registry_says(home, monkeypatch):
     assert pinned("models:/m@champion") == "models:/m/1"
     assert pinned("models:/m/1") == "models:/m/1"
     assert pinned("folder") == "folder"
+
+    service = app({"bundle": "models:/m@champion"})  # its replicas look up no alias
+    _, settings, _, _ = service._bound_deployment.init_args
+    assert settings.bundle == "models:/m/1"
 
     place = located("models:/m/1")
     tracking.client(tracking.tracking_uri()).delete_registered_model("m")
