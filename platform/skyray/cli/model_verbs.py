@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from skyray.cli.verb import Address, BundleUri, Json, cluster, devices, verb
+from skyray.cli.verb import (
+    Address,
+    BundleUri,
+    Json,
+    ReplicaGpu,
+    Split,
+    cluster,
+    devices,
+    verb,
+)
 
 
 @verb
@@ -18,10 +27,8 @@ def promote(
         typer.Option("--if", help="'SCORE>NUMBER' or 'SCORE>champion'. Repeat: all hold."),
     ],
     out: Annotated[str, typer.Option(help="Folder for the scores of both.")],
-    split: Annotated[
-        str, typer.Option(help="train, validation, test, or all for every row.")
-    ] = "test",
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a replica.")] = False,
+    split: Split = "test",
+    gpu: ReplicaGpu = False,
     address: Address = None,
     json: Json = None,
 ):

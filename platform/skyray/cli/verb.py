@@ -44,6 +44,19 @@ Changes = Annotated[
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Data-parallel workers.")]
 Progress = Annotated[bool, typer.Option(help="Show progress.")]
+Split = Annotated[str, typer.Option(help="train, validation, test, or all for every row.")]
+FilesCard = Annotated[
+    str | None, typer.Option(help="Card of the files; default: the bundle's own.")
+]
+Replicas = Annotated[int | None, typer.Option(help="Model replicas.")]
+ReplicaGpu = Annotated[bool, typer.Option("--gpu", help="One GPU a replica.")]
+# what a catalogue is written as, beside Parquet
+Fits = Annotated[
+    bool | None,
+    typer.Option("--fits/--no-fits", help="One FITS file; default: up to 5 million rows, 2 GB."),
+]
+Votable = Annotated[bool, typer.Option("--votable", help="Also write a VOTable.")]
+Hats = Annotated[bool, typer.Option("--hats", help="Also write HATS partitions by sky, for LSDB.")]
 
 
 def verb(function: Callable[..., Mapping[str, Any] | None]) -> Callable[..., None]:
