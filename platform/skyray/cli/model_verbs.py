@@ -75,4 +75,6 @@ def sync(
     }
     if causes := sorted({run.cause for run in found.values() if run.cause}):
         told["cause"] = causes
+    if refusals := [line for run in found.values() for line in run.refusals]:
+        told["not told"] = refusals
     return told | {"failed": told["waiting"] + told["refused"] > 0}

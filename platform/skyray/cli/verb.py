@@ -88,7 +88,8 @@ def verb(function: Callable[..., Mapping[str, Any] | None]) -> Callable[..., Non
         if result is not None and result.get("failed"):  # a part of the work: shown, no success
             raise typer.Exit(1)
 
-    app.command(name=function.__name__.replace("_", "-"))(command)
+    summary = (function.__doc__ or "").partition("\n")[0]  # whole in the list of verbs, not cut off
+    app.command(name=function.__name__.replace("_", "-"), short_help=summary)(command)
     return command
 
 
