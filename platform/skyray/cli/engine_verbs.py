@@ -221,7 +221,7 @@ def train(
     ] = None,
     max_failures: Annotated[int, typer.Option(help="Restarts after a lost worker.")] = 2,
     resume: Annotated[
-        str | None, typer.Option(help="MLflow run id of an interrupted training to go on with.")
+        str | None, typer.Option(help="Run id of an interrupted training to go on with.")
     ] = None,
     progress: Progress = True,
     address: Address = None,
@@ -241,6 +241,10 @@ def train(
 
     chosen = load_recipe(recipe).override(set_ or [])
     check_writable(out)
+    if resume is not None:
+        from skyray.training.train import begun_run
+
+        begun_run(resume)
     check_training(chosen, data)
     with cluster("train", address, gpus):
         from skyray.training.train import train as run

@@ -18,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import textwrap
 import threading
 import time
 import uuid
@@ -186,24 +187,27 @@ def send(run_id: str, to: str | None = None) -> Delivery:
     """
     sent, refusals, cause = 0, [], ""
     with _alone(run_id):
-        taken = time.monotonic()
+        taken, asked = time.monotonic(), set()
         for place in _unsent(run_id):
             message = places.read_json(place)
             uri, handler = to or message["uri"], _handlers.get(message["kind"])
             if handler is None:  # of a room this process has not loaded
                 continue
-            if not answers(uri):
+            if uri not in asked and not answers(uri):
                 cause = f"{uri}: no answer"
                 break
+            asked.add(uri)
             try:
                 run = run_id if message["kind"] == OPEN else mlflow_id(run_id)
                 handler(uri, run, message["content"])
             except Exception as error:  # MLflow raises what its stores and its transport raise
                 if _is_final(error):
                     aside = _set_aside(place, message | {"refused": str(error)})
-                    refusals.append(f"{message['kind']} of run {run_id}: {error} (in {aside})")
+                    why = textwrap.shorten(str(error), 300, placeholder=" …")
+                    refusals.append(f"{message['kind']} of run {run_id}: {why} (in {aside})")
                     continue
-                cause = f"{uri}: {error or type(error).__name__}"
+                why = textwrap.shorten(str(error), 160, placeholder=" …") or type(error).__name__
+                cause = f"{uri}: {why}"
                 if time.monotonic() > taken + PATIENCE_S:
                     _away[uri] = time.monotonic() + AWAY_S
                 if message["kind"] == OPEN or is_given_up(uri):
