@@ -68,6 +68,7 @@ def test_every_verb_explains_itself(capsys, verb):
         (("serve", "no.yaml"), ("no.yaml", "no such configuration")),
         (("serve", "--host", "0.0.0.0"), ("SKYRAY_SERVE_TOKEN",)),
         (("simulate", "sdss_dr16", "--objects", "1"), ("--out",)),
+        (("sync", "--to", "tracking.new:5000"), ("--to tracking.new:5000", "http://")),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_clear_line(capsys, monkeypatch, arguments, words):

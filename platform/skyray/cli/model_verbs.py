@@ -63,6 +63,10 @@ def sync(
 
     Example: skyray sync
     """
+    if to is not None and "://" not in to and to.partition(":")[0] != "databricks":
+        from skyray.config import ConfigError
+
+        raise ConfigError(f"--to {to}: expected an address such as http://tracking.new:5000")
     from skyray.bundles import registry  # noqa: F401  (it sends models and their cards)
     from skyray.runtime import outbox, tracking  # noqa: F401
 
