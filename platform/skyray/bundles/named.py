@@ -85,7 +85,10 @@ def _version(text: str, uri: str) -> tuple[str, str, int]:
         raise NoSuchModel(f"{text}: expected models:/NAME@ALIAS or models:/NAME/VERSION")
     if not outbox.answers(uri):
         raise RegistryAway(f"{text}: the registry at {uri} cannot be asked: no answer")
-    registry, name = tracking.client(uri), found["name"]
+    try:
+        registry, name = tracking.client(uri), found["name"]
+    except MlflowException as error:  # no address that it knows
+        raise RegistryAway(f"{text}: the registry at {uri} cannot be asked: {error}") from None
     try:
         if found["version"]:
             made = registry.get_model_version(name, found["version"])
