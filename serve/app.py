@@ -45,6 +45,7 @@ from starlette.exceptions import HTTPException
 
 import skyray
 from skyray.bundles.bundle import read_bundle
+from skyray.bundles.named import pinned
 from skyray.cards import load_card
 from skyray.families.base import DataInfo
 from skyray.inference.serving import TOKEN_VARIABLE
@@ -219,6 +220,8 @@ def _respond(request: Request, items, table: pa.Table | None, with_spectrum: boo
 def app(args: dict[str, Any]) -> serve.Application:
     """Build the application from the arguments of `ServiceSettings`."""
     settings = load_settings(args)
+    # An alias may move while the service runs: all replicas hold the version it means now.
+    settings = settings.model_copy(update={"bundle": pinned(settings.bundle)})
     model = RecordModel.options(
         ray_actor_options={
             "num_cpus": settings.cpus_per_replica,

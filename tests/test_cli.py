@@ -40,6 +40,7 @@ def test_help_is_quick_and_lists_the_verbs():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert all(f"\n  {verb}" in done.stdout for verb in VERBS)
+    assert "..." not in done.stdout.partition("Commands:")[2]  # what a verb does is said to the end
     heavy = {"ray", "torch", "pyarrow", "numpy", "astropy", "mlflow"}
     imported = {line.rsplit("|", 1)[-1].strip() for line in done.stderr.splitlines()}
     assert not heavy & imported, "help must not wait for these"
@@ -67,6 +68,7 @@ def test_every_verb_explains_itself(capsys, verb):
         (("serve", "no.yaml"), ("no.yaml", "no such configuration")),
         (("serve", "--host", "0.0.0.0"), ("SKYRAY_SERVE_TOKEN",)),
         (("simulate", "sdss_dr16", "--objects", "1"), ("--out",)),
+        (("sync", "--to", "tracking.new:5000"), ("--to tracking.new:5000", "http://")),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_clear_line(capsys, monkeypatch, arguments, words):
@@ -89,6 +91,8 @@ def test_a_mistake_is_one_clear_line(capsys, monkeypatch, arguments, words):
         (("train", "redshift/sdss_dr16", "--data", "x", "--out", "y", "--workers", "999"),
          ("999 CPUs at once", "--address")),
         (("train", "redshift/sdss_dr16", "--data", "x", "--out", "y"), ("x: not a dataset",)),
+        (("train", "redshift/sdss_dr16", "--data", "x", "--out", "y", "--resume", "none"),
+         ("--resume none: expected a training that was begun",)),
         (("tune", "redshift/sdss_dr16", "--data", "x", "--out", "y"), ("x: not a dataset",)),
         (("train", "redshift/sdss_dr16", "--data", "x", "--out", "file/y"),
          ("file/y: expected a place to write to", "is a file")),
@@ -103,6 +107,11 @@ def test_a_mistake_is_one_clear_line(capsys, monkeypatch, arguments, words):
         (("serve", "--bundle", "none"), ("none: not a bundle",)),
         (("follow", "none", "packets", "--out", "y"), ("none: not a bundle",)),
         (("export", "parquet", "none", "--out", "y"), ("none: no such file or folder",)),
+        (("export", "onnx", "none", "--out", "y"), ("none: not a bundle",)),
+        (("export", "onnx", "none", "--out", "file/y"), ("expected a place to write to",)),
+        (("export", "onnx", "none", "--out", "."), ("expected a file to write, found a folder",)),
+        (("ingest", "sdss_dr16", "file", "--out", "y", "--json", "file/j"), ("is a file",)),
+        (("inspect", "file", "--json", "."), (".: expected a file to write",)),
     ],
 )  # fmt: skip
 def test_what_can_be_known_is_refused_before_ray_starts(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -80,6 +82,20 @@ def test_the_file_answers_as_the_bundle(exported):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=limit)
     nothing = answers(file, {name: values[:0] for name, values in inputs.items()})
     assert {len(values) for values in nothing.values()} == {0}
+
+
+def test_a_bundle_is_exported_by_its_name_in_the_registry(exported, tmp_path, monkeypatch):
+    """Version 1, which was fetched before the registry went away."""
+    bundle, file, _, _ = exported
+    if Predictor.without_network(bundle).family.name != "redshift":
+        return
+    monkeypatch.setenv("SKYRAY_HOME", str(tmp_path))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri := "http://127.0.0.1:9")
+    kept = hashlib.sha256(uri.encode()).hexdigest()[:16]
+    shutil.copytree(bundle, tmp_path / "models" / kept / "m" / "1-1700000000000")
+    named = str(tmp_path / "named.onnx")
+    assert export_onnx("models:/m/1", named, rows=6).version == "1-2-3"
+    assert metadata(named) == metadata(file)
 
 
 def metadata(file: str) -> dict[str, str]:

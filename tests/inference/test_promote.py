@@ -52,9 +52,10 @@ def test_what_is_no_name_is_a_place():
     assert located("s3://bucket/models/a") == "s3://bucket/models/a"
 
 
-def test_a_registry_that_is_away_is_not_one_without_the_model(tmp_path, monkeypatch):
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "unknown://registry"])
+def test_a_registry_that_is_away_is_not_one_without_the_model(uri, tmp_path, monkeypatch):
     """Else the first who is scored while it is away would be champion."""
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
     monkeypatch.setenv("SKYRAY_HOME", str(tmp_path))
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with pytest.raises(RegistryAway, match="cannot be asked"):

@@ -22,9 +22,9 @@ from tests.object_store import object_store
 from skyray.config import ConfigError
 from skyray.data.prepared_space import prepared_tables
 from skyray.families.base import Choice, Range, load_recipe
-from skyray.runtime import places, tracking
+from skyray.runtime import outbox, places, tracking
 from skyray.runtime.session import cores_for
-from skyray.search.cells import _lasting
+from skyray.search.cells import Cell, _lasting, _tell_rest
 from skyray.search.ensemble import Spread, ensemble, spreads
 from skyray.search.grid import run_grid, summarise
 from skyray.search.tune import _Watch, assignments, to_ray, tune_recipe
@@ -210,6 +210,21 @@ def test_a_lost_machine_is_no_fault_of_a_cell_and_a_crash_is_one():
     with pytest.raises(WorkerCrashedError):
         _lasting(run)
     assert len(ends) == 1
+
+
+def test_what_tasks_could_not_tell_mlflow_is_said_by_who_started_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKYRAY_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri := "http://127.0.0.1:9")
+    cells = [Cell(name, None, "data", str(tmp_path / name)) for name in ("a", "b", "not-begun")]
+    for cell in cells[:2]:
+        places.write_json(places.join(cell.out, "run", "run.json"), {"run_id": cell.name})
+        outbox.post(uri, cell.name, "params", {"values": {}, "config": {}})
+    outbox.untold()
+    _tell_rest(cells)
+    assert outbox.untold() == [
+        f"MLflow has not taken 2 messages of 2 runs ({uri}: no answer); to send what waits: "
+        "skyray sync"
+    ]
 
 
 @pytest.mark.slow

@@ -54,6 +54,7 @@ def write_bundle(
     history: bytes = b"",
 ) -> None:
     """Write a bundle; ``bundle.json`` comes last, so that a half-written one is none."""
+    places.remove(places.join(uri, BUNDLE_FILE))  # of a bundle that was there before
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     places.write_bytes(places.join(uri, WEIGHTS_FILE), save_tensors(weights))
     kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}

@@ -21,6 +21,7 @@ from torch.onnx.symbolic_helper import parse_args
 
 import skyray
 from skyray.bundles.bundle import Predictor, bundle_digest, check_layout, trained_model
+from skyray.bundles.named import located
 from skyray.cards import load_card
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset, table_to_columns
@@ -69,6 +70,7 @@ def export_onnx(
         If onnx or onnxruntime is missing, or the card has no mock and no dataset was given.
     """
     _require_onnx()
+    bundle = located(bundle)
     made = Predictor.without_network(bundle)
     columns, tried = _columns(made, str(bundle), data, rows)
     family = made.family

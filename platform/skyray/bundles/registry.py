@@ -19,7 +19,7 @@ import pyarrow as pa
 from packaging.requirements import Requirement
 
 import skyray
-from skyray.bundles.bundle import CARD_FILE, read_bundle
+from skyray.bundles.bundle import CARD_FILE, NotABundle, read_bundle
 from skyray.families.base import DataInfo
 from skyray.records import alert_schema, cutout_schema, spectrum_schema
 from skyray.runtime import outbox, places, tracking
@@ -79,7 +79,7 @@ def crown(bundle: str, why: dict[str, str]) -> str:
 
 @outbox.sends("register")
 def _register(uri: str, run_id: str, message: dict[str, Any]) -> None:
-    content = read_bundle(message["bundle"])
+    content = _of_run(message["bundle"], run_id)
     if version_of(uri, content, run_id) is None:
         _log_model(uri, run_id, message["bundle"], content)
     _card(uri, run_id, message)
@@ -87,6 +87,29 @@ def _register(uri: str, run_id: str, message: dict[str, Any]) -> None:
         version = version_of(uri, content, run_id)
         client = tracking.client(uri)
         client.set_registered_model_alias(model_name(content), message["alias"], version)
+
+
+def _of_run(bundle: str, run_id: str) -> dict[str, Any]:
+    """Return the content of the bundle at a place, which MLflow's run `run_id` is to have left.
+
+    Raises
+    ------
+    Never
+        If it is gone, or another run's by now.
+    """
+    try:
+        content = read_bundle(bundle)
+    except NotABundle as error:
+        raise outbox.Never(str(error)) from None
+    try:
+        same = outbox.mlflow_id(content.get("run_id", "")) == run_id
+    except outbox.NotYet:  # of a run that MLflow does not know; it knows this one
+        same = False
+    if not same:
+        raise outbox.Never(
+            f"{bundle}: expected the bundle of run {run_id}, found run {content.get('run_id')}'s"
+        )
+    return content
 
 
 def _log_model(uri: str, run_id: str, bundle: str, content: dict[str, Any]) -> None:
@@ -113,8 +136,8 @@ def _log_model(uri: str, run_id: str, bundle: str, content: dict[str, Any]) -> N
 
 @outbox.sends("card")
 def _card(uri: str, run_id: str, message: dict[str, Any]) -> None:
+    content, client = _of_run(message["bundle"], run_id), tracking.client(uri)
     card = places.read_bytes(places.join(message["bundle"], CARD_FILE)).decode()
-    content, client = read_bundle(message["bundle"]), tracking.client(uri)
     client.set_tag(run_id, "mlflow.note.content", card[:_DESCRIPTION])
     if version := version_of(uri, content, run_id):
         client.update_model_version(model_name(content), version, card[:_DESCRIPTION])

@@ -51,6 +51,19 @@ def check_writable(*outs: str | None) -> None:
             raise ConfigError(f"{out}: expected a place to write to: {error}") from None
 
 
+def check_file(out: str | os.PathLike) -> None:
+    """Refuse a file that cannot be written: a folder is there, or its own folder takes none.
+
+    Raises
+    ------
+    ConfigError
+        If so.
+    """
+    if places.is_local(out) and Path(places.absolute(out)).is_dir():
+        raise ConfigError(f"{out}: expected a file to write, found a folder")
+    check_writable(places.parent(places.absolute(out)))
+
+
 def _try_folder(folder: Path) -> None:
     there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
     if not there.is_dir():

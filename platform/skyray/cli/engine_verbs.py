@@ -12,11 +12,18 @@ from skyray.cli.verb import (
     BundleUri,
     CardName,
     Changes,
+    FilesCard,
+    Fits,
+    Hats,
     Json,
     Progress,
     RecipeName,
+    ReplicaGpu,
+    Replicas,
     Sources,
+    Split,
     TrainingData,
+    Votable,
     Workers,
     cluster,
     devices,
@@ -214,7 +221,7 @@ def train(
     ] = None,
     max_failures: Annotated[int, typer.Option(help="Restarts after a lost worker.")] = 2,
     resume: Annotated[
-        str | None, typer.Option(help="MLflow run id of an interrupted training to go on with.")
+        str | None, typer.Option(help="Run id of an interrupted training to go on with.")
     ] = None,
     progress: Progress = True,
     address: Address = None,
@@ -234,6 +241,10 @@ def train(
 
     chosen = load_recipe(recipe).override(set_ or [])
     check_writable(out)
+    if resume is not None:
+        from skyray.training.train import begun_run
+
+        begun_run(resume)
     check_training(chosen, data)
     with cluster("train", address, gpus):
         from skyray.training.train import train as run
@@ -261,14 +272,12 @@ def evaluate(
     bundle: BundleUri,
     data: Annotated[str, typer.Option(help="Dataset to score on.")],
     out: Annotated[str, typer.Option(help="Folder for metrics.json, figures and index.html.")],
-    split: Annotated[
-        str, typer.Option(help="train, validation, test, or all for every row.")
-    ] = "test",
+    split: Split = "test",
     promote_if: Annotated[
         list[str] | None,
         typer.Option(help="Then make it champion if 'SCORE>NUMBER' or 'SCORE>champion'. Repeat."),
     ] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a replica.")] = False,
+    gpu: ReplicaGpu = False,
     progress: Progress = True,
     address: Address = None,
     json: Json = None,
@@ -308,21 +317,12 @@ def predict(
     bundle: BundleUri,
     sources: Sources,
     out: Annotated[str, typer.Option(help="Folder of the catalogue.")],
-    card: Annotated[
-        str | None, typer.Option(help="Card of the files; default: the bundle's own.")
-    ] = None,
-    workers: Annotated[int | None, typer.Option(help="Model replicas.")] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a replica.")] = False,
-    fits: Annotated[
-        bool | None,
-        typer.Option(
-            "--fits/--no-fits", help="One FITS file; default: up to 5 million rows, 2 GB."
-        ),
-    ] = None,
-    votable: Annotated[bool, typer.Option("--votable", help="Also write a VOTable.")] = False,
-    hats: Annotated[
-        bool, typer.Option("--hats", help="Also write HATS partitions by sky, for LSDB.")
-    ] = False,
+    card: FilesCard = None,
+    workers: Replicas = None,
+    gpu: ReplicaGpu = False,
+    fits: Fits = None,
+    votable: Votable = False,
+    hats: Hats = False,
     arrays: Annotated[
         bool, typer.Option("--arrays", help="Also a table of arrays: redshift PDFs.")
     ] = False,

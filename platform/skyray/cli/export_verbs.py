@@ -43,12 +43,15 @@ def export(
 
     Example: skyray export hats results/catalogue --out sky
     """
+    from skyray.cli.beforehand import check_bundle, check_file, check_there, check_writable
+    from skyray.config import ConfigError
+
     if kind is Kind.onnx:
+        check_file(out)
+        check_bundle(source)
         from skyray.bundles.onnx_export import export_onnx
 
         return asdict(export_onnx(source, out, data, rows))
-    from skyray.cli.beforehand import check_there, check_writable
-    from skyray.config import ConfigError
     from skyray.inference.catalogue import Catalogue
 
     if kind is Kind.parquet and Catalogue.exists(source):

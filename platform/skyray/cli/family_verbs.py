@@ -10,9 +10,16 @@ from skyray.cli.verb import (
     Address,
     BundleUri,
     Changes,
+    FilesCard,
+    Fits,
+    Hats,
     Json,
     Progress,
+    ReplicaGpu,
+    Replicas,
     Sources,
+    Split,
+    Votable,
     Workers,
     cluster,
     devices,
@@ -47,16 +54,9 @@ def fit(
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Fitters at work at most.")] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a fitter.")] = False,
-    fits: Annotated[
-        bool | None,
-        typer.Option(
-            "--fits/--no-fits", help="One FITS file; default: up to 5 million rows, 2 GB."
-        ),
-    ] = None,
-    votable: Annotated[bool, typer.Option("--votable", help="Also write a VOTable.")] = False,
-    hats: Annotated[
-        bool, typer.Option("--hats", help="Also write HATS partitions by sky, for LSDB.")
-    ] = False,
+    fits: Fits = None,
+    votable: Votable = False,
+    hats: Hats = False,
     progress: Progress = True,
     address: Address = None,
     json: Json = None,
@@ -91,21 +91,14 @@ def outliers(
     stars: Annotated[
         str | None, typer.Option(help="Second bundle, of stars: adds the star/galaxy decision.")
     ] = None,
-    card: Annotated[
-        str | None, typer.Option(help="Card of the files; default: the bundle's own.")
-    ] = None,
+    card: FilesCard = None,
     top: Annotated[int, typer.Option(min=1, help="Objects in the gallery.")] = 100,
     map_rows: Annotated[
         int, typer.Option("--map", min=0, help="Points in the map of the latents; 0: no map.")
     ] = 5000,
-    workers: Annotated[int | None, typer.Option(help="Model replicas.")] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a replica.")] = False,
-    fits: Annotated[
-        bool | None,
-        typer.Option(
-            "--fits/--no-fits", help="One FITS file; default: up to 5 million rows, 2 GB."
-        ),
-    ] = None,
+    workers: Replicas = None,
+    gpu: ReplicaGpu = False,
+    fits: Fits = None,
     progress: Progress = True,
     address: Address = None,
     json: Json = None,
@@ -256,11 +249,9 @@ def map_alerts(
     bundles: Annotated[list[str], typer.Argument(help="Bundles of the alerts family.")],
     data: Annotated[str, typer.Option(help="Dataset of alerts.")],
     out: Annotated[str, typer.Option(help="Folder for map, figure and outliers.")],
-    split: Annotated[
-        str, typer.Option(help="train, validation, test, or all for every row.")
-    ] = "test",
-    workers: Annotated[int | None, typer.Option(help="Model replicas.")] = None,
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a replica.")] = False,
+    split: Split = "test",
+    workers: Replicas = None,
+    gpu: ReplicaGpu = False,
     address: Address = None,
     json: Json = None,
 ):

@@ -6,7 +6,16 @@ from typing import Annotated, Any
 
 import typer
 
-from skyray.cli.verb import Address, BundleUri, Json, cluster, devices, verb
+from skyray.cli.verb import (
+    Address,
+    BundleUri,
+    Json,
+    ReplicaGpu,
+    Split,
+    cluster,
+    devices,
+    verb,
+)
 
 
 @verb
@@ -18,10 +27,8 @@ def promote(
         typer.Option("--if", help="'SCORE>NUMBER' or 'SCORE>champion'. Repeat: all hold."),
     ],
     out: Annotated[str, typer.Option(help="Folder for the scores of both.")],
-    split: Annotated[
-        str, typer.Option(help="train, validation, test, or all for every row.")
-    ] = "test",
-    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a replica.")] = False,
+    split: Split = "test",
+    gpu: ReplicaGpu = False,
     address: Address = None,
     json: Json = None,
 ):
@@ -56,6 +63,10 @@ def sync(
 
     Example: skyray sync
     """
+    if to is not None and "://" not in to and to.partition(":")[0] != "databricks":
+        from skyray.config import ConfigError
+
+        raise ConfigError(f"--to {to}: expected an address such as http://tracking.new:5000")
     from skyray.bundles import registry  # noqa: F401  (it sends models and their cards)
     from skyray.runtime import outbox, tracking  # noqa: F401
 
@@ -68,4 +79,6 @@ def sync(
     }
     if causes := sorted({run.cause for run in found.values() if run.cause}):
         told["cause"] = causes
+    if refusals := [line for run in found.values() for line in run.refusals]:
+        told["not told"] = refusals
     return told | {"failed": told["waiting"] + told["refused"] > 0}

@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -44,30 +44,60 @@ Changes = Annotated[
 ]
 Workers = Annotated[int, typer.Option(min=1, help="Data-parallel workers.")]
 Progress = Annotated[bool, typer.Option(help="Show progress.")]
+Split = Annotated[str, typer.Option(help="train, validation, test, or all for every row.")]
+FilesCard = Annotated[
+    str | None, typer.Option(help="Card of the files; default: the bundle's own.")
+]
+Replicas = Annotated[int | None, typer.Option(help="Model replicas.")]
+ReplicaGpu = Annotated[bool, typer.Option("--gpu", help="One GPU a replica.")]
+# what a catalogue is written as, beside Parquet
+Fits = Annotated[
+    bool | None,
+    typer.Option("--fits/--no-fits", help="One FITS file; default: up to 5 million rows, 2 GB."),
+]
+Votable = Annotated[bool, typer.Option("--votable", help="Also write a VOTable.")]
+Hats = Annotated[bool, typer.Option("--hats", help="Also write HATS partitions by sky, for LSDB.")]
 
 
 def verb(function: Callable[..., Mapping[str, Any] | None]) -> Callable[..., None]:
-    """Register a verb; show what it returns, and an error as one line and exit status 1."""
+    """Register a verb; show what it returns, and an error as one line and exit status 1.
+
+    What MLflow was not told is said last, on stderr.
+    """
 
     @functools.wraps(function)
     def command(*args, json: Path | None = None, **kwargs) -> None:
         try:
+            if json is not None:
+                from skyray.cli.beforehand import check_file
+
+                check_file(json)
             with _display(function.__name__, kwargs.get("progress", False)):
                 result = function(*args, json=json, **kwargs)
+            if result is not None:
+                show(function.__name__, result)
+                if json is not None:
+                    write(json, result)
         except (KeyboardInterrupt, typer.Exit, typer.Abort):
             raise
         except Exception as error:  # the boundary to a person: one line, the rest on request
             _complain(error)
             raise typer.Exit(1) from None
-        if result is not None:
-            show(function.__name__, result)
-            if json is not None:
-                write(json, result)
-            if result.get("failed"):  # a part of the work: shown, and no success
-                raise typer.Exit(1)
+        finally:
+            _say_what_mlflow_was_not_told()
+        if result is not None and result.get("failed"):  # a part of the work: shown, no success
+            raise typer.Exit(1)
 
-    app.command(name=function.__name__.replace("_", "-"))(command)
+    summary = (function.__doc__ or "").partition("\n")[0]  # whole in the list of verbs, not cut off
+    app.command(name=function.__name__.replace("_", "-"), short_help=summary)(command)
     return command
+
+
+def _say_what_mlflow_was_not_told() -> None:
+    if outbox := sys.modules.get("skyray.runtime.outbox"):  # else nothing was sent
+        with suppress(OSError):  # the place of the messages is away: so was the work, which said so
+            for line in outbox.untold():
+                print(line, file=sys.stderr)
 
 
 def devices(address: str | None, gpus: int, cpus: int = 0) -> None:

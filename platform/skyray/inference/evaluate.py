@@ -106,4 +106,4 @@ def _tell(bundle, run_id: str | None, where: str, own: bool, metrics, out, figur
     tracking.log_files(run_id, out, names, f"evaluation/{where}")
     if own:
         describe(bundle, run_id)
-    outbox.send_or_say(run_id)
+    outbox.send_or_say(tracking.tracking_uri(), run_id)

@@ -7,6 +7,7 @@ overwrites itself.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import math
@@ -18,8 +19,9 @@ from typing import Any
 from skyray.runtime import outbox, places
 
 PARENT = "mlflow.parentRunId"
-_OURS = "skyray.run_id"  # tag of runs begun without a server: the id they had until then
+_OURS = "skyray.run_id"  # tag: by it a run is found whose server gave no answer when it began
 _PARAMS_AT_ONCE = 100  # MLflow's own limit
+_START_S = 20.0  # that the beginning of a run waits for a server
 _log = logging.getLogger(__name__)
 
 
@@ -44,6 +46,7 @@ def client(uri: str):
     # MLflow's own patience, minutes of it, is for those who have no outbox.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
+    os.environ.setdefault("MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER", "false")
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     from mlflow import MlflowClient
 
@@ -58,13 +61,14 @@ def open_experiment(name: str) -> None:
     """
     uri = tracking_uri()
     if outbox.answers(uri):
-        _or_say(lambda: _experiment(uri, name))
+        _or_say(uri, lambda: _experiment(uri, name))
 
 
-def _or_say(do):
+def _or_say(uri: str, do):
     """Return what a call to MLflow gives; None, and a line in the log, when it fails."""
     try:
-        return do()
+        client(uri)  # its import does not count
+        return outbox.bounded(uri, _START_S, do)
     except Exception as error:  # MLflow raises what its stores and its transport raise
         _log.warning("MLflow: %s", error or type(error).__name__)
         return None
@@ -99,18 +103,18 @@ def start_run(
         The dataset that goes in: ``name``, ``digest``, ``source`` and ``profile`` (a dict).
     """
     uri = tracking_uri()
-    about = {"experiment": experiment, "name": name, "tags": tags, "time": _now()}
-    if (parent := tags.get(PARENT)) and outbox.answers(uri):
-        outbox.send(parent)
-    run_id = _or_say(lambda: _create(uri, about)) if outbox.answers(uri) else None
+    ours = uuid.uuid4().hex
+    about = {"experiment": experiment, "name": name, "tags": tags | {_OURS: ours}, "time": _now()}
+    if parent := tags.get(PARENT):
+        outbox.send_or_say(uri, parent)
+    run_id = _or_say(uri, lambda: _create(uri, about)) if outbox.answers(uri) else None
     if run_id is None:
-        run_id = uuid.uuid4().hex
-        about["tags"] = tags | {_OURS: run_id}
+        run_id = ours
         outbox.post(uri, run_id, outbox.OPEN, about)
     outbox.post(uri, run_id, "params", {"values": flatten(params), "config": params})
     if data:
         outbox.post(uri, run_id, "input", data)
-    outbox.send_or_say(run_id)
+    outbox.send_or_say(uri, run_id)
     return run_id
 
 
@@ -184,15 +188,31 @@ def _metrics(uri: str, run_id: str, content: dict[str, Any]) -> None:
 
 def log_files(run_id: str, source: str, names: list[str], under: str) -> None:
     """Post files (or folders) `names` at the place `source` as artifacts of a run."""
-    content = {"source": places.absolute(source), "names": names, "under": under}
+    source = places.absolute(source)
+    digests = {name: _digest(places.join(source, name)) for name in names}
+    content = {"source": source, "names": names, "under": under, "digests": digests}
     outbox.post(tracking_uri(), run_id, "files", content)
+
+
+def _digest(place: str) -> str:
+    """Return a digest of a file, or of the names and contents of a folder; "" where nothing is."""
+    found = hashlib.sha256()
+    if not places.exists(place):
+        return ""
+    for file in sorted(file.uri for file in places.walk(place)):
+        found.update(file.removeprefix(place).encode() + b"\0" + places.read_bytes(file))
+    return found.hexdigest()
 
 
 @outbox.sends("files")
 def _files(uri: str, run_id: str, content: dict[str, Any]) -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    digests = content.get("digests", {})
     for name in content["names"]:
-        with places.local_copy(places.join(content["source"], name)) as copy:
+        place = places.join(content["source"], name)
+        with places.local_copy(place) as copy:
+            if name in digests and _digest(place) != digests[name]:
+                raise outbox.Never(f"{place}: is not what the run left there: written again since")
             if copy.is_dir():
                 client(uri).log_artifacts(run_id, copy, f"{content['under']}/{name}")
             else:
@@ -205,7 +225,9 @@ def knows(run_id: str) -> bool:
     if places.exists(outbox.folder(run_id)):
         return True
     try:
-        return outbox.answers(uri) and client(uri).get_run(run_id) is not None
+        if not outbox.answers(uri):
+            return False
+        return outbox.bounded(uri, _START_S, lambda: client(uri).get_run(run_id)) is not None
     except Exception as error:  # MLflow raises what its stores and its transport raise
         _log.info("MLflow: run %s: %s", run_id, error)
         return False
@@ -215,7 +237,7 @@ def finish_run(run_id: str, failed: bool) -> None:
     """Close a run, and send what is still to be told of it."""
     status = "FAILED" if failed else "FINISHED"
     outbox.post(tracking_uri(), run_id, "finish", {"status": status, "time": _now()})
-    outbox.send_or_say(run_id)
+    outbox.send_or_say(tracking_uri(), run_id)
 
 
 @outbox.sends("finish")
@@ -226,7 +248,7 @@ def _finish(uri: str, run_id: str, content: dict[str, Any]) -> None:
 def delete_other_children(parent: str, kept: set[str]) -> None:
     """Delete the runs below a run that nothing knows of: a kill came before their ids were kept."""
     outbox.post(tracking_uri(), parent, "children", {"kept": sorted(kept - {""})})
-    outbox.send(parent)
+    outbox.send_or_say(tracking_uri(), parent)
 
 
 @outbox.sends("children")

@@ -21,10 +21,11 @@ from skyray.data.dataset import Dataset
 from skyray.data.prepared import prepare
 from skyray.families.base import Recipe, load_family
 from skyray.inference.evaluate import evaluate
-from skyray.runtime import places, tracking
+from skyray.runtime import outbox, places, tracking
 from skyray.runtime.progress import task
 from skyray.runtime.session import cores_for, quiet_data
 from skyray.training.lone import train_alone
+from skyray.training.train import RUN_FILE
 
 METRICS_FILE = "metrics.json"
 _BUNDLE, _SCORES, _RUN = "bundle", "scores", "run"
@@ -112,7 +113,10 @@ def train_cells(
                 _lasting(lambda: ray.get(scorer.remote(cell, figures)))
         return places.read_json(cell.scores)
 
-    metrics, failed = _all(finish, cells, progress)
+    try:
+        metrics, failed = _all(finish, cells, progress)
+    finally:
+        _tell_rest(cells)
     if failed:
         reasons = "; ".join(f"{name}: {cause}" for name, cause in failed.items())
         raise RuntimeError(f"{len(failed)} of {len(cells)} trainings failed: {reasons}")
@@ -142,6 +146,13 @@ def _all(
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return metrics, failed
+
+
+def _tell_rest(cells: Sequence[Cell]) -> None:
+    """Send MLflow what the tasks of the cells could not; who started them is told what is left."""
+    for run in (places.join(cell.out, _RUN, RUN_FILE) for cell in cells):
+        if places.exists(run):
+            outbox.send_or_say(tracking.tracking_uri(), places.read_json(run)["run_id"])
 
 
 def _lasting(run: Callable[[], Any]) -> None:

@@ -311,7 +311,7 @@ def _conclude(
         sweep_figures(table, objective, list(keys), folder)
     uri = tracking.tracking_uri()
     tracking.log_metrics(uri, run_id, {f"best/{objective.metric}": value}, step=len(table))
-    outbox.send_or_say(run_id)
+    outbox.send_or_say(uri, run_id)
     return SweepResult(out, run_id, table, best, value, objective)
 
 

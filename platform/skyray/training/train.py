@@ -88,13 +88,14 @@ def train(
     Raises
     ------
     ConfigError
-        If the run to go on with was of another dataset, or the numbers above do not fit together.
+        If the run to go on with was of another dataset or is not there, or the numbers above do not
+        fit together.
     TrainingFailed
         When a stage fails for good; the message holds its cause.
     """
     scale = Scale(workers, min_workers or workers, gpus if use_gpu else 0.0, threads, side_by_side)
     scale.check()
-    dataset = data_of_run(data, places.join(places.home(), "runs", resume) if resume else None)
+    dataset = data_of_run(data, begun_run(resume) if resume else None)
     family = load_family(recipe.family)(recipe, dataset.info())
     table = prepare(dataset, family, progress=progress)
     run_id = resume or start_run(recipe, family, data, scale.workers)
@@ -118,6 +119,22 @@ def train(
         tracking.finish_run(run_id, failed)
     version = bundle_version(recipe.digest(), family.data.fingerprint, run_id)
     return TrainResult(out, run_id, version, history, restarts)
+
+
+def begun_run(run_id: str) -> str:
+    """Return the place of a training that was begun.
+
+    Raises
+    ------
+    ConfigError
+        If there is none of this id.
+    """
+    runs = places.join(places.home(), "runs")
+    if not places.exists(places.join(runs, run_id, RUN_FILE)):
+        raise ConfigError(
+            f"--resume {run_id}: expected a training that was begun, found none in {runs}"
+        )
+    return places.join(runs, run_id)
 
 
 def data_of_run(data: str, run_uri: str | None) -> Dataset:
