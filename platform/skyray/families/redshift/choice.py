@@ -5,7 +5,8 @@
    all of it: they choose among fits that are about as good, and never against a clear one.
 2. ``redshift`` is the best candidate's. Only where the templates leave the question open (another
    redshift fits nearly as well, no model describes the spectrum, or the range ends) and the
-   networks are inside their domain and agree, it is the networks'; `source_of_redshift` says so.
+   networks are inside their domain and agree, it is the networks'; `source_of_redshift` says so,
+   and the bits that left it open stay: no such answer is green.
 3. The survey's own answer is never replaced: it stands in columns of its own, and no answer of ours
    is made from it.
 """
@@ -88,25 +89,14 @@ def combine(
     groups = np.array([coarse.get(name, name) for name in classes])
     flags = _fit_flags(fit, fits, measured, settings)
     use = np.zeros(len(fits), bool)
-    sure = use
-    if network is not None:
-        doubtful = np.any([flags[word] for word in OPEN], axis=0)
-        use = doubtful & network.in_domain & network.agree
-        sure = network.in_domain & network.agree & (network.probability.max(axis=1) > SURE)
-        own = network.coarse(groups).argmax(axis=1)
-        network_class = np.array(SPECTYPES, dtype=object)[own]
     spectype, z, sigma = (fit[n] for n in ("class_fit", "redshift_fit", "redshift_fit_err"))
     if network is not None:
+        own = network.coarse(groups).argmax(axis=1)
+        network_class = np.array(SPECTYPES, dtype=object)[own]
+        seen = np.array([one.features_prior for one in fits])
+        use = _network_flags(flags, fit, network, network_class, seen)
         spectype = np.where(use, network_class, spectype)
         z, sigma = np.where(use, network.redshift, z), np.where(use, network.sigma, sigma)
-        other = (network_class != spectype) | _differ(
-            network.redshift, z, network_class, network.sigma
-        )
-        for word in flags:
-            flags[word] = flags[word] & (~use | (word == "few_good_pixels"))
-        flags["members_disagree"] = doubtful & ~network.agree
-        flags["out_of_domain"] = doubtful & ~network.in_domain
-        flags["network_disagrees"] = sure & other & ~use
     flags["survey_disagrees"] = _against_survey(spectype, z, survey)
     bits = quality.pack(flags)
     source = np.where(use, "network", np.where(fit["class_fit"] == "", "", "fit")).astype(object)
@@ -123,6 +113,31 @@ def combine(
         **_survey_columns(z, sigma, survey),
         "redshift_pdf": _densities(fits),
     }
+
+
+def _network_flags(
+    flags: dict, fit: Columns, network: NetworkAnswer, spectype: np.ndarray, features: np.ndarray
+) -> np.ndarray:
+    """Add what the networks change in word → bool [B]; return where their answer is taken, [B].
+
+    Nothing that a warning says of the spectrum is taken back where the networks answer: templates
+    do leave it open. What depends on class and redshift is said of theirs, and where templates fit
+    another answer better than theirs, that is an answer that fits as well. `features` int [B] of
+    their class are measured at their redshift.
+    """
+    doubtful = np.any([flags[word] for word in OPEN], axis=0)
+    sound = network.in_domain & network.agree
+    use, fitted = doubtful & sound, fit["class_fit"] != ""
+    sure = sound & (network.probability.max(axis=1) > SURE)
+    far = fitted & _differ(network.redshift, fit["redshift_fit"], spectype, network.sigma)
+    other_class = fitted & (spectype != fit["class_fit"])
+    flags["small_delta_chi2"] |= use & far
+    flags["class_unsure"] |= use & other_class
+    flags["lines_not_covered"] = np.where(use, features < 2, flags["lines_not_covered"])
+    flags["members_disagree"] = doubtful & ~network.agree
+    flags["out_of_domain"] = doubtful & ~network.in_domain
+    flags["network_disagrees"] = sure & (other_class | far) & ~use
+    return use
 
 
 def _survey_columns(z, sigma, survey: Mapping[str, np.ndarray]) -> Columns:

@@ -67,7 +67,9 @@ class Fit:
     """The answer for one spectrum; `best` is None where nothing could be fitted.
 
     `delta_chi2_hidden` is Δχ² to the best other redshift without the strongest narrow feature;
-    `untried` tells of a galaxy at a redshift that no quasar template was tried at.
+    `untried` tells of a galaxy at a redshift that no quasar template was tried at; `features` and
+    `features_prior` say how many of the class's main features were measured at the redshift found,
+    and at the prior's.
     """
 
     best: Minimum | None
@@ -79,6 +81,7 @@ class Fit:
     sigma: float = np.nan
     covered: float = np.nan
     features: int = 0
+    features_prior: int = 0
     negative: bool = False
     untried: bool = False
     pdf: np.ndarray | None = None
@@ -154,6 +157,11 @@ class TemplateFit:
             for row in range(len(flux)):
                 data = flux[row], weight[row], forest[row]
                 fits.append(self._answer(curves, row, data, prior, start + row))
+                if prior is not None:
+                    kind = SPECTYPES[int(prior.probability[start + row].argmax())]
+                    z = float(prior.redshift[start + row])
+                    seen = self.features_measured(kind, z, weight[row] > 0)
+                    fits[-1] = replace(fits[-1], features_prior=seen)
         return fits
 
     def model(
@@ -219,7 +227,7 @@ class TemplateFit:
             chi2_reduced=float(reduced),
             sigma=float(np.hypot(best.sigma * np.sqrt(max(reduced, 1.0)), systematic)),
             covered=float(inside[used].mean()) if used.any() else 0.0,
-            features=self._features(best, used),
+            features=self.features_measured(best.spectype, best.redshift, used),
             negative=bool(np.sum(weight * model) < 0),
             untried=best.spectype == GALAXY and self._no_quasar_at(best.redshift),
         )
@@ -228,12 +236,17 @@ class TemplateFit:
         ranges = [basis.redshift for basis in self.bases if basis.spectype == QSO]
         return bool(ranges) and not any(low <= redshift <= high for low, high in ranges)
 
-    def _features(self, best: Minimum, used: np.ndarray) -> int:
-        """Return how many of the class's features lie on good pixels."""
-        if best.spectype == STAR:
+    def features_measured(self, spectype: str, redshift: float, used: np.ndarray) -> int:
+        """Return how many of a class's `FEATURES` lie on good pixels; `used` is bool [L].
+
+        A star has none to miss: 2 where anything was measured.
+        """
+        if spectype == STAR:
             return int(used.any()) * 2
-        rest = np.array(FEATURES[best.spectype])
-        at = np.rint(np.log10(rest * (1.0 + best.redshift)) / LOG_STEP).astype(int)
+        if not np.isfinite(redshift):
+            return 0
+        rest = np.array(FEATURES[spectype])
+        at = np.rint(np.log10(rest * (1.0 + redshift)) / LOG_STEP).astype(int)
         at -= self.pixels[0]
         reach = 8  # pixels each way, most of them good
         return sum(
