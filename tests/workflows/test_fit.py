@@ -8,6 +8,8 @@ from skyray.bundles.bundle import Predictor
 from skyray.cards import load_card
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
+from skyray.data.rows import columns_of
+from skyray.inference.evaluate import evaluate
 from skyray.models.template_bases import from_arrays
 from skyray.simulate import template_bases
 from skyray.simulate.spectra import MockSurvey
@@ -37,6 +39,39 @@ def test_a_bundle_of_templates_answers_single_spectra(tmp_path, small_bases):
     assert [b.name for b in from_arrays(kept)] == [b.name for b in small_bases]
 
 
+@pytest.mark.parametrize("name", ["sdss_coarse", "sdss_dr16", "desi_bgs"])
+def test_a_bundle_of_templates_is_scored_by_the_classes_it_can_tell(tmp_path, small_bases, name):
+    """Cards with subclasses or one class alone; a spectrum without a good pixel has no answer."""
+    card = load_card(name)
+    write_template_bundle(str(tmp_path / "bundle"), card, small_bases)
+    predictor = Predictor.from_bundle(str(tmp_path / "bundle"))
+    survey, labels = MockSurvey(card, seed=8), [*card.classes, card.classes[0]]
+    records = [survey.spectrum(label, n) for n, label in enumerate(labels)]
+    columns = columns_of(records, predictor.info)
+    columns["ivar"][-1] = 0.0
+    found = predictor.predict(columns)
+    assert found["label"][-1] == ""
+    kinds = ("GALAXY", "QSO", "STAR")
+    probability = np.stack([found[f"p_{kind}"] for kind in kinds], axis=1)
+    np.testing.assert_allclose(probability[:-1].sum(axis=1), 1.0, atol=1e-5)
+    assert np.isnan(probability[-1]).all()
+    assert np.isnan(found["probability"][-1])
+    best = [kinds[place] for place in probability[:-1].argmax(axis=1)]
+    assert best == found["label"][:-1].tolist()
+    told = {column.name for column in predictor.family.output_columns()}
+    assert {f"p_{kind}" for kind in kinds} <= told
+    truth = {"label": np.array(labels, dtype=object)}
+    for field in ("spectype", "redshift", "redshift_err", "snr", "zwarning"):
+        truth[field] = np.array([getattr(record, field) for record in records])
+    table = truth | {f"{k}_pred" if k in truth else k: v for k, v in found.items()}
+    scores = predictor.family.evaluate(table, predictor.calibration)
+    right = found["label"].astype(str) == [card.coarse.get(label, label) for label in labels]
+    assert scores["accuracy"] == scores["coarse_accuracy"] == pytest.approx(right.mean())
+    assert "networks_alone" not in scores["redshift"]
+    assert scores["classification"]["confusion"][kinds.index(card.coarse[labels[-1]])][-1] == 1
+    assert predictor.family.figures(table, scores, tmp_path)
+
+
 def test_only_spectra_can_be_fitted(tmp_path):
     with pytest.raises(ConfigError, match="card of spectra"):
         write_template_bundle(str(tmp_path), load_card("ztf_bts"), [])
@@ -60,6 +95,11 @@ def test_survey_files_become_a_catalogue_with_a_page(ray_cluster, tmp_path):
     assert (table["quality_words"].str.len() > 0).equals(table["quality"] != 0)
     assert "small_delta_chi2" in (out / "index.html").read_text(encoding="utf-8")
     assert "C IV" in (out / "spectra.html").read_text(encoding="utf-8")
+    scores = evaluate(
+        str(out / "bundle"), str(tmp_path / "known"), str(tmp_path / "scores"), split=None
+    )
+    assert scores["coarse_accuracy"] > 0.8
+    assert (tmp_path / "scores" / "index.html").exists()
     learned = learn_templates(Dataset.open(str(tmp_path / "known")))
     assert {basis.spectype for basis in learned} == {"GALAXY", "QSO", "STAR"}
     assert all(np.isfinite(basis.vectors).all() for basis in learned)

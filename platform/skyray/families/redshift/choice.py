@@ -262,6 +262,7 @@ def _labels(spectype, network: NetworkAnswer | None, classes, groups, fit: Colum
         label = np.array([str(name) for name in spectype], dtype=object)
         delta = np.nan_to_num(fit["delta_chi2_class"] / np.fmax(fit["chi2_reduced"], 1.0), nan=0.0)
         chance = 1.0 / (1.0 + np.exp(-0.5 * np.clip(delta, 0.0, 60.0)))
+        chance = np.where(label == "", np.nan, chance)  # nothing was fitted
         second = np.array([str(name) for name in fit["class_second"]], dtype=object)
         table = {
             f"p_{name}": np.where(label == name, chance, (second == name) * (1 - chance))
