@@ -32,7 +32,7 @@ def density(
     row: int,
     spread: float,
     prior: Callable[[str, np.ndarray], np.ndarray],
-    excess: Mapping[Minimum, float],
+    changes: Mapping[Minimum, float],
     settings: FitConfig,
 ) -> np.ndarray:
     """Return the probability in bins of ln (1 + z), float32 [PDF_SIZE], sum 1.
@@ -43,8 +43,8 @@ def density(
         Differences of χ² are divided by it, as errors are widened by its root.
     prior : callable
         (class, redshifts) → −2 ln of the networks' prior.
-    excess : mapping
-        Minima (with their χ² revised) → what the scan had left out of it; it holds for redshifts
+    changes : mapping
+        Minima → what χ² of the model itself is more or less than the scan's; it holds for redshifts
         to which no other minimum of that basis is nearer.
     settings : FitConfig
         Its systematic σ a class widens what that class contributes.
@@ -52,12 +52,11 @@ def density(
     costs = []
     for number, curve in enumerate(curves):
         cost = (curve.chi2_BS[row] + curve.basis.rarity) / spread
-        own = {one: more for one, more in excess.items() if one.basis == number and more > 0}
+        own = {one: more for one, more in changes.items() if one.basis == number}
         if own:
-            every = [one for one in excess if one.basis == number]
-            at = np.log1p([one.redshift for one in every])
+            at = np.log1p([one.redshift for one in own])
             nearest = np.abs(np.log1p(curve.redshift)[:, None] - at).argmin(axis=1)
-            cost = cost + np.array([excess[one] for one in every])[nearest] / spread
+            cost = cost + np.array(list(own.values()))[nearest] / spread
         costs.append(cost + prior(curve.basis.spectype, curve.redshift))
     lowest = min(float(cost.min()) for cost in costs)
     total = np.zeros(PDF_SIZE)
