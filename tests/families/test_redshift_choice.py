@@ -22,6 +22,7 @@ def fit(best: Minimum | None = None, **about) -> Fit:
               "delta_chi2_hidden": 300.0, "chi2_reduced": 1.0, "sigma": 2e-4,
               "covered": 1.0, "features": 5}  # fmt: skip
     best = best or minimum()
+    values["classes"] = {"QSO": 400.0, best.spectype: 0.0}
     return Fit(best, minimum("QSO", 1.2), **{**values, **about})
 
 
@@ -119,6 +120,15 @@ def test_quasars_need_a_larger_difference():
     assert answer(fit(delta_chi2=30.0))["quality"] == 0
     quasar = fit(best=minimum("QSO", 2.1), delta_chi2=30.0)
     assert answer(quasar)["quality_words"] == "small_delta_chi2"
+
+
+def test_probabilities_of_templates_alone_are_likelihoods_of_the_classes():
+    found = answer(fit(classes={"GALAXY": 0.0, "QSO": 3.0, "STAR": 8.0}, chi2_reduced=2.0))
+    likelihood = np.exp([0.0, -0.75, -2.0])
+    wanted = likelihood / likelihood.sum()
+    got = [found[f"p_{name}"] for name in ("GALAXY", "QSO", "STAR")]
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    assert found["probability"] == pytest.approx(wanted[0])
 
 
 def test_few_pixels_and_nothing_at_all():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from skyray.families.redshift.density import PDF_SIZE
+from skyray.families.redshift.density import PDF_STEP, bin_redshifts
 from skyray.families.redshift.evidence import Evidence, another_redshift, competing
 from skyray.families.redshift.recipes import FitConfig
 from skyray.families.redshift.template_fit import Prior, TemplateFit
@@ -141,8 +141,21 @@ def test_the_density_is_the_product_of_templates_and_networks():
     )
     ivar = np.full((1, SIZE), 100.0)
     alone, both = (fit(faint, ivar, p)[0].pdf for p in (None, prior))
-    z = np.expm1(1e-3 * (np.arange(PDF_SIZE) + 0.5))
+    z = bin_redshifts()
     assert alone.sum() == pytest.approx(1.0, abs=1e-5)
     assert both.sum() == pytest.approx(1.0, abs=1e-5)
     assert np.sum(both * z) == pytest.approx(0.05, abs=0.006)
     assert np.sqrt(np.sum(both * (z - 0.05) ** 2)) < 0.5 * np.sqrt(np.sum(alone * (z - 0.05) ** 2))
+
+
+@pytest.mark.parametrize(("z", "strength"), [(Z, 1.0), (0.0612, 0.4), (0.0, 1.0)])
+def test_the_densitys_mode_is_the_redshift_of_the_fit(z, strength):
+    """Also where classes compete, and at z = 0, where the first bin holds what lies below."""
+    rng = np.random.default_rng(8)
+    bases = [basis([line(4600.0, 3.0)], "GALAXY"), basis([line(4000.0, 3.0), line(4600.0, 9.0)])]
+    bases = [replace(one, redshift=(-0.005, 0.08)) for one in bases]
+    fit = TemplateFit(bases, FIRST, SIZE, FitConfig(lsf_kms=0.0, quasar_kms=15.0))
+    (found,) = fit(observed(bases[0], z, strength, rng)[None], np.full((1, SIZE), 100.0))
+    mode = bin_redshifts()[int(np.argmax(found.pdf))]
+    assert abs(np.log1p(found.best.redshift) - np.log1p(mode)) < PDF_STEP
+    assert found.pdf.sum() == pytest.approx(1.0, abs=1e-5)

@@ -101,7 +101,7 @@ def combine(
     bits = quality.pack(flags)
     source = np.where(use, "network", np.where(fit["class_fit"] == "", "", "fit")).astype(object)
     return {
-        **_labels(spectype, network, classes, groups, fit),
+        **_labels(spectype, network, classes, groups, fit, fits),
         "redshift": z,
         "redshift_err": sigma,
         "source_of_redshift": source,
@@ -251,23 +251,26 @@ def _sigmas(z, sigma, survey: Mapping[str, np.ndarray]) -> np.ndarray:
         return np.where(both > 0, difference / both, np.nan).astype(np.float32)
 
 
-def _labels(spectype, network: NetworkAnswer | None, classes, groups, fit: Columns) -> Columns:
+def _labels(
+    spectype, network: NetworkAnswer | None, classes, groups, fit: Columns, fits: Sequence[Fit]
+) -> Columns:
     """Return label, probability and ``p_…``: the networks' most probable class of that spectype.
 
-    Without networks the label is the spectype, and its probability follows from the difference in
-    χ² to the next class.
+    Without networks the label is the spectype, and the probabilities are the likelihoods of the
+    classes' best candidates; NaN where nothing was fitted.
     """
     rows = len(spectype)
     if network is None:
         label = np.array([str(name) for name in spectype], dtype=object)
-        delta = np.nan_to_num(fit["delta_chi2_class"] / np.fmax(fit["chi2_reduced"], 1.0), nan=0.0)
-        chance = 1.0 / (1.0 + np.exp(-0.5 * np.clip(delta, 0.0, 60.0)))
-        chance = np.where(label == "", np.nan, chance)  # nothing was fitted
-        second = np.array([str(name) for name in fit["class_second"]], dtype=object)
-        table = {
-            f"p_{name}": np.where(label == name, chance, (second == name) * (1 - chance))
-            for name in classes
-        }
+        spread = np.fmax(fit["chi2_reduced"], 1.0)
+        cost = np.array([[one.classes.get(name, np.inf) for name in classes] for one in fits])
+        likelihood = np.exp(-0.5 * cost / spread[:, None])
+        total = likelihood.sum(axis=1, keepdims=True)
+        share = np.full(likelihood.shape, np.nan)
+        np.divide(likelihood, total, out=share, where=total > 0)
+        own = np.where(label[:, None] == np.array(classes), share, np.nan)
+        chance = np.fmax.reduce(own, axis=1)
+        table = {f"p_{name}": share[:, i] for i, name in enumerate(classes)}
     else:
         allowed = groups[None, :] == spectype[:, None].astype(str)
         none = ~allowed.any(axis=1)
@@ -290,8 +293,14 @@ def described() -> list[OutputColumn]:
         ("redshift_fit", "float64", "", "redshift of the best template"),
         ("redshift_fit_err", "float64", "", "1 sigma, from the curvature of chi2 and systematics"),
         ("chi2_reduced", "float32", "", "chi2 a pixel of the best model, model errors included"),
-        ("delta_chi2", "float32", "", "chi2 of the best other redshift minus that of the best"),
-        ("delta_chi2_class", "float32", "", "chi2 of the best other class minus that of the best"),
+        (
+            "delta_chi2",
+            "float32",
+            "",
+            "chi2 of the best other redshift minus that of the fit's; "
+            "below 0 where the networks chose",
+        ),
+        ("delta_chi2_class", "float32", "", "the same of the best other class"),
         ("delta_chi2_hidden", "float32", "", "delta_chi2 without the strongest narrow feature"),
         ("class_second", "str", "", "class of the second-best candidate"),
         ("redshift_second", "float64", "", "redshift of the second-best candidate"),

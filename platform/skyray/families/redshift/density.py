@@ -1,4 +1,8 @@
-"""The probability of the redshift of one spectrum: what templates and networks say, multiplied."""
+"""The probability of the redshift of one spectrum: what templates and networks say, multiplied.
+
+Templates' likelihood is a profile: at each redshift that of the best coefficients. Its mode is the
+template fit's redshift, to a bin's width, for both follow the same costs.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ PDF_STEP, PDF_SIZE = 1e-3, 2080  # in ln (1 + z), from 0 on: up to z = 7
 COLUMN = OutputColumn(
     "redshift_pdf", "float32", "",
     f"probability, templates times networks, in {PDF_SIZE} bins: bin i is ln(1+z) from "
-    f"{PDF_STEP:g} i to {PDF_STEP:g} (i+1)",
+    f"{PDF_STEP:g} i to {PDF_STEP:g} (i+1); the first holds all below, too",
 )  # fmt: skip
 
 
@@ -36,6 +40,8 @@ def density(
     settings: FitConfig,
 ) -> np.ndarray:
     """Return the probability in bins of ln (1 + z), float32 [PDF_SIZE], sum 1.
+
+    Redshifts below 0, of stars and neighbours, count in the first bin.
 
     Parameters
     ----------
@@ -64,5 +70,5 @@ def density(
         at = np.clip(np.log1p(curve.redshift) / PDF_STEP, 0, PDF_SIZE - 1).astype(int)
         chance = np.exp(-0.5 * np.clip(cost - lowest, 0.0, 80.0)) * curve.basis.stride
         width = settings.systematic_kms(curve.basis.spectype) / LIGHT_KMS / PDF_STEP
-        total += gaussian_filter1d(np.bincount(at, chance, PDF_SIZE), width, mode="nearest")
+        total += gaussian_filter1d(np.bincount(at, chance, PDF_SIZE), width, mode="reflect")
     return (total / total.sum()).astype(np.float32)
