@@ -11,8 +11,10 @@ from skyray.data.dataset import Dataset
 from skyray.data.rows import columns_of
 from skyray.inference.evaluate import evaluate
 from skyray.models.template_bases import from_arrays
+from skyray.records import Grid
 from skyray.simulate import template_bases
 from skyray.simulate.spectra import MockSurvey
+from skyray.workflows import learned_templates
 from skyray.workflows.fit import fit, read_templates, write_template_bundle
 from skyray.workflows.learned_templates import learn_templates
 
@@ -103,6 +105,37 @@ def test_survey_files_become_a_catalogue_with_a_page(ray_cluster, tmp_path):
     learned = learn_templates(Dataset.open(str(tmp_path / "known")))
     assert {basis.spectype for basis in learned} == {"GALAXY", "QSO", "STAR"}
     assert all(np.isfinite(basis.vectors).all() for basis in learned)
+
+
+class FewSpectra:
+    """What `learn_templates` asks of a dataset; half of its rows are of the test split."""
+
+    uri, grid, card = "few", Grid("log10", 3.6, 1e-4, 300), load_card("sdss_coarse")
+
+    def __init__(self, warnings):
+        rows, rng = len(warnings), np.random.default_rng(1)
+        self.learnt, flux = [], 1.0 + 0.1 * rng.normal(size=(rows, 300))
+        self.columns = {
+            "spectype": ["GALAXY"] * rows, "label": ["GALAXY"] * rows,
+            "redshift": np.full(rows, 0.1), "zwarning": np.array(warnings),
+            "split": ["train", "test"] * (rows // 2), "flux": flux,
+            "ivar": np.full((rows, 300), 100.0), "mask": np.zeros((rows, 300), np.uint8),
+        }  # fmt: skip
+
+    def count(self) -> int:
+        return len(self.columns["label"])
+
+    def take(self, rows, names):
+        if "flux" in names:
+            self.learnt = rows.tolist()
+        return {name: np.asarray(self.columns[name])[rows] for name in names}
+
+
+def test_templates_are_not_learned_from_the_test_split_nor_from_doubted_redshifts(monkeypatch):
+    monkeypatch.setattr(learned_templates, "table_to_columns", lambda columns: columns)
+    known = FewSpectra([0, 0, -1, 0, 4, 0] * 8)
+    learn_templates(known)
+    assert known.learnt == [row for row in range(0, 48, 2) if row % 6 != 4]
 
 
 def test_no_template_source_means_the_built_in_ones():

@@ -21,13 +21,14 @@ import numpy as np
 from skyray.families.base import Columns, OutputColumn
 from skyray.families.redshift import quality
 from skyray.families.redshift.density import PDF_SIZE
+from skyray.families.redshift.metrics import SAME_LIMIT
 from skyray.families.redshift.recipes import FitConfig
 from skyray.families.redshift.template_fit import SPECTYPES, Fit, Prior
 from skyray.models.template_bases import QSO
+from skyray.records import trusted
 
 AGREE = 0.02  # of ln (1 + z): a spread of members below it is agreement
 SURE = 0.9
-LIMIT = {"GALAXY": 0.0015, "QSO": 0.015, "STAR": 0.0015}  # a redshift is the same within it
 OPEN = ("small_delta_chi2", "one_feature", "poor_fit", "negative_model", "outside_templates",
         "no_fit")  # fmt: skip
 
@@ -63,8 +64,8 @@ class NetworkAnswer:
 
 def network_prior(network: NetworkAnswer, groups: np.ndarray) -> Prior:
     """Return what the networks' answer is worth to the fit."""
-    trusted = network.in_domain & network.agree
-    return Prior(network.coarse(groups), network.redshift, network.sigma, trusted)
+    heard = network.in_domain & network.agree
+    return Prior(network.coarse(groups), network.redshift, network.sigma, heard)
 
 
 def combine(
@@ -230,7 +231,7 @@ def _fit_flags(fit: Columns, fits, measured: np.ndarray, settings: FitConfig) ->
 
 def _differ(a, b, spectype, sigma=0.0) -> np.ndarray:
     """Return where two redshifts are not the same within a class's limit (and 5 σ), bool [B]."""
-    limit = np.array([LIMIT.get(str(name), 0.0015) for name in spectype])
+    limit = np.array([SAME_LIMIT.get(str(name), SAME_LIMIT["GALAXY"]) for name in spectype])
     with np.errstate(invalid="ignore"):
         distance = np.abs(np.log((1.0 + a) / (1.0 + b)))
         return distance > np.fmax(limit, 5.0 * sigma / (1.0 + np.abs(a)))
@@ -239,8 +240,8 @@ def _differ(a, b, spectype, sigma=0.0) -> np.ndarray:
 def _against_survey(spectype, z, survey: Mapping[str, np.ndarray]) -> np.ndarray:
     theirs = np.array([str(name).upper() for name in survey["class"]], dtype=object)
     known = np.isin(theirs, SPECTYPES)
-    trusted = (np.asarray(survey["zwarning"]) == 0) & np.isfinite(survey["redshift"])
-    return trusted & ((known & (theirs != spectype)) | _differ(survey["redshift"], z, spectype))
+    compared = trusted(survey["zwarning"]) & np.isfinite(survey["redshift"])
+    return compared & ((known & (theirs != spectype)) | _differ(survey["redshift"], z, spectype))
 
 
 def _sigmas(z, sigma, survey: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -22,6 +22,8 @@ from skyray.families.redshift.quality import SURVEY_DISAGREES
 Columns = Mapping[str, np.ndarray]
 
 GOOD_LIMIT = {"GALAXY": 0.0015, "QSO": 0.015}
+SAME_LIMIT = GOOD_LIMIT | {"STAR": 0.0015}  # within it two redshifts of a class are the same
+WRONG_LIMIT = 0.015  # of |Δ ln (1+z)|: beyond it a redshift without a warning is catastrophic
 NO_ANSWER = "none"
 CATASTROPHIC = 0.01
 CATASTROPHIC_PHOTOMETRIC = 0.15
@@ -208,12 +210,12 @@ def _quality(table: Columns, truth: np.ndarray, coarse: Mapping[str, str]) -> di
     """Return how many rows carry no warning, and how many of those are right.
 
     The survey's disagreement does not count: the truth is the survey's own. A row is catastrophic
-    where the class chosen is wrong or |Δ ln (1+z)| > 0.015.
+    where the class chosen is wrong or |Δ ln (1+z)| > `WRONG_LIMIT`.
     """
     clean = (np.asarray(table["quality"]) & ~SURVEY_DISAGREES) == 0
     found, known = np.asarray(table["redshift_pred"]), np.isfinite(table["redshift"])
     with np.errstate(invalid="ignore"):
-        far = np.abs(np.log((1.0 + found) / (1.0 + np.asarray(table["redshift"])))) > 0.015
+        far = log_bias(found, table["redshift"]) > WRONG_LIMIT
     wrong = (far & known) | ~np.isfinite(found)
     wrong |= (_coarse_answer(table, coarse) != truth) & (truth != "")
     rows = clean & (truth != "") & known
