@@ -6,8 +6,10 @@ DIR (default: SKYRAY_TEST_DATA) holds ``spectra_sdss/spectra.parquet`` (card ``s
 where they are there ``templates/`` (spEigenGal, rrtemplate-QSO, star_bases.npz), DESI spectra and
 LAMOST stars. Truth are the surveys' own answers where they trust them; ours are made without them.
 Figures of the built-in templates are also given for the half of the objects that settings were not
-chosen on ("other half": odd numbers in the order of first appearance; first trials showed all, and
-docs/redshift_fit.md names the one exception). Without DIR only mocks are fitted.
+chosen on ("other half": odd numbers in the order of first appearance). Its failures had been seen
+while rules were thought of: a note says "not held out" of all but the LAMOST stars. Upper limits
+are of 95 % (Clopper & Pearson, one-sided). A star is within 0.0015 whatever is answered near 0, so
+that velocities stand beside, and what z = 0 for all would reach. Without DIR only mocks are fitted.
 """
 
 from __future__ import annotations
@@ -28,18 +30,32 @@ sys.path[:0] = [str(ROOT / "platform"), str(ROOT / "benchmarks")]
 
 from report import Row, finish  # noqa: E402
 
+from skyray.analysis.classification import upper_limit  # noqa: E402
 from skyray.cards import Card, load_card  # noqa: E402
 from skyray.config import ConfigError  # noqa: E402
 from skyray.data.rows import columns_of  # noqa: E402
 from skyray.families.base import Columns, DataInfo  # noqa: E402
 from skyray.families.redshift.choice import combine  # noqa: E402
+from skyray.families.redshift.metrics import (  # noqa: E402
+    SAME_LIMIT,
+    WRONG_LIMIT,
+    log_bias,
+    nmad,
+    scaled_residual,
+)
 from skyray.families.redshift.quality import SURVEY_DISAGREES  # noqa: E402
 from skyray.families.redshift.recipes import FitConfig  # noqa: E402
 from skyray.families.redshift.template_fit import TemplateFit  # noqa: E402
-from skyray.models.template_bases import LOG_STEP, STAR, TemplateBasis, on_log_grid  # noqa: E402
+from skyray.models.template_bases import (  # noqa: E402
+    LIGHT_KMS,
+    LOG_STEP,
+    STAR,
+    TemplateBasis,
+    on_log_grid,
+)
 from skyray.readers.base import SurveyFile, make_reader  # noqa: E402
 from skyray.readers.template_files import FOREST_SCATTER, read_template_file  # noqa: E402
-from skyray.records import Grid, InvalidRecord, Spectrum  # noqa: E402
+from skyray.records import Grid, InvalidRecord, Spectrum, trusted  # noqa: E402
 from skyray.simulate.base import make_simulator  # noqa: E402
 from skyray.simulate.template_bases import built_in_bases  # noqa: E402
 from skyray.transforms.log_rebin import LogRebin  # noqa: E402
@@ -47,7 +63,7 @@ from skyray.transforms.spectra import coadd_arms  # noqa: E402
 
 CLASSES = ("GALAXY", "QSO", "STAR")
 REDROCK_SECONDS = 3.1  # redrock 0.21 on one core of the same machine, line spread from wdisp
-GOOD = {"GALAXY": 0.0015, "QSO": 0.015, "STAR": 0.0015}
+NEAR_KMS = 30.0
 
 
 @dataclass
@@ -63,12 +79,15 @@ class Sample:
     snr: np.ndarray
     half: np.ndarray
     lsf_kms: float = 65.0
+    held_out: bool = False
 
 
-def of_records(name: str, card: Card, records: list[Spectrum], lsf_kms: float = 65.0) -> Sample:
+def of_records(
+    name: str, card: Card, records: list[Spectrum], lsf_kms: float = 65.0, held_out: bool = False
+) -> Sample:
     """Return the spectra that their survey trusts."""
     keys = {key: n for n, key in enumerate(dict.fromkeys(map(sky, records)))}
-    records = [record for record in records if record.zwarning in (0, -1)]
+    records = [record for record in records if trusted(record.zwarning, silent=True)]
     grid = card.grid.grid()
     info = DataInfo(card.name, card.record, tuple(card.classes), card.coarse, "", grid=grid)
     columns = columns_of(records, info)
@@ -78,6 +97,7 @@ def of_records(name: str, card: Card, records: list[Spectrum], lsf_kms: float = 
         name, rebin.first, flux, ivar,
         np.array([r.spectype for r in records]), np.array([r.redshift for r in records]),
         np.array([r.snr for r in records]), np.array([keys[sky(r)] % 2 for r in records]), lsf_kms,
+        held_out,
     )  # fmt: skip
 
 
@@ -109,7 +129,7 @@ def lamost(folder: Path) -> Sample | None:
         card = load_card("lamost_dr10")
     except ConfigError:
         return None
-    return of_records("LAMOST", card, read(card, paths), 70.0) if paths else None
+    return of_records("LAMOST", card, read(card, paths), 70.0, True) if paths else None
 
 
 def desi(folder: Path) -> Sample | None:
@@ -201,54 +221,83 @@ def answers(sample: Sample, bases) -> tuple[Columns, float]:
     return combine(fits, measured, None, survey, CLASSES, coarse, settings), seconds
 
 
-def scores(name: str, sample: Sample, found: Columns, rows: np.ndarray) -> list[Row]:
-    """Return the figures of some of the spectra."""
-    truth, z = sample.spectype[rows], sample.redshift[rows]
-    label, ours = found["label"][rows].astype(str), found["redshift"][rows]
-    distance = np.abs(np.log((1 + ours) / (1 + z)))
-    limit = np.array([GOOD.get(kind, 0.015) for kind in truth])
-    good, known = distance < limit, truth != ""
-    clean = (found["quality"][rows] & ~SURVEY_DISAGREES) == 0
-    out, about = [], f"{len(z)} spectra"
+@dataclass
+class Answers:
+    """One way to answer: class, redshift, its σ, and what carries no warning; [N] each."""
+
+    label: np.ndarray
+    redshift: np.ndarray
+    error: np.ndarray
+    clean: np.ndarray
+
+
+def scores(
+    name: str, truth: np.ndarray, z: np.ndarray, ours: Answers, held_out: bool = False
+) -> list[Row]:
+    """Return the figures of spectra of classes `truth` ('' unknown) and redshifts z."""
     kinds = [kind for kind in CLASSES if (truth == kind).any()]
+    out, about = [], "" if held_out else "not held out"
+
+    def add(title: str, value: float, unit: str = "", note: str = "", **more) -> None:
+        text = "; ".join(filter(None, (note, about)))
+        out.append(Row(f"{name}: {title}", float(value), unit, note=text, **more))
+
     if kinds:
-        recall = [float((label == kind)[truth == kind].mean()) for kind in kinds]
-        out.append(Row(f"{name}: balanced accuracy", float(np.mean(recall)), "",
-                       target=0.95 if len(kinds) == 3 else None, note=about))  # fmt: skip
+        recall = [np.mean((ours.label == kind)[truth == kind]) for kind in kinds]
+        target = 0.95 if len(kinds) == 3 else None
+        add("balanced accuracy", np.mean(recall), note=f"{len(z)} spectra", target=target)
+    distance = log_bias(ours.redshift, z)
     for kind in kinds or [""]:
-        here = truth == kind
-        title = f"{name}: {kind or 'all'}"
-        count = f"{int(good[here].sum())} of {int(here.sum())}"
-        out.append(Row(f"{title} within {limit[here][0]:g}", float(good[here].mean()), "",
-                       target={"QSO": 0.97, "GALAXY": 0.95}.get(kind), note=count))  # fmt: skip
+        rows, title = truth == kind, kind or "all"
+        limit = SAME_LIMIT.get(kind, WRONG_LIMIT)
+        good = distance[rows] < limit
+        target = {"QSO": 0.97, "GALAXY": 0.95}.get(kind)
+        add(f"{title} within {limit:g}", good.mean(), target=target,
+            note=f"{good.sum()} of {len(good)}")  # fmt: skip
         if kind == "QSO":
-            near = float((distance[here] < 0.003).mean())
-            out.append(Row(f"{title} within 0.003", near, "", target=0.80))
-        nmad = 1.4826 * float(np.median(distance[here]))
-        out.append(Row(f"{title} NMAD", nmad, "", note="lower is better"))
-        pull = np.abs(ours - z)[here] / found["redshift_err"][rows][here]
-        out.append(Row(f"{title} within 1 σ", float((pull < 1).mean()), "", reference=0.683))
-    catastrophic = (distance > 0.015) | (known & (label != truth))
-    if clean.any():
-        out.append(Row(f"{name}: no quality bit", float(clean.mean()), "", note="completeness"))
-        out.append(Row(f"{name}: catastrophic among them", float(catastrophic[clean].mean()), "",
-                       target=0.01, note=f"{int(catastrophic[clean].sum())} of {int(clean.sum())};"
-                       " lower is better"))  # fmt: skip
+            add(f"{title} within 0.003", np.mean(distance[rows] < 0.003), target=0.80)
+        if kind == STAR:
+            for text, own in ((title, ours.redshift[rows]), ("z = 0 for all stars", 0.0 * z[rows])):
+                speed = LIGHT_KMS * np.abs(scaled_residual(own, z[rows]))
+                add(f"{text}, median |Δv|", np.nanmedian(speed), "km/s", "lower is better")
+                add(f"{text}, within {NEAR_KMS:g} km/s", np.mean(speed < NEAR_KMS))
+        residual = scaled_residual(ours.redshift[rows], z[rows])
+        add(f"{title} NMAD", nmad(residual[np.isfinite(residual)]), note="lower is better")
+        inside = np.abs(ours.redshift - z)[rows] < ours.error[rows]
+        add(f"{title} within 1 σ", inside.mean(), reference=0.683)
+    wrong = ~(distance <= WRONG_LIMIT) | ((truth != "") & (ours.label != truth))
+    add("no quality bit", ours.clean.mean(), note="completeness")
+    for title, rows in (
+        ("catastrophic among them", ours.clean), ("catastrophic of all", np.ones(len(z), bool)),
+    ):  # fmt: skip
+        if rows.any():
+            failures, count = int(wrong[rows].sum()), int(rows.sum())
+            limit = upper_limit(failures, count)
+            add(title, failures / count, note=f"{failures} of {count}, rate < {limit:.3f}",
+                target=0.01 if rows is ours.clean else None)  # fmt: skip
     return out
 
 
+def sample_scores(name: str, sample: Sample, found: Columns, rows: np.ndarray) -> list[Row]:
+    """Return the figures of some of the spectra of a sample, as its catalogue has them."""
+    clean = (found["quality"] & ~SURVEY_DISAGREES) == 0
+    ours = (found["label"].astype(str), found["redshift"], found["redshift_err"], clean)
+    answer = Answers(*(column[rows] for column in ours))
+    return scores(name, sample.spectype[rows], sample.redshift[rows], answer, sample.held_out)
+
+
 def mock_rows(sample: Sample, found: Columns) -> list[Row]:
-    galaxies = (sample.spectype == "GALAXY") & (sample.snr > 5)
-    distance = np.abs(np.log((1 + found["redshift"]) / (1 + sample.redshift)))
-    limit = np.array([GOOD[kind] for kind in sample.spectype])
-    bright, nmad = sample.snr > 5, 1.4826 * float(np.median(distance[galaxies]))
+    bright = sample.snr > 5
+    galaxies = (sample.spectype == "GALAXY") & bright
+    distance = log_bias(found["redshift"], sample.redshift)
+    good = distance < np.array([SAME_LIMIT[kind] for kind in sample.spectype])
+    spread = nmad(scaled_residual(found["redshift"], sample.redshift)[galaxies])
     note = f"{int(galaxies.sum())} spectra"
     return [
-        Row("mock: galaxies' NMAD at SNR > 5", nmad, "", target=3e-4, note=f"{note}; lower"),
-        Row("mock: good fraction of galaxies at SNR > 5",
-            float((distance < limit)[galaxies].mean()), "", target=0.95, note=note),
-        Row("mock: good fraction of all at SNR > 5", float((distance < limit)[bright].mean()), "",
-            target=0.95),
+        Row("mock: galaxies' NMAD at SNR > 5", spread, "", target=3e-4, note=f"{note}; lower"),
+        Row("mock: good fraction of galaxies at SNR > 5", float(good[galaxies].mean()), "",
+            target=0.95, note=note),
+        Row("mock: good fraction of all at SNR > 5", float(good[bright].mean()), "", target=0.95),
     ]  # fmt: skip
 
 
@@ -274,14 +323,15 @@ def main() -> None:
             for name, bases in sets.items():
                 found, seconds = answers(sample, bases)
                 title = f"{sample.name}, {name}"
-                rows += scores(title, sample, found, np.ones(len(sample.flux), bool))
+                rows += sample_scores(title, sample, found, np.ones(len(sample.flux), bool))
                 if name == "built-in" and not sample.half.all():
-                    rows += scores(f"{title}, other half", sample, found, sample.half == 1)
+                    half = sample.half == 1
+                    rows += sample_scores(f"{title}, other half", sample, found, half)
                 rows.append(Row(f"{title}: a spectrum", 1e3 * seconds, "ms", 1e3 * REDROCK_SECONDS,
                                 REDROCK_SECONDS / seconds, 150, "one thread"))  # fmt: skip
     sample = mocks(options.mocks)
     found, _ = answers(sample, built_in)
-    rows += scores("mock SDSS, built-in", sample, found, np.ones(len(sample.flux), bool))
+    rows += sample_scores("mock SDSS, built-in", sample, found, np.ones(len(found["label"]), bool))
     finish("Redshifts from templates", rows + mock_rows(sample, found), options.json)
 
 

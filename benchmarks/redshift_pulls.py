@@ -27,6 +27,8 @@ from report import Row, finish  # noqa: E402
 
 from skyray.analysis.calibration import ONE_SIGMA  # noqa: E402
 from skyray.families.base import Columns  # noqa: E402
+from skyray.families.redshift.density import PDF_STEP  # noqa: E402
+from skyray.families.redshift.metrics import WRONG_LIMIT, log_bias  # noqa: E402
 from skyray.families.redshift.recipes import FitConfig  # noqa: E402
 from skyray.models.template_bases import LIGHT_KMS  # noqa: E402
 from skyray.simulate.template_bases import built_in_bases  # noqa: E402
@@ -66,11 +68,18 @@ def pulls(name: str, made: np.ndarray, statistical: np.ndarray, floor: float) ->
     ]  # fmt: skip
 
 
+def mass_above(pdf: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Return what of each density [N, bins] is denser than at the truth, and half of that bin."""
+    at = np.clip(np.log1p(truth) / PDF_STEP, 0, pdf.shape[1] - 1).astype(int)
+    own = pdf[np.arange(len(pdf)), at][:, None]
+    return np.sum(pdf * (pdf > own), axis=1) + 0.5 * own[:, 0]
+
+
 def of_sample(sample: fits.Sample, real: bool) -> list[Row]:
     """Return the pulls of each class, all and by SNR, and the floor that one half asks for."""
     found, _ = fits.answers(sample, built_in_bases())
-    distance = np.abs(np.log((1 + found["redshift"]) / (1 + sample.redshift)))
-    right = (found["label"].astype(str) == sample.spectype) & (distance < 0.015)
+    distance = log_bias(found["redshift"], sample.redshift)
+    right = (found["label"].astype(str) == sample.spectype) & (distance < WRONG_LIMIT)
     out = []
     for kind in fits.CLASSES:
         rows = np.flatnonzero(right & (sample.spectype == kind))
@@ -79,6 +88,10 @@ def of_sample(sample: fits.Sample, real: bool) -> list[Row]:
         name, floor = f"{sample.name}, {kind}", FitConfig().systematic_kms(kind)
         made, statistical = velocities(sample, found, rows, kind)
         out += pulls(name, made, statistical, floor)
+        mass = mass_above(found["redshift_pdf"][rows], sample.redshift[rows])
+        for level in (0.683, 0.954):
+            out.append(Row(f"{name}: densest {level:.3g} of redshift_pdf hold the truth",
+                           float((mass < level).mean()), "", reference=level))  # fmt: skip
         order = np.argsort(sample.snr[rows])
         for title, part in zip(("fainter", "brighter"), np.array_split(order, 2), strict=True):
             inside = made[part] < np.hypot(statistical[part], floor)

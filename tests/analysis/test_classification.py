@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 from sklearn import metrics as reference
 
 from skyray.analysis import classification
@@ -81,3 +82,12 @@ def test_roc_auc_needs_both_classes_and_numbers():
     assert classification.roc_auc(np.ones(4), np.array([0, 1, 0, 1])) == 0.5
     with pytest.raises(ValueError, match="1 NaN"):
         classification.roc_auc(np.array([0.1, np.nan]), np.array([0, 1]))
+
+
+@pytest.mark.parametrize(("failures", "trials"), [(0, 148), (3, 70), (69, 70), (70, 70)])
+def test_upper_limit_is_scipys_exact_one(failures, trials):
+    exact = stats.binomtest(failures, trials, alternative="less").proportion_ci(0.95, "exact")
+    assert classification.upper_limit(failures, trials) == pytest.approx(exact.high)
+    assert np.isnan(classification.upper_limit(0, 0))
+    with pytest.raises(ValueError, match="failures"):
+        classification.upper_limit(trials + 1, trials)

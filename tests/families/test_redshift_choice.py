@@ -22,6 +22,7 @@ def fit(best: Minimum | None = None, **about) -> Fit:
               "delta_chi2_hidden": 300.0, "chi2_reduced": 1.0, "sigma": 2e-4,
               "covered": 1.0, "features": 5}  # fmt: skip
     best = best or minimum()
+    values["classes"] = {"QSO": 400.0, best.spectype: 0.0}
     return Fit(best, minimum("QSO", 1.2), **{**values, **about})
 
 
@@ -70,10 +71,32 @@ def test_a_doubtful_network_says_nothing(doubt, word):
     assert found["quality_words"] == f"small_delta_chi2,{word}"
 
 
-def test_where_templates_leave_it_open_a_sound_network_answers():
-    found = answer(fit(delta_chi2=2.0, delta_chi2_class=3.0), network())
+def test_where_templates_leave_it_open_a_sound_network_answers_and_is_never_green():
+    found = answer(fit(delta_chi2=2.0, delta_chi2_class=3.0, features_prior=5), network())
     assert (found["redshift"], found["label"]) == (0.8, "QSO")
     assert (found["source_of_redshift"], found["redshift_fit"]) == ("network", 0.3)
+    assert found["quality_words"] == "small_delta_chi2,class_unsure"
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [({"chi2_reduced": 5.0}, "small_delta_chi2,class_unsure,poor_fit"),
+     ({"negative": True}, "small_delta_chi2,class_unsure,negative_model"),
+     ({"covered": 0.5, "features": 1}, "small_delta_chi2,class_unsure,outside_templates"),
+     ({"delta_chi2_hidden": 3.0, "best": minimum("QSO", 0.8003)}, "one_feature"),
+     ({"delta_chi2": 3.0, "features_prior": 1, "best": minimum("QSO", 0.8003)},
+      "small_delta_chi2,lines_not_covered")],
+)  # fmt: skip
+def test_bits_of_a_networks_answer_are_those_of_its_class_and_redshift(about, words):
+    found = answer(fit(**{"features_prior": 5} | about), network())
+    assert (found["source_of_redshift"], found["redshift"]) == ("network", 0.8)
+    assert found["quality_words"] == words
+
+
+def test_nothing_fitted_stays_said_where_networks_answer():
+    found = answer(Fit(None, features_prior=5), network(), measured=0.3)
+    assert (found["source_of_redshift"], found["redshift"]) == ("network", 0.8)
+    assert found["quality_words"] == "few_good_pixels,no_fit"
 
 
 @pytest.mark.parametrize(
@@ -97,6 +120,15 @@ def test_quasars_need_a_larger_difference():
     assert answer(fit(delta_chi2=30.0))["quality"] == 0
     quasar = fit(best=minimum("QSO", 2.1), delta_chi2=30.0)
     assert answer(quasar)["quality_words"] == "small_delta_chi2"
+
+
+def test_probabilities_of_templates_alone_are_likelihoods_of_the_classes():
+    found = answer(fit(classes={"GALAXY": 0.0, "QSO": 3.0, "STAR": 8.0}, chi2_reduced=2.0))
+    likelihood = np.exp([0.0, -0.75, -2.0])
+    wanted = likelihood / likelihood.sum()
+    got = [found[f"p_{name}"] for name in ("GALAXY", "QSO", "STAR")]
+    np.testing.assert_allclose(got, wanted, rtol=1e-6)
+    assert found["probability"] == pytest.approx(wanted[0])
 
 
 def test_few_pixels_and_nothing_at_all():

@@ -217,6 +217,18 @@ def test_contamination_goes_to_all_other_classes_and_keeps_long_names():
         contaminate_labels(labels, 1.5, ["A", "MID"])
 
 
+def test_what_is_right_without_a_warning_is_judged_by_the_class_chosen(table):
+    """Not by the templates' class, which is another one where networks answer."""
+    chosen = {**table, "label_pred": table["label"], "redshift_pred": table["redshift"]}
+    chosen |= {"quality": np.zeros(800, int), "class_fit": np.full(800, "STAR", dtype=object)}
+    scores = metrics.evaluate_table(chosen, CLASSES, COARSE)
+    assert (scores["clean_rows"], scores["clean_catastrophic"]) == (800, 0.0)
+    chosen["label_pred"], chosen["class_fit"] = table["label_pred"], table["spectype"]
+    wrong = [COARSE[name] for name in table["label_pred"]] != table["spectype"]
+    scores = metrics.evaluate_table(chosen, CLASSES, COARSE)
+    assert scores["clean_catastrophic"] == pytest.approx(wrong.mean())
+
+
 def test_contamination_effect_is_in_points(table, found):
     worse = {**table, "label_pred": np.full(800, "GALAXY_AGN", dtype=object)}
     worse["redshift_true_route"] = table["redshift_true_route"] + 1.0

@@ -20,6 +20,7 @@ from skyray.models.template_bases import (
     from_arrays,
     to_arrays,
 )
+from skyray.models.template_model import TemplateModel
 
 FIRST, SIZE = 36000, 240
 
@@ -83,7 +84,8 @@ def test_weights_of_absorbed_pixels_count_with_their_logarithm(rng, troughs):
     basis = replace(basis, troughs=troughs)
     flux, ivar = observed(rng, 2)
     forest = ivar / rng.uniform(1.0, 4.0, size=ivar.shape)
-    curve = RedshiftScan([basis], FIRST, SIZE).curves(flux, ivar, forest)[0]
+    scan = RedshiftScan([basis], FIRST, SIZE)
+    curve = scan.curves(flux, ivar, forest)[0]
     for at in range(0, len(curve.redshift), 13):
         shift = round(np.log10(1 + curve.redshift[at]) / LOG_STEP)
         rest = 10.0 ** (LOG_STEP * (FIRST + np.arange(SIZE) - shift))
@@ -95,6 +97,27 @@ def test_weights_of_absorbed_pixels_count_with_their_logarithm(rng, troughs):
         good = blue & (ivar[1] > 0)
         wanted += np.log(ivar[1][good] / forest[1][good]).sum()
         assert curve.chi2_BS[1, at] == pytest.approx(wanted, rel=1e-9)
+        alone = scan.fit(0, curve.redshift[at], flux[1], ivar[1], forest[1])
+        assert alone.chi2 == pytest.approx(wanted, rel=1e-9)
+
+
+@pytest.mark.parametrize("phase", [0.0, 0.25, 0.5, 0.9])
+@pytest.mark.parametrize("begin", [FIRST - 200, FIRST + 30], ids=["covers", "ends inside"])
+def test_templates_at_any_phase_of_the_pixels_are_the_function_they_sample(phase, begin):
+    """Against the analytic line, as narrow as a spectrograph's spread: it stays as narrow."""
+
+    def function(pixels):
+        return 1.0 + 0.1 * np.sin(pixels / 40) + np.exp(-0.5 * ((pixels - FIRST - 60) / 1.0) ** 2)
+
+    grid = begin + np.arange(400)
+    basis = TemplateBasis("GALAXY", "", begin, function(grid)[None], np.ones(1), (0.0, 0.1))
+    z = 10 ** (LOG_STEP * (12 + phase)) - 1
+    found = TemplateModel(basis, FIRST, SIZE).templates(z)[0]
+    rest = FIRST + np.arange(SIZE) - 12 - phase
+    wanted = np.where((rest >= begin) & (rest <= grid[-1]), function(rest), 0.0)
+    np.testing.assert_allclose(found, wanted, atol=0.012)
+    linear = np.interp(rest, grid, basis.vectors[0], left=0, right=0)
+    assert phase == 0 or np.abs(found - wanted).max() < 0.25 * np.abs(linear - wanted).max()
 
 
 def test_around_a_redshift_each_pixel_keeps_its_weight(rng):
@@ -130,13 +153,14 @@ def test_coefficients_and_model_are_those_of_least_squares(rng):
     flux, ivar = observed(rng)
     scan = RedshiftScan([basis], FIRST, SIZE)
     z = 10 ** (LOG_STEP * 40) - 1
-    coefficients, models = scan.fit(0, np.full(3, z), flux, ivar)
     scale = amplitude(torch.as_tensor(flux), torch.as_tensor(ivar)).numpy()
     for row in range(3):
-        _, wanted = least_squares(basis, z, flux[row], ivar[row], scale[row])
-        np.testing.assert_allclose(coefficients[row], wanted, rtol=1e-6)
+        found = scan.fit(0, z, flux[row], ivar[row])
+        chi2, wanted = least_squares(basis, z, flux[row], ivar[row], scale[row])
+        assert found.chi2 == pytest.approx(chi2, rel=1e-9)
+        np.testing.assert_allclose(found.coefficients, wanted, rtol=1e-6)
         rest = FIRST + np.arange(SIZE) - 40 - basis.first
-        np.testing.assert_allclose(models[row], wanted @ basis.vectors[:, rest], rtol=1e-6)
+        np.testing.assert_allclose(found.model, wanted @ basis.vectors[:, rest], rtol=1e-6)
 
 
 def test_wide_steps_agree_where_spectrum_and_templates_are_smooth(rng):

@@ -215,5 +215,5 @@ def test_counts_are_relative_with_their_own_ivar_alone(tmp_path):
     np.testing.assert_allclose(spectrum.ivar, 0.01, rtol=1e-6)
     hdus[1].header["TUNIT2"] = "adu-2"
     hdus.writeto(tmp_path / "y.fits")
-    with pytest.raises(InvalidRecord, match="unit_conflict.*adu-2"):
+    with pytest.raises(InvalidRecord, match=r"unit_conflict.*adu-2"):
         read(tmp_path / "y.fits")

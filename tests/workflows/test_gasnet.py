@@ -6,6 +6,8 @@ from typer.testing import CliRunner
 
 from skyray.cards import load_card
 from skyray.cli import app
+from skyray.config import ConfigError
+from skyray.data.dataset import NotADataset
 from skyray.families.redshift import metrics
 from skyray.workflows import gasnet
 
@@ -53,6 +55,26 @@ def test_scores_are_those_of_the_true_class_with_end_to_end_beside(table):
     assert rows["good fraction, GALAXY_AGN"]["ours"] == 0.0  # off by 0.002
     assert rows["good fraction, QSO_BROADLINE"]["ours"] == 1.0
     assert rows["mean accuracy of the classes"]["ours"] == 1.0
+
+
+def test_scores_are_the_networks_own_where_templates_stand_beside(table):
+    own = {"redshift_network": table["redshift_pred"]}
+    own["redshift_network_err"] = table["redshift_err_pred"]
+    fitted = {**table, **own, "redshift_pred": table["redshift"]}
+    found = metrics.evaluate_table(fitted, CARD.classes, CARD.coarse, gasnet.VALIDATION_MAE)
+    rows = {row["score"]: row for row in gasnet.scores_table(found)}
+    assert rows["mean Δz/(1+z), GALAXY"]["ours, end to end"] > 0.05
+
+
+@pytest.mark.parametrize("scale", ["laptop", "paper"])
+def test_networks_are_reproduced_alone(tmp_path, monkeypatch, scale):
+    with pytest.raises(ConfigError, match="networks alone"):
+        gasnet.reproduce(str(tmp_path), scale, changes=("template_fit=corrected",))
+    seen = []
+    monkeypatch.setattr(gasnet, "_refuse_templates", lambda recipe, out: seen.append(recipe))
+    with pytest.raises(NotADataset):
+        gasnet.reproduce(str(tmp_path), scale, data=str(tmp_path / "nowhere"))
+    assert seen[0].switch("template_fit") == "as_published"
 
 
 def test_networks_table():

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.special import betaincinv
 
 
 def confusion_matrix(
@@ -76,6 +77,19 @@ def per_class(confusion_CC: np.ndarray, classes: Sequence[str]) -> dict[str, dic
         }
         for i, name in enumerate(classes)
     }
+
+
+def upper_limit(failures: int, trials: int, level: float = 0.95) -> float:
+    """Return the one-sided upper limit of a failure rate (Clopper & Pearson 1934); NaN of none.
+
+    Were the true rate at the limit, so few failures or fewer had a probability of 1 − `level`: of
+    "0 of 100" the rate is below .030 at 95 %.
+    """
+    if not 0 <= failures <= trials:
+        raise ValueError(f"failures: expected 0 … {trials}, found {failures}")
+    if failures == trials:
+        return 1.0 if trials else float("nan")
+    return float(betaincinv(failures + 1, trials - failures, level))
 
 
 def fraction_in_bins(

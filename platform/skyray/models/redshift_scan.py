@@ -29,17 +29,9 @@ import torch
 from torch.nn import functional
 
 from skyray.models.template_bases import LOG_STEP, LYMAN_ALPHA, TemplateBasis
+from skyray.models.template_model import Solution, TemplateModel, forest_transmission
 
-_TINY = 1e-12
 _FEW = 64  # shifts: a matrix product beats the FFT
-
-
-def forest_transmission(wavelength: np.ndarray) -> np.ndarray:
-    """Return the mean transmission of the Lyα forest at observed wavelengths, Å.
-
-    Kamble et al. (2020, ApJ 892, 70): τ_eff = 0.00554 (1+z)^3.182, z of the absorber.
-    """
-    return np.exp(-0.00554 * (np.asarray(wavelength) / LYMAN_ALPHA) ** 3.182)
 
 
 @dataclass(frozen=True)
@@ -76,6 +68,7 @@ class RedshiftScan:
     def __init__(self, bases: Sequence[TemplateBasis], first: int, size: int, device: str = "cpu"):
         self.first, self.size, self.device = first, size, torch.device(device)
         self.parts = [_Part(basis, first, size, self.device) for basis in bases]
+        self.models = [TemplateModel(basis, first, size) for basis in bases]
 
     @torch.inference_mode()
     def curves(
@@ -97,18 +90,24 @@ class RedshiftScan:
             for part in self.parts
         ]
 
-    @torch.inference_mode()
     def fit(
         self,
         number: int,
-        redshift_B: np.ndarray,
-        flux_BL: np.ndarray,
-        ivar_BL: np.ndarray,
-        forest_ivar_BL: np.ndarray | None = None,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Return coefficients [B, K] and models [B, L] of basis `number` at the redshifts given."""
-        data = self._data(flux_BL, ivar_BL, forest_ivar_BL)
-        return self.parts[number].fit(data, np.asarray(redshift_B, np.float64))
+        redshift: float,
+        flux_L: np.ndarray,
+        ivar_L: np.ndarray,
+        forest_ivar_L: np.ndarray | None = None,
+    ) -> Solution:
+        """Return the best combination of basis `number` at a redshift, between pixels too."""
+        forest = ivar_L if forest_ivar_L is None else forest_ivar_L
+        scale = self.scale(flux_L, ivar_L)
+        return self.models[number].solve(redshift, flux_L, ivar_L, forest, scale)
+
+    @staticmethod
+    def scale(flux_L: np.ndarray, ivar_L: np.ndarray) -> float:
+        """Return a spectrum's rms, in units of which coefficients have their prior."""
+        flux, weight = (torch.as_tensor(v, dtype=torch.float64)[None] for v in (flux_L, ivar_L))
+        return float(amplitude(flux, weight))
 
     @torch.inference_mode()
     def around(
@@ -196,7 +195,7 @@ class _Part:
     def __init__(self, basis: TemplateBasis, first: int, size: int, device: torch.device):
         self.basis, self.first, self.device, self.stride = basis, first, device, basis.stride
         step = LOG_STEP * self.stride
-        self.pixels, self.size = size, -(-size // self.stride)
+        self.size = -(-size // self.stride)
         low, high = (np.log10(1.0 + z) / step for z in basis.redshift)
         lowest, highest = int(np.ceil(low - 1e-9)), int(np.floor(high + 1e-9))
         self.shifts = highest - lowest + 1
@@ -315,33 +314,6 @@ class _Part:
         for lag in range(lags):
             lagged[:, lag, lag : lag + self.size] = signal_BL
         return lagged.transpose(1, 2)
-
-    def fit(self, data: _Data, redshift_B: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return coefficients [B, K] and models [B, L] at redshifts between pixels too."""
-        pixels = self.first + np.arange(self.pixels)
-        grid = self.basis.first + np.arange(self.basis.vectors.shape[1])
-        seen_through = self._tensor(forest_transmission(10.0 ** (LOG_STEP * pixels)))
-        coefficients, models = [], []
-        for row, shift in enumerate(np.log10(1.0 + redshift_B) / LOG_STEP):
-            at = [np.interp(pixels - shift, grid, v, left=0, right=0) for v in self.basis.vectors]
-            template, weight = self._tensor(np.stack(at)), data.weight[row]
-            weighted = data.weighted[row]
-            if self.absorbed:
-                blue, troughs = self._absorbed(10.0 ** (LOG_STEP * (pixels - shift)))
-                template = torch.where(blue, template * seen_through, template)
-                weight = torch.where(blue | troughs, data.forest[row], weight)
-                weighted = torch.where(blue | troughs, data.forest_weighted[row], weighted)
-            matrix = (template * weight) @ template.T
-            strength = matrix.diagonal().max()
-            ridge = self.prior / data.scale[row] ** 2 + _TINY * torch.where(
-                strength > 0, strength, 1
-            )
-            found = torch.linalg.solve(matrix + torch.diag(ridge), template @ weighted)
-            coefficients.append(found.cpu().numpy())
-            models.append((found @ template).cpu().numpy())
-        return np.reshape(coefficients, (-1, len(self.prior))), np.reshape(
-            models, (-1, self.pixels)
-        )
 
 
 def fast_length(size: int) -> int:

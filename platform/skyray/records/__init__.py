@@ -24,6 +24,7 @@ from skyray.records.spectrum import (
     check_spectrum,
     ivar_fault,
     spectrum_schema,
+    trusted,
 )
 from skyray.records.statements import StatementCount, statements_text
 
@@ -34,5 +35,5 @@ __all__ = [
     "Record", "Spectrum", "StatementCount", "alert_schema", "as_float32", "attempt", "check_alert",
     "check_cutout", "check_spectrum", "check_table", "cutout_schema", "describe_schema",
     "each_or_all", "ivar_fault", "refusal_of", "spectrum_schema", "statements_text",
-    "tensor_array", "tensor_type", "tensor_values", "to_the_end",
+    "tensor_array", "tensor_type", "tensor_values", "to_the_end", "trusted",
 ]  # fmt: skip

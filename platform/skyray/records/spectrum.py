@@ -114,6 +114,12 @@ class Spectrum:
         return {**self.extra, **row}
 
 
+def trusted(zwarning: np.ndarray | int, silent: bool = False) -> np.ndarray:
+    """Return where a survey trusts its redshift, bool; with `silent` also where it says nothing."""
+    warning = np.asarray(zwarning)
+    return (warning == 0) | ((warning == -1) & silent)
+
+
 def check_spectrum(spectrum: Spectrum, min_good_pixels: int = 100) -> None:
     """Raise `InvalidRecord` unless the spectrum can be used.
 

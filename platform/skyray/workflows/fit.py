@@ -31,6 +31,7 @@ from skyray.pages.gallery import GalleryEntry, write_gallery
 from skyray.pages.report import write_report
 from skyray.readers.base import make_reader
 from skyray.readers.template_files import FOREST_SCATTER, read_template_file
+from skyray.records import trusted
 from skyray.runtime import places, provenance
 from skyray.simulate.instruments import instrument
 from skyray.simulate.options import mock_options
@@ -188,7 +189,7 @@ def summary(table: Columns) -> dict[str, Any]:
     """Return what a reader of the terminal wants to know of a catalogue."""
     own = table["quality"] & ~SURVEY_DISAGREES
     labels, counts = np.unique(table["label"].astype(str), return_counts=True)
-    trusted = (table["zwarning_survey"] == 0) & np.isfinite(table["redshift_survey"])
+    known = trusted(table["zwarning_survey"]) & np.isfinite(table["redshift_survey"])
     found: dict[str, Any] = {
         "objects": len(own),
         "classes": {str(a) or "none": int(n) for a, n in zip(labels, counts, strict=True)},
@@ -199,10 +200,10 @@ def summary(table: Columns) -> dict[str, Any]:
             if (table["quality"] & bit.value).any()
         },
     }
-    if trusted.any():
-        agree = (table["quality"][trusted] & SURVEY_DISAGREES) == 0
-        clean = own[trusted] == 0
-        found["survey's trusted answers"] = int(trusted.sum())
+    if known.any():
+        agree = (table["quality"][known] & SURVEY_DISAGREES) == 0
+        clean = own[known] == 0
+        found["survey's trusted answers"] = int(known.sum())
         found["agree with them"] = f"{agree.mean():.1%}"
         if clean.any():
             found["agree, without warning of ours"] = f"{agree[clean].mean():.1%}"

@@ -8,6 +8,7 @@ from skyray.analysis.weighted_components import weighted_components
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset, table_to_columns
 from skyray.models.template_bases import GALAXY, LOG_STEP, QSO, STAR, TemplateBasis
+from skyray.records import trusted
 from skyray.transforms.log_rebin import LogRebin
 
 _VECTORS = {GALAXY: 6, QSO: 6, STAR: 6}
@@ -16,8 +17,9 @@ _MARGIN = 0.2  # of 1 + z, beyond the redshifts learned from
 
 
 def learn_templates(dataset: Dataset, vectors: dict[str, int] | None = None) -> list[TemplateBasis]:
-    """Return one basis a class from a dataset's rows whose redshift the survey trusts.
+    """Return one basis a class from a dataset's rows whose redshift the survey does not doubt.
 
+    The test split is left out, so that what is learned can be scored there.
     Each class needs 12 spectra at least; of more than 4,000 so many are drawn. Spectra are moved to
     the rest frame by whole pixels of 69 km/s and brought to one scale; see `weighted_components`.
 
@@ -27,9 +29,10 @@ def learn_templates(dataset: Dataset, vectors: dict[str, int] | None = None) -> 
         If no class has enough spectra.
     """
     count = _VECTORS | (vectors or {})
-    names = ["spectype", "label", "redshift", "zwarning"]
+    names = ["spectype", "label", "redshift", "zwarning", "split"]
     about = table_to_columns(dataset.take(np.arange(dataset.count()), names))
-    known = np.isfinite(about["redshift"]) & (about["zwarning"] <= 0)
+    known = np.isfinite(about["redshift"]) & trusted(about["zwarning"], silent=True)
+    known &= about["split"] != "test"
     coarse = [dataset.card.coarse.get(str(name), str(name)) for name in about["label"]]
     kinds = np.array([str(a).upper() or b for a, b in zip(about["spectype"], coarse, strict=True)])
     bases, found = [], {}

@@ -5,7 +5,8 @@
    all of it: they choose among fits that are about as good, and never against a clear one.
 2. ``redshift`` is the best candidate's. Only where the templates leave the question open (another
    redshift fits nearly as well, no model describes the spectrum, or the range ends) and the
-   networks are inside their domain and agree, it is the networks'; `source_of_redshift` says so.
+   networks are inside their domain and agree, it is the networks'; `source_of_redshift` says so,
+   and the bits that left it open stay: no such answer is green.
 3. The survey's own answer is never replaced: it stands in columns of its own, and no answer of ours
    is made from it.
 """
@@ -20,13 +21,14 @@ import numpy as np
 from skyray.families.base import Columns, OutputColumn
 from skyray.families.redshift import quality
 from skyray.families.redshift.density import PDF_SIZE
+from skyray.families.redshift.metrics import SAME_LIMIT
 from skyray.families.redshift.recipes import FitConfig
 from skyray.families.redshift.template_fit import SPECTYPES, Fit, Prior
 from skyray.models.template_bases import QSO
+from skyray.records import trusted
 
 AGREE = 0.02  # of ln (1 + z): a spread of members below it is agreement
 SURE = 0.9
-LIMIT = {"GALAXY": 0.0015, "QSO": 0.015, "STAR": 0.0015}  # a redshift is the same within it
 OPEN = ("small_delta_chi2", "one_feature", "poor_fit", "negative_model", "outside_templates",
         "no_fit")  # fmt: skip
 
@@ -62,8 +64,8 @@ class NetworkAnswer:
 
 def network_prior(network: NetworkAnswer, groups: np.ndarray) -> Prior:
     """Return what the networks' answer is worth to the fit."""
-    trusted = network.in_domain & network.agree
-    return Prior(network.coarse(groups), network.redshift, network.sigma, trusted)
+    heard = network.in_domain & network.agree
+    return Prior(network.coarse(groups), network.redshift, network.sigma, heard)
 
 
 def combine(
@@ -88,30 +90,19 @@ def combine(
     groups = np.array([coarse.get(name, name) for name in classes])
     flags = _fit_flags(fit, fits, measured, settings)
     use = np.zeros(len(fits), bool)
-    sure = use
-    if network is not None:
-        doubtful = np.any([flags[word] for word in OPEN], axis=0)
-        use = doubtful & network.in_domain & network.agree
-        sure = network.in_domain & network.agree & (network.probability.max(axis=1) > SURE)
-        own = network.coarse(groups).argmax(axis=1)
-        network_class = np.array(SPECTYPES, dtype=object)[own]
     spectype, z, sigma = (fit[n] for n in ("class_fit", "redshift_fit", "redshift_fit_err"))
     if network is not None:
+        own = network.coarse(groups).argmax(axis=1)
+        network_class = np.array(SPECTYPES, dtype=object)[own]
+        seen = np.array([one.features_prior for one in fits])
+        use = _network_flags(flags, fit, network, network_class, seen)
         spectype = np.where(use, network_class, spectype)
         z, sigma = np.where(use, network.redshift, z), np.where(use, network.sigma, sigma)
-        other = (network_class != spectype) | _differ(
-            network.redshift, z, network_class, network.sigma
-        )
-        for word in flags:
-            flags[word] = flags[word] & (~use | (word == "few_good_pixels"))
-        flags["members_disagree"] = doubtful & ~network.agree
-        flags["out_of_domain"] = doubtful & ~network.in_domain
-        flags["network_disagrees"] = sure & other & ~use
     flags["survey_disagrees"] = _against_survey(spectype, z, survey)
     bits = quality.pack(flags)
     source = np.where(use, "network", np.where(fit["class_fit"] == "", "", "fit")).astype(object)
     return {
-        **_labels(spectype, network, classes, groups, fit),
+        **_labels(spectype, network, classes, groups, fit, fits),
         "redshift": z,
         "redshift_err": sigma,
         "source_of_redshift": source,
@@ -123,6 +114,31 @@ def combine(
         **_survey_columns(z, sigma, survey),
         "redshift_pdf": _densities(fits),
     }
+
+
+def _network_flags(
+    flags: dict, fit: Columns, network: NetworkAnswer, spectype: np.ndarray, features: np.ndarray
+) -> np.ndarray:
+    """Add what the networks change in word → bool [B]; return where their answer is taken, [B].
+
+    Nothing that a warning says of the spectrum is taken back where the networks answer: templates
+    do leave it open. What depends on class and redshift is said of theirs, and where templates fit
+    another answer better than theirs, that is an answer that fits as well. `features` int [B] of
+    their class are measured at their redshift.
+    """
+    doubtful = np.any([flags[word] for word in OPEN], axis=0)
+    sound = network.in_domain & network.agree
+    use, fitted = doubtful & sound, fit["class_fit"] != ""
+    sure = sound & (network.probability.max(axis=1) > SURE)
+    far = fitted & _differ(network.redshift, fit["redshift_fit"], spectype, network.sigma)
+    other_class = fitted & (spectype != fit["class_fit"])
+    flags["small_delta_chi2"] |= use & far
+    flags["class_unsure"] |= use & other_class
+    flags["lines_not_covered"] = np.where(use, features < 2, flags["lines_not_covered"])
+    flags["members_disagree"] = doubtful & ~network.agree
+    flags["out_of_domain"] = doubtful & ~network.in_domain
+    flags["network_disagrees"] = sure & (other_class | far) & ~use
+    return use
 
 
 def _survey_columns(z, sigma, survey: Mapping[str, np.ndarray]) -> Columns:
@@ -215,7 +231,7 @@ def _fit_flags(fit: Columns, fits, measured: np.ndarray, settings: FitConfig) ->
 
 def _differ(a, b, spectype, sigma=0.0) -> np.ndarray:
     """Return where two redshifts are not the same within a class's limit (and 5 σ), bool [B]."""
-    limit = np.array([LIMIT.get(str(name), 0.0015) for name in spectype])
+    limit = np.array([SAME_LIMIT.get(str(name), SAME_LIMIT["GALAXY"]) for name in spectype])
     with np.errstate(invalid="ignore"):
         distance = np.abs(np.log((1.0 + a) / (1.0 + b)))
         return distance > np.fmax(limit, 5.0 * sigma / (1.0 + np.abs(a)))
@@ -224,8 +240,8 @@ def _differ(a, b, spectype, sigma=0.0) -> np.ndarray:
 def _against_survey(spectype, z, survey: Mapping[str, np.ndarray]) -> np.ndarray:
     theirs = np.array([str(name).upper() for name in survey["class"]], dtype=object)
     known = np.isin(theirs, SPECTYPES)
-    trusted = (np.asarray(survey["zwarning"]) == 0) & np.isfinite(survey["redshift"])
-    return trusted & ((known & (theirs != spectype)) | _differ(survey["redshift"], z, spectype))
+    compared = trusted(survey["zwarning"]) & np.isfinite(survey["redshift"])
+    return compared & ((known & (theirs != spectype)) | _differ(survey["redshift"], z, spectype))
 
 
 def _sigmas(z, sigma, survey: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -236,22 +252,26 @@ def _sigmas(z, sigma, survey: Mapping[str, np.ndarray]) -> np.ndarray:
         return np.where(both > 0, difference / both, np.nan).astype(np.float32)
 
 
-def _labels(spectype, network: NetworkAnswer | None, classes, groups, fit: Columns) -> Columns:
+def _labels(
+    spectype, network: NetworkAnswer | None, classes, groups, fit: Columns, fits: Sequence[Fit]
+) -> Columns:
     """Return label, probability and ``p_…``: the networks' most probable class of that spectype.
 
-    Without networks the label is the spectype, and its probability follows from the difference in
-    χ² to the next class.
+    Without networks the label is the spectype, and the probabilities are the likelihoods of the
+    classes' best candidates; NaN where nothing was fitted.
     """
     rows = len(spectype)
     if network is None:
         label = np.array([str(name) for name in spectype], dtype=object)
-        delta = np.nan_to_num(fit["delta_chi2_class"] / np.fmax(fit["chi2_reduced"], 1.0), nan=0.0)
-        chance = 1.0 / (1.0 + np.exp(-0.5 * np.clip(delta, 0.0, 60.0)))
-        second = np.array([str(name) for name in fit["class_second"]], dtype=object)
-        table = {
-            f"p_{name}": np.where(label == name, chance, (second == name) * (1 - chance))
-            for name in classes
-        }
+        spread = np.fmax(fit["chi2_reduced"], 1.0)
+        cost = np.array([[one.classes.get(name, np.inf) for name in classes] for one in fits])
+        likelihood = np.exp(-0.5 * cost / spread[:, None])
+        total = likelihood.sum(axis=1, keepdims=True)
+        share = np.full(likelihood.shape, np.nan)
+        np.divide(likelihood, total, out=share, where=total > 0)
+        own = np.where(label[:, None] == np.array(classes), share, np.nan)
+        chance = np.fmax.reduce(own, axis=1)
+        table = {f"p_{name}": share[:, i] for i, name in enumerate(classes)}
     else:
         allowed = groups[None, :] == spectype[:, None].astype(str)
         none = ~allowed.any(axis=1)
@@ -274,8 +294,14 @@ def described() -> list[OutputColumn]:
         ("redshift_fit", "float64", "", "redshift of the best template"),
         ("redshift_fit_err", "float64", "", "1 sigma, from the curvature of chi2 and systematics"),
         ("chi2_reduced", "float32", "", "chi2 a pixel of the best model, model errors included"),
-        ("delta_chi2", "float32", "", "chi2 of the best other redshift minus that of the best"),
-        ("delta_chi2_class", "float32", "", "chi2 of the best other class minus that of the best"),
+        (
+            "delta_chi2",
+            "float32",
+            "",
+            "chi2 of the best other redshift minus that of the fit's; "
+            "below 0 where the networks chose",
+        ),
+        ("delta_chi2_class", "float32", "", "the same of the best other class"),
         ("delta_chi2_hidden", "float32", "", "delta_chi2 without the strongest narrow feature"),
         ("class_second", "str", "", "class of the second-best candidate"),
         ("redshift_second", "float64", "", "redshift of the second-best candidate"),

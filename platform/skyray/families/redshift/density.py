@@ -1,4 +1,8 @@
-"""The probability of the redshift of one spectrum: what templates and networks say, multiplied."""
+"""The probability of the redshift of one spectrum: what templates and networks say, multiplied.
+
+Templates' likelihood is a profile: at each redshift that of the best coefficients. Its mode is the
+template fit's redshift, to a bin's width, for both follow the same costs.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ PDF_STEP, PDF_SIZE = 1e-3, 2080  # in ln (1 + z), from 0 on: up to z = 7
 COLUMN = OutputColumn(
     "redshift_pdf", "float32", "",
     f"probability, templates times networks, in {PDF_SIZE} bins: bin i is ln(1+z) from "
-    f"{PDF_STEP:g} i to {PDF_STEP:g} (i+1)",
+    f"{PDF_STEP:g} i to {PDF_STEP:g} (i+1); the first holds all below, too",
 )  # fmt: skip
 
 
@@ -32,10 +36,12 @@ def density(
     row: int,
     spread: float,
     prior: Callable[[str, np.ndarray], np.ndarray],
-    excess: Mapping[Minimum, float],
+    changes: Mapping[Minimum, float],
     settings: FitConfig,
 ) -> np.ndarray:
     """Return the probability in bins of ln (1 + z), float32 [PDF_SIZE], sum 1.
+
+    Redshifts below 0, of stars and neighbours, count in the first bin.
 
     Parameters
     ----------
@@ -43,8 +49,8 @@ def density(
         Differences of χ² are divided by it, as errors are widened by its root.
     prior : callable
         (class, redshifts) → −2 ln of the networks' prior.
-    excess : mapping
-        Minima (with their χ² revised) → what the scan had left out of it; it holds for redshifts
+    changes : mapping
+        Minima → what χ² of the model itself is more or less than the scan's; it holds for redshifts
         to which no other minimum of that basis is nearer.
     settings : FitConfig
         Its systematic σ a class widens what that class contributes.
@@ -52,12 +58,11 @@ def density(
     costs = []
     for number, curve in enumerate(curves):
         cost = (curve.chi2_BS[row] + curve.basis.rarity) / spread
-        own = {one: more for one, more in excess.items() if one.basis == number and more > 0}
+        own = {one: more for one, more in changes.items() if one.basis == number}
         if own:
-            every = [one for one in excess if one.basis == number]
-            at = np.log1p([one.redshift for one in every])
+            at = np.log1p([one.redshift for one in own])
             nearest = np.abs(np.log1p(curve.redshift)[:, None] - at).argmin(axis=1)
-            cost = cost + np.array([excess[one] for one in every])[nearest] / spread
+            cost = cost + np.array(list(own.values()))[nearest] / spread
         costs.append(cost + prior(curve.basis.spectype, curve.redshift))
     lowest = min(float(cost.min()) for cost in costs)
     total = np.zeros(PDF_SIZE)
@@ -65,5 +70,5 @@ def density(
         at = np.clip(np.log1p(curve.redshift) / PDF_STEP, 0, PDF_SIZE - 1).astype(int)
         chance = np.exp(-0.5 * np.clip(cost - lowest, 0.0, 80.0)) * curve.basis.stride
         width = settings.systematic_kms(curve.basis.spectype) / LIGHT_KMS / PDF_STEP
-        total += gaussian_filter1d(np.bincount(at, chance, PDF_SIZE), width, mode="nearest")
+        total += gaussian_filter1d(np.bincount(at, chance, PDF_SIZE), width, mode="reflect")
     return (total / total.sum()).astype(np.float32)

@@ -1,14 +1,16 @@
-"""What a candidate's fit rests on: light that cannot be there, and one narrow feature alone.
+"""What a candidate's fit is worth: between the scan's steps, and what it rests on.
 
-The scan lets pixels in the troughs of broad absorption differ from the model as the Lyα forest
-does, in both directions; a trough takes light away and adds none. And it adds up all pixels, so
-that one line, a remnant of the sky or a cosmic ray may outweigh the rest of a spectrum. Both are
-looked at here, at the few candidates that compete.
+The scan knows steps of whole pixels, of two for some bases: its χ² is too large by where between
+them a redshift falls. It lets pixels in the troughs of broad absorption differ from the model as
+the Lyα forest does, in both directions; a trough takes light away and adds none. And it adds up all
+pixels, so that one line, a remnant of the sky or a cosmic ray may outweigh the rest of a spectrum.
+All this is looked at here, at the few candidates that compete.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from scipy.ndimage import uniform_filter1d
@@ -17,6 +19,7 @@ from skyray.models.redshift_minima import Minimum, apart
 from skyray.models.redshift_scan import RedshiftScan
 from skyray.models.template_bases import LOG_STEP, LYMAN_ALPHA, STAR, TemplateBasis
 
+_PIXEL = LOG_STEP * float(np.log(10.0))  # in ln (1 + z)
 _CLEAR = 100.0  # of χ²: candidates so much worse than the best compete no more
 _NARROW = 31  # pixels of a narrow feature: 2100 km/s
 _SMOOTH = 301  # pixels of what is no feature
@@ -43,16 +46,19 @@ class Evidence:
         """Return the rest wavelengths of the pixels at a candidate's redshift, Å [L]."""
         return 10.0 ** (LOG_STEP * self.pixels) / (1.0 + one.redshift)
 
+    def absorbed(self, one: Minimum) -> np.ndarray:
+        """Return which pixels are behind the forest or in troughs at a candidate's redshift."""
+        return self.bases[one.basis].absorbed(self.rest(one))
+
     def model(self, one: Minimum, weight=None, forest=None) -> np.ndarray:
         """Return a candidate's best model, [L]; weights default to the spectrum's."""
         weight = self.weight if weight is None else weight
         forest = self.forest if forest is None else forest
-        at = np.array([one.redshift])
-        return self.scan.fit(one.basis, at, self.flux[None], weight[None], forest[None])[1][0]
+        return self.scan.fit(one.basis, one.redshift, self.flux, weight, forest).model
 
     def cost(self, one: Minimum, model: np.ndarray) -> np.ndarray:
         """Return −2 ln likelihood of each pixel but for a constant, [L]; 0 where not measured."""
-        absorbed = self.bases[one.basis].absorbed(self.rest(one))
+        absorbed = self.absorbed(one)
         weight = np.where(absorbed, self.forest, self.weight)
         logarithm = np.log(weight, where=weight > 0, out=np.zeros_like(weight))
         return weight * np.square(self.flux - model) - logarithm
@@ -80,6 +86,38 @@ class Evidence:
         weight = np.where(inside & (self.flux > first), self.weight, self.forest)
         adapted = self.model(one, forest=weight)
         return max(min(total(first, True), total(adapted, True)) - total(first, False), 0.0)
+
+    def polished(self, one: Minimum) -> Minimum:
+        """Return a minimum with the redshift, σ and χ² (and rarity) of the model itself.
+
+        Parabolas through redshifts about 1 σ apart lead there, each pixel keeping the weight it has
+        at the minimum given. An end of a basis's range keeps its redshift.
+        """
+        scale, absorbed = self.scan.scale(self.flux, self.weight), self.absorbed(one)
+
+        def chi2(x: float) -> float:
+            model = self.scan.models[one.basis]
+            z = float(np.expm1(x))
+            return model.solve(z, self.flux, self.weight, self.forest, scale, absorbed).chi2
+
+        x, rarity = float(np.log1p(one.redshift)), self.bases[one.basis].rarity
+        middle = chi2(x)
+        if one.at_edge:
+            return replace(one, chi2=middle + rarity)
+        step = float(np.clip(one.sigma / (1.0 + one.redshift), 0.5 * _PIXEL, 3.0 * _PIXEL))
+        for _ in range(4):
+            left, right = chi2(x - step), chi2(x + step)
+            curvature = left - 2.0 * middle + right
+            if not curvature > 0:
+                return replace(one, chi2=middle + rarity)
+            offset = float(np.clip(0.5 * (left - right) / curvature, -1.0, 1.0))
+            x += offset * step
+            middle = chi2(x)
+            if abs(offset) < 0.25:
+                break
+        sigma = (1.0 + np.expm1(x)) * step * np.sqrt(2.0 / curvature)
+        z = float(np.expm1(x))
+        return replace(one, chi2=middle + rarity, redshift=z, sigma=float(sigma))
 
     def without_strongest_feature(
         self, best: Minimum, model: np.ndarray, others: Sequence[tuple[float, Minimum]]

@@ -18,7 +18,6 @@ from skyray.analysis.calibration import fit_sigma_scale, fit_temperature
 from skyray.analysis.domain import DomainGate
 from skyray.config import ConfigError
 from skyray.families.base import (
-    Choice,
     Columns,
     DataInfo,
     Example,
@@ -26,7 +25,6 @@ from skyray.families.base import (
     Family,
     Objective,
     OutputColumn,
-    Range,
     Stage,
     Tensors,
 )
@@ -42,7 +40,7 @@ from skyray.families.redshift.networks import (
     forward,
     softmax,
 )
-from skyray.families.redshift.recipes import RedshiftRecipe, examples
+from skyray.families.redshift.recipes import RedshiftRecipe, examples, search_space
 from skyray.families.redshift.template_fit import TemplateFit
 from skyray.models.template_bases import LOG_STEP, from_arrays, to_arrays
 from skyray.simulate.template_bases import built_in_bases
@@ -94,6 +92,11 @@ class RedshiftFamily(Family):
         return self.recipe.switch("template_fit") == "corrected"
 
     @property
+    def answer_classes(self) -> tuple[str, ...]:
+        """Return the classes of labels and probabilities: templates alone know no subclasses."""
+        return tuple(self.data.classes) if self.recipe.networks else choice.SPECTYPES
+
+    @property
     def star_classes(self) -> list[int]:
         """Numbers of the classes that are at rest."""
         return [i for i, c in enumerate(self.data.classes) if self.data.coarse.get(c, c) == STAR]
@@ -130,15 +133,8 @@ class RedshiftFamily(Family):
         return examples()
 
     @classmethod
-    def search_space(cls, recipe: RedshiftRecipe) -> dict[str, Choice | Range]:
-        return {
-            "train.optimizer.lr": Range(2e-4, 1e-2, log=True),
-            "train.optimizer.weight_decay": Range(1e-4, 0.1, log=True),
-            "train.batch_size": Choice((32, 64, 128)),
-            "network.dropout": Range(0.0, 0.6),
-            "network.dense": Choice((64, 128, 256)),
-            "noise_augmentation": Range(0.0, 0.5),
-        }
+    def search_space(cls, recipe: RedshiftRecipe) -> dict[str, Any]:
+        return search_space()
 
     def objective(self) -> Objective:
         return Objective("classifier", "accuracy", "max")
@@ -318,7 +314,7 @@ class RedshiftFamily(Family):
         fits = fit(inputs["fit_flux"], inputs["fit_ivar"], prior)
         survey = {name: inputs[f"survey_{name}"] for name in _SURVEY}
         return choice.combine(
-            fits, coverage, network, survey, self.data.classes, self.data.coarse, self.recipe.fit
+            fits, coverage, network, survey, self.answer_classes, self.data.coarse, self.recipe.fit
         )
 
     def _answer_of_networks(self, model, inputs: Columns, calibration, tensors) -> Columns:
@@ -371,7 +367,7 @@ class RedshiftFamily(Family):
                 ("in_domain", "bool", "", "the spectrum resembles the training data"),
                 ("domain_distance", "float32", "", "Mahalanobis distance to the nearest class"),
             ]
-        described += [(f"p_{c}", "float32", "", f"probability of {c}") for c in self.data.classes]
+        described += [(f"p_{c}", "float32", "", f"probability of {c}") for c in self.answer_classes]
         more = choice.described() if self.fits_templates else []
         return [OutputColumn(*entry) for entry in described] + more
 
@@ -385,13 +381,25 @@ class RedshiftFamily(Family):
         return ["label", "spectype", "redshift", "redshift_err", "snr", "zwarning"]
 
     def evaluate(self, table: Columns, calibration: dict[str, Any]) -> dict[str, Any]:
-        mae = {name: entry["mae"] for name, entry in calibration["sigma"].items()}
-        return metrics.evaluate_table(table, self.data.classes, self.data.coarse, mae)
+        mae = {name: entry["mae"] for name, entry in calibration.get("sigma", {}).items()}
+        return metrics.evaluate_table(
+            self._judged(table), self.answer_classes, self.data.coarse, mae or None
+        )
+
+    def _judged(self, table: Columns) -> Columns:
+        """Return the table; without networks with coarse labels and no columns of networks."""
+        if self.recipe.networks:
+            return table
+        known = metrics.complete_coarse(self.data.classes, self.data.coarse)
+        kept = {k: v for k, v in table.items() if k not in metrics.ROUTES["networks_alone"]}
+        return {**kept, "label": metrics.coarse_truth(table, known)}
 
     def figures(self, table: Columns, metrics: dict[str, Any], folder: Path) -> list[Path]:
         from skyray.families.redshift import figures  # matplotlib is no business of workers
 
-        return figures.write_figures(table, metrics, folder, self.data.classes, self.data.coarse)
+        return figures.write_figures(
+            self._judged(table), metrics, folder, self.answer_classes, self.data.coarse
+        )
 
 
 FAMILY = RedshiftFamily

@@ -252,10 +252,11 @@ def reliability_figure(
     fine = np.stack([np.asarray(table[f"p_{name}"]) for name in classes], axis=1)
     groups = list(dict.fromkeys(coarse[name] for name in classes))
     member = np.array([[coarse[name] == group for group in groups] for name in classes])
-    known = np.isin(np.asarray(table["label"], dtype=str), list(classes))
+    label, stated = np.asarray(table["label"], dtype=str), np.isfinite(fine).all(axis=1)
+    known, grouped = stated & np.isin(label, list(classes)), stated & (truth != "")
     panels = [
-        (fine[known], np.asarray(table["label"], dtype=str)[known], classes, "All classes"),
-        (fine[truth != ""] @ member, truth[truth != ""], groups, " / ".join(groups)),
+        (fine[known], label[known], classes, "All classes"),
+        (fine[grouped] @ member, truth[grouped], groups, " / ".join(groups)),
     ]
     panels = [panel for panel in panels if len(panel[1])]
     if len(panels) == 2 and list(classes) == groups:

@@ -22,6 +22,9 @@ from skyray.families.redshift.quality import SURVEY_DISAGREES
 Columns = Mapping[str, np.ndarray]
 
 GOOD_LIMIT = {"GALAXY": 0.0015, "QSO": 0.015}
+SAME_LIMIT = GOOD_LIMIT | {"STAR": 0.0015}  # within it two redshifts of a class are the same
+WRONG_LIMIT = 0.015  # of |Δ ln (1+z)|: beyond it a redshift without a warning is catastrophic
+NO_ANSWER = "none"
 CATASTROPHIC = 0.01
 CATASTROPHIC_PHOTOMETRIC = 0.15
 TAU_LIMIT = 3.0
@@ -196,26 +199,25 @@ def evaluate_table(
         },
     }
     if "quality" in table:
-        metrics["quality"] = _quality(table, truth)
+        metrics["quality"] = _quality(table, truth, coarse)
     if "in_domain" in table:
         metrics["domain"] = _domain(np.asarray(table["in_domain"], bool), truth)
     metrics = _plain(metrics)
     return {**headline(metrics), **metrics}
 
 
-def _quality(table: Mapping[str, np.ndarray], truth: np.ndarray) -> dict[str, Any]:
+def _quality(table: Columns, truth: np.ndarray, coarse: Mapping[str, str]) -> dict[str, Any]:
     """Return how many rows carry no warning, and how many of those are right.
 
     The survey's disagreement does not count: the truth is the survey's own. A row is catastrophic
-    where the class is wrong or |Δ ln (1+z)| > 0.015.
+    where the class chosen is wrong or |Δ ln (1+z)| > `WRONG_LIMIT`.
     """
     clean = (np.asarray(table["quality"]) & ~SURVEY_DISAGREES) == 0
     found, known = np.asarray(table["redshift_pred"]), np.isfinite(table["redshift"])
     with np.errstate(invalid="ignore"):
-        far = np.abs(np.log((1.0 + found) / (1.0 + np.asarray(table["redshift"])))) > 0.015
+        far = log_bias(found, table["redshift"]) > WRONG_LIMIT
     wrong = (far & known) | ~np.isfinite(found)
-    if "class_fit" in table:
-        wrong |= (np.asarray(table["class_fit"]).astype(str) != truth) & (truth != "")
+    wrong |= (_coarse_answer(table, coarse) != truth) & (truth != "")
     rows = clean & (truth != "") & known
     return {
         "clean_fraction": float(clean.mean()) if len(clean) else None,
@@ -254,7 +256,9 @@ def _classification(
     table: Columns, truth: np.ndarray, predicted: np.ndarray, classes: Sequence[str]
 ) -> dict[str, Any]:
     truth, predicted = np.asarray(truth, dtype=str), np.asarray(predicted, dtype=str)
-    known = np.isin(truth, list(classes))
+    known, probable = np.isin(truth, list(classes)), [f"p_{name}" for name in classes]
+    if (predicted[known] == "").any():  # nothing was fitted: wrong, and a column of its own
+        predicted, classes = np.where(predicted == "", NO_ANSWER, predicted), [*classes, NO_ANSWER]
     matrix = classification.confusion_matrix(truth[known], predicted[known], classes)
     found = {
         "rows": int(known.sum()),
@@ -268,11 +272,11 @@ def _classification(
     if "snr" in table:
         snr, right = np.asarray(table["snr"])[known], (truth == predicted)[known]
         found["by_snr"] = classification.fraction_in_bins(snr, right, SNR_EDGES)
-    if all(f"p_{name}" in table for name in classes):
-        probability = np.stack([table[f"p_{name}"] for name in classes], axis=1)[known]
-        found["probability"] = _probability(
-            probability, classification.index_of(truth[known], classes)
-        )
+    if all(name in table for name in probable):
+        probability = np.stack([table[name] for name in probable], axis=1)
+        stated = known & np.isfinite(probability).all(axis=1)
+        target = classification.index_of(truth[stated], classes)
+        found["probability"] = _probability(probability[stated], target)
     return found
 
 
@@ -290,7 +294,7 @@ def _coarse_classification(
     table: Columns, truth: np.ndarray, coarse: Mapping[str, str]
 ) -> dict[str, Any]:
     groups = sorted(set(coarse.values()), key=list(coarse.values()).index)
-    predicted = np.array([coarse[str(name)] for name in table["label_pred"]], dtype=str)
+    predicted = _coarse_answer(table, coarse)
     summed = {
         f"p_{group}": np.sum([table[f"p_{name}"] for name in coarse if coarse[name] == group], 0)
         for group in groups
@@ -298,6 +302,12 @@ def _coarse_classification(
     }
     snr = {"snr": table["snr"]} if "snr" in table else {}
     return _classification({**snr, **summed}, truth, predicted, groups)
+
+
+def _coarse_answer(table: Columns, coarse: Mapping[str, str]) -> np.ndarray:
+    """Return STAR, GALAXY or QSO of each row's predicted label, '' where it has none, str [N]."""
+    known = {**coarse, "": ""}
+    return np.array([known[str(name)] for name in table["label_pred"]], dtype=str)
 
 
 def _redshift(

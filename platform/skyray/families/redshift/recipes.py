@@ -9,7 +9,7 @@ from pydantic import Field
 
 from skyray.cards import load_card
 from skyray.config import Config
-from skyray.families.base import Example, Mode, OptimizerConfig, Recipe, TrainConfig
+from skyray.families.base import Choice, Example, Mode, OptimizerConfig, Range, Recipe, TrainConfig
 from skyray.models.gasnet import WIDTHS
 from skyray.records import Grid
 
@@ -204,6 +204,18 @@ def examples() -> list[Example]:
     # published starting weights of 1e-3 leave a network this small blind: all features alike
     published = tiny.override(["mode=as_published", "init=corrected"])
     return [Example(tiny, card), Example(published, card)]
+
+
+def search_space() -> dict[str, Choice | Range]:
+    """Return what a sweep tries."""
+    return {
+        "train.optimizer.lr": Range(2e-4, 1e-2, log=True),
+        "train.optimizer.weight_decay": Range(1e-4, 0.1, log=True),
+        "train.batch_size": Choice((32, 64, 128)),
+        "network.dropout": Range(0.0, 0.6),
+        "network.dense": Choice((64, 128, 256)),
+        "noise_augmentation": Range(0.0, 0.5),
+    }
 
 
 RECIPES: dict[str, Callable[[], RedshiftRecipe]] = {

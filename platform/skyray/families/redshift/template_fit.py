@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
 import numpy as np
 from scipy.ndimage import uniform_filter1d
@@ -17,6 +18,9 @@ from skyray.models.template_bases import GALAXY, LIGHT_KMS, LOG_STEP, QSO, STAR,
 
 SPECTYPES = (GALAXY, QSO, STAR)
 _CHUNK, _CHUNK_CUDA = 4, 64
+_RUNNING = (
+    200.0  # of χ², in units of the best fit's a pixel: candidates nearer are looked at closely
+)
 _SMOOTH = 51  # pixels; of the running mean that finds the level of the light, taken twice
 # What an eye looks for: vacuum Å in the rest frame.
 FEATURES = {
@@ -66,19 +70,25 @@ class Prior:
 class Fit:
     """The answer for one spectrum; `best` is None where nothing could be fitted.
 
+    Differences of χ² are of likelihoods alone, from `best` on: below 0 where the networks' prior
+    chose against them. `classes` has those of each class's best candidate, 0 for that of `best`.
     `delta_chi2_hidden` is Δχ² to the best other redshift without the strongest narrow feature;
-    `untried` tells of a galaxy at a redshift that no quasar template was tried at.
+    `untried` tells of a galaxy at a redshift that no quasar template was tried at; `features` and
+    `features_prior` say how many of the class's main features were measured at the redshift found,
+    and at the prior's.
     """
 
     best: Minimum | None
     second: Minimum | None = None
     delta_chi2: float = np.nan
     delta_chi2_class: float = np.nan
+    classes: Mapping[str, float] = field(default_factory=dict)
     chi2_reduced: float = np.nan
     delta_chi2_hidden: float = np.nan
     sigma: float = np.nan
     covered: float = np.nan
     features: int = 0
+    features_prior: int = 0
     negative: bool = False
     untried: bool = False
     pdf: np.ndarray | None = None
@@ -154,6 +164,11 @@ class TemplateFit:
             for row in range(len(flux)):
                 data = flux[row], weight[row], forest[row]
                 fits.append(self._answer(curves, row, data, prior, start + row))
+                if prior is not None:
+                    kind = SPECTYPES[int(prior.probability[start + row].argmax())]
+                    z = float(prior.redshift[start + row])
+                    seen = self.features_measured(kind, z, weight[row] > 0)
+                    fits[-1] = replace(fits[-1], features_prior=seen)
         return fits
 
     def model(
@@ -161,53 +176,73 @@ class TemplateFit:
     ) -> np.ndarray:
         """Return the best model of one spectrum by a basis at a redshift, float64 [L]."""
         weight, forest = self.weights(flux_L[None], ivar_L[None])
-        return self.scan.fit(basis, np.array([redshift]), flux_L[None], weight, forest)[1][0]
+        return self.scan.fit(basis, redshift, flux_L, weight[0], forest[0]).model
 
     def _answer(self, curves, row: int, data, prior: Prior | None, place: int) -> Fit:
         evidence = Evidence(self.scan, self.bases, *data)
-        excess: dict[Minimum, float] = {}
+        changes: dict[Minimum, float] = {}  # of what the scan has for χ²
 
         def revise(minima: list[Minimum]) -> list[Minimum]:
             tried = {one: evidence.excess(one) for one in competing(minima, self.bases)}
-            revised = [replace(one, chi2=one.chi2 + tried.get(one, 0.0)) for one in minima]
-            excess.update(
-                {new: tried.get(one, 0.0) for one, new in zip(minima, revised, strict=True)}
-            )
-            return revised
+            revised = {replace(one, chi2=one.chi2 + tried.get(one, 0.0)): one for one in minima}
+            changes.update({new: tried[one] for new, one in revised.items() if tried.get(one)})
+            return list(revised)
 
-        minima = best_minima(curves, row, revise=revise)
-        if not minima:
+        found = best_minima(curves, row, revise=revise)
+        if not found:
             return Fit(None)
+        lowest = evidence.polished(found[0])
+        spread = max(self._reduced(evidence, lowest), 1.0)
+        gain = lowest.chi2 + changes.get(found[0], 0.0) - found[0].chi2
+        minima = []
+        for one in found:  # those that are clearly worse keep the scan's difference
+            excess, polished = changes.get(one, 0.0), replace(one, chi2=one.chi2 + gain)
+            if one.chi2 - found[0].chi2 < _RUNNING * spread:
+                polished = evidence.polished(one)
+                polished = replace(polished, chi2=polished.chi2 + excess)
+            minima.append(polished)
+            changes[one] = polished.chi2 - (one.chi2 - excess)
 
         def extra(spectype: str, redshift):
             share = self.settings.prior_share
             return prior.penalty(place, spectype, redshift, share) if prior else 0.0 * redshift
 
-        pairs = [(one.chi2 + float(extra(one.spectype, one.redshift)), one) for one in minima]
-        (lowest, best), *rest = sorted(pairs, key=lambda pair: pair[0])
-        others = [(chi2 - lowest, one) for chi2, one in rest]
+        best, *rest = sorted(
+            minima, key=lambda one: one.chi2 / spread + float(extra(one.spectype, one.redshift))
+        )
+        others = [(one.chi2 - best.chi2, one) for one in rest]
         distinct = [(more, one) for more, one in others if another_redshift(best, one)]
+        falling = sorted(others, key=itemgetter(0), reverse=True)
+        classes = {one.spectype: more for more, one in falling} | {best.spectype: 0.0}
         fit = Fit(
-            best, others[0][1] if others else None,
+            best, rest[0] if rest else None,
             delta_chi2=min((more for more, _ in distinct), default=np.inf),
             delta_chi2_class=min(
-                (more for more, one in others if one.spectype != best.spectype), default=np.inf
+                (more for kind, more in classes.items() if kind != best.spectype), default=np.inf
             ),
+            classes=classes,
         )  # fmt: skip
         fit = self._judged(evidence, fit, distinct)
-        spread = max(fit.chi2_reduced, 1.0)
-        return replace(fit, pdf=density(curves, row, spread, extra, excess, self.settings))
+        return replace(fit, pdf=density(curves, row, spread, extra, changes, self.settings))
+
+    def _reduced(self, evidence: Evidence, one: Minimum, model: np.ndarray | None = None) -> float:
+        """Return χ² a degree of freedom of a candidate's model."""
+        model = evidence.model(one) if model is None else model
+        weight = np.where(evidence.absorbed(one), evidence.forest, evidence.weight)
+        free = np.count_nonzero(evidence.weight) - len(self.bases[one.basis].variance) - 1
+        return float(np.sum(weight * np.square(evidence.flux - model)) / max(free, 1))
 
     def _judged(self, evidence: Evidence, fit: Fit, distinct) -> Fit:
         flux, weight, forest = evidence.flux, evidence.weight, evidence.forest
         near = self.scan.around(fit.best.basis, fit.best.redshift, flux, weight, forest)
-        best = refined(fit.best, near)
+        best = fit.best
+        if near is not None:
+            best = replace(evidence.polished(refined(best, near)), chi2=best.chi2)
         model = evidence.model(best)
         basis, used = self.bases[best.basis], weight > 0
         rest = self.pixels - np.log10(1.0 + best.redshift) / LOG_STEP
-        weight = np.where(basis.absorbed(10.0 ** (LOG_STEP * rest)), forest, weight)
-        residual = np.sum(weight * np.square(flux - model))
-        reduced = residual / max(used.sum() - len(basis.variance) - 1, 1)
+        weight = np.where(evidence.absorbed(best), forest, weight)
+        reduced = self._reduced(evidence, best, model)
         inside = rest < basis.first + basis.vectors.shape[1]
         if not basis.forest:  # where the forest ends nothing shines: no light is the template
             inside &= rest >= basis.first
@@ -216,10 +251,10 @@ class TemplateFit:
             fit,
             best=best,
             delta_chi2_hidden=evidence.without_strongest_feature(best, model, distinct),
-            chi2_reduced=float(reduced),
+            chi2_reduced=reduced,
             sigma=float(np.hypot(best.sigma * np.sqrt(max(reduced, 1.0)), systematic)),
             covered=float(inside[used].mean()) if used.any() else 0.0,
-            features=self._features(best, used),
+            features=self.features_measured(best.spectype, best.redshift, used),
             negative=bool(np.sum(weight * model) < 0),
             untried=best.spectype == GALAXY and self._no_quasar_at(best.redshift),
         )
@@ -228,12 +263,17 @@ class TemplateFit:
         ranges = [basis.redshift for basis in self.bases if basis.spectype == QSO]
         return bool(ranges) and not any(low <= redshift <= high for low, high in ranges)
 
-    def _features(self, best: Minimum, used: np.ndarray) -> int:
-        """Return how many of the class's features lie on good pixels."""
-        if best.spectype == STAR:
+    def features_measured(self, spectype: str, redshift: float, used: np.ndarray) -> int:
+        """Return how many of a class's `FEATURES` lie on good pixels; `used` is bool [L].
+
+        A star has none to miss: 2 where anything was measured.
+        """
+        if spectype == STAR:
             return int(used.any()) * 2
-        rest = np.array(FEATURES[best.spectype])
-        at = np.rint(np.log10(rest * (1.0 + best.redshift)) / LOG_STEP).astype(int)
+        if not np.isfinite(redshift):
+            return 0
+        rest = np.array(FEATURES[spectype])
+        at = np.rint(np.log10(rest * (1.0 + redshift)) / LOG_STEP).astype(int)
         at -= self.pixels[0]
         reach = 8  # pixels each way, most of them good
         return sum(
