@@ -88,6 +88,9 @@ def test_two_images_are_not_guessed_at(tmp_path):
     first, second = read(path, hdu="each")
     assert (first.object_id, second.object_id) == ("a/1", "a/2")
     np.testing.assert_array_equal(second.image[0], WEIGHT)
+    both[1].header["BUNIT"] = "flubber"
+    bad = read(write(tmp_path / "a.fits", *both), hdu="each", unit="nJy")[1]
+    assert (bad.reason, bad.source, bad.object_id) == ("unit_unknown", f"{path}#2", "a/2")
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,8 @@ NO_WAVELENGTHS = [
                                                                       "wavelength_missing"),
      *((keywords, {"medium": "air"}, "wavelength_missing") for keywords in NO_WAVELENGTHS),
      (linear("LINEAR", "nm", 400, 0.2, WAT1_001="units=angstroms"), {}, "unit_conflict"),
+     (linear("LINEAR", "", 0.4, 2e-4), {"medium": "air"}, "unit_unknown"),
+     (linear("", "", 1, 2), {"medium": "air"}, "unit_unknown"),
      (linear("WAVE", "", 400, 0.2), {}, "unit_unknown"), (linear("WAVE", "parsec/s", 4, 2), {},
                                                           "unit_unknown")],
 )  # fmt: skip

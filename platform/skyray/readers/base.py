@@ -60,7 +60,7 @@ def name_by_content(name: str, pixels: np.ndarray) -> str:
 def read_object(
     make: Callable[[], _Made], source: str, object_id: str = ""
 ) -> _Made | InvalidRecord:
-    """Return the record of an object, or why its values make none.
+    """Return the record of an object, or why its values make none, in its own place.
 
     As `records.attempt`; values of a wrong kind are ``field_invalid``.
 
@@ -79,9 +79,11 @@ def read_object(
             raise InvalidRecord("field_invalid", f"{error}"[:300], source, object_id) from None
 
     found = attempt(checked, source, object_id)
-    if isinstance(found, InvalidRecord) and found.reason == "column_missing":
+    if not isinstance(found, InvalidRecord):
+        return found
+    if found.reason == "column_missing":
         raise found
-    return found
+    return InvalidRecord(found.reason, found.detail, source, found.object_id)
 
 
 class Reader(ABC):

@@ -38,6 +38,7 @@ from skyray.readers.table_options import WavelengthOptions, known_flux_unit
 from skyray.records import InvalidRecord, Spectrum, attempt
 from skyray.transforms.spectra import median_snr
 
+_LEAST_ANGSTROM = 100.0  # of an axis without a unit: below are pixels, µm and what is no axis
 _PLACE = re.compile(r"(.+?)(?::(\d{1,6}))?")
 
 
@@ -163,6 +164,12 @@ class SpectrumImageReader(Reader):
         if options.wavelength is None:
             lines = shape[-2] if len(shape) > 1 else 1
             axis, facts = spectral_axis(fits.source, header, shape[-1], lines)
+            if not (facts.unit or options.unit) and np.nanmin(axis) < _LEAST_ANGSTROM:
+                found = f"{np.nanmin(axis):g} to {np.nanmax(axis):g}"
+                detail = (
+                    f"axis 1: expected Å where no unit is stated, found {found}; `unit` says it"
+                )
+                fits.refuse("unit_unknown", detail)
         else:
             hdu, axis, _ = _pixels(fits, options.wavelength)
             header, facts = hdu.own_header().over(header), image_facts(hdu)

@@ -21,6 +21,7 @@ FREE_BYTES = 64 << 20  # unpacked, however small the file: an empty frame of 409
 MAX_RATIO = 100
 MAX_UNPACKED_BYTES = 1 << 30
 _CHUNK = 1 << 20
+_PIECE = 16 << 20  # held beside what was unpacked before
 
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 _MAGIC = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz",
@@ -123,7 +124,7 @@ def _members(handle: pa.NativeFile, kind: str, size: int, limit: int) -> bytearr
             if not packed and position >= size:
                 return found
             decoder = _DECODERS[kind]()
-        piece, packed = decoder.feed(packed, limit + 1 - len(found))
+        piece, packed = decoder.feed(packed, min(_PIECE, limit + 1 - len(found)))
         found += piece
         if len(found) > limit:
             return found
