@@ -326,12 +326,10 @@ def _joined(pieces: Iterator[Columns]) -> Columns:
         size += sum(column.nbytes for column in piece.columns.values())
         check_whole(0, size, piece.source)
         found.append(piece)
-    columns = {
-        name: pa.chunked_array([piece.columns[name] for piece in found])
-        .unify_dictionaries()
-        .combine_chunks()
-        for name in found[0].columns
-    }
+    columns = {}
+    for name in found[0].columns:
+        chunks = pa.chunked_array([piece.columns[name] for piece in found])
+        columns[name] = chunks.unify_dictionaries().combine_chunks()
     return replace(found[0], columns=columns)
 
 

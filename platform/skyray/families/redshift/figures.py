@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,10 @@ from scipy.ndimage import uniform_filter1d
 
 from skyray.analysis import calibration, classification, plots
 from skyray.families.redshift import metrics as scores
+from skyray.pages.spectrum_plot import LINES
 
 Columns = Mapping[str, Any]
 
-# Rest wavelengths in vacuum, Å: what an eye looks for, emission and absorption.
-LINES = {
-    "Lyα": 1215.67, "Si IV": 1399.8, "C IV": 1549.06, "C III]": 1908.73, "Mg II": 2798.75,
-    "[O II]": 3728.48, "K": 3934.78, "H": 3969.59, "Hδ": 4102.89, "Hγ": 4341.68, "Hβ": 4862.68,
-    "[O III]": 5008.24, "Mg b": 5176.7, "Na D": 5894.6, "Hα": 6564.61, "[S II]": 6725.5,
-}  # fmt: skip
 _MIN_DENSITY_ROWS = 400
 _TITLES = {
     "end_to_end": "end to end (as the catalogue states them)",
@@ -327,7 +323,7 @@ def _mark_lines(axis: Axes, z: float, wavelength: np.ndarray) -> None:
     """Mark the lines of `LINES` at z; names that would touch go to a lower level."""
     low, high = wavelength[0], wavelength[-1]
     taken = np.full(3, -np.inf)  # right end of the last name on each level
-    for name, rest in LINES.items():
+    for name, rest in sorted(LINES.items(), key=itemgetter(1)):
         at = rest * (1 + z)
         if not low < at < high:
             continue

@@ -198,7 +198,7 @@ class TemplateFit:
         for one in found:  # those that are clearly worse keep the scan's difference
             excess, polished = changes.get(one, 0.0), replace(one, chi2=one.chi2 + gain)
             if one.chi2 - found[0].chi2 < _RUNNING * spread:
-                polished = evidence.polished(one)
+                polished = lowest if one is found[0] else evidence.polished(one)
                 polished = replace(polished, chi2=polished.chi2 + excess)
             minima.append(polished)
             changes[one] = polished.chi2 - (one.chi2 - excess)
