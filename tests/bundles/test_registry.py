@@ -86,6 +86,9 @@ def test_a_name_means_what_its_registry_says(home, monkeypatch):
     _, settings, _, _ = service._bound_deployment.init_args
     assert settings.bundle == "models:/m/1"
 
+    with pytest.raises(ValueError, match=f"run b: expected it in MLflow at sqlite:///{home}/b.db"):
+        registry.run_of(read_bundle("models:/m/1"))
+
     place = located("models:/m/1")
     tracking.client(tracking.tracking_uri()).delete_registered_model("m")
     with pytest.raises(NoSuchModel, match="not in the registry"):

@@ -52,6 +52,29 @@ def version_of(uri: str, content: dict[str, Any], run_id: str) -> str | None:
     return max((made.version for made in found), key=int, default=None)
 
 
+def run_of(content: dict[str, Any]) -> str:
+    """Return MLflow's id of the run that left a bundle, which MLflow must have to register it.
+
+    Raises
+    ------
+    NotYet
+        If MLflow has not been told of the run.
+    ValueError
+        If it does not know the run or cannot be asked.
+    """
+    from mlflow.exceptions import MlflowException
+
+    uri, run_id = tracking.tracking_uri(), outbox.mlflow_id(content["run_id"])
+    try:
+        tracking.client(uri).get_run(run_id)
+    except MlflowException as error:
+        raise ValueError(
+            f"the bundle's run {run_id}: expected it in MLflow at {uri} (MLFLOW_TRACKING_URI): "
+            f"{error}"
+        ) from None
+    return run_id
+
+
 def crown(bundle: str, why: dict[str, str]) -> str:
     """Make a bundle the champion of its name, registered if need be, and return its version.
 
@@ -66,8 +89,7 @@ def crown(bundle: str, why: dict[str, str]) -> str:
         If the server is away or refuses.
     """
     content, uri = read_bundle(bundle), tracking.tracking_uri()
-    run_id = outbox.mlflow_id(content["run_id"])
-    name = model_name(content)
+    run_id, name = run_of(content), model_name(content)
     if version_of(uri, content, run_id) is None:
         _register(uri, run_id, {"bundle": places.absolute(bundle), "alias": None})
     version, client = version_of(uri, content, run_id), tracking.client(uri)

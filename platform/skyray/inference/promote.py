@@ -11,7 +11,7 @@ from typing import Any
 
 from skyray.bundles.bundle import read_bundle
 from skyray.bundles.named import SCHEME, NoSuchModel, located
-from skyray.bundles.registry import CHAMPION, crown, model_name
+from skyray.bundles.registry import CHAMPION, crown, model_name, run_of
 from skyray.config import ConfigError
 from skyray.inference.evaluate import evaluate
 from skyray.runtime import places
@@ -99,19 +99,20 @@ def promote(
     ------
     ConfigError
         For no condition, one that cannot be read, or a score that the family does not give.
-    MlflowException
-        If the registry is away.
+    ValueError
+        If MLflow does not know the bundle's run or is away.
     """
     asked = [Condition.parse(text) for text in conditions]
     if not asked:
         raise ConfigError("promote: expected at least one condition, such as accuracy>champion")
     bundle = located(bundle)
+    content = read_bundle(bundle)
+    run_of(content)  # refused now, not after the scores
     how = {"split": split, "workers": workers, "use_gpu": use_gpu, "figures": False}
     if scores is None:
         scores = evaluate(bundle, data, places.join(out, "candidate"), **how)
     for condition in asked:
         condition.check(scores)
-    content = read_bundle(bundle)
     name, rival = model_name(content), None
     if any(condition.limit is None for condition in asked):
         rival = _champion(name, content)
