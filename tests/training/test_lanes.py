@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 
 import pytest
 import ray
+from ray.util.placement_group import placement_group, placement_group_table
 
 from skyray.config import ConfigError
 from skyray.families.base import Stage, TrainConfig
 from skyray.runtime.session import require_cluster_gpus, resources_to_come
 from skyray.training import lanes
 from skyray.training.graph import END, StageGraph
-from skyray.training.lanes import TrainingFailed, lanes_for, run_lanes
+from skyray.training.lanes import SharedGraph, TrainingFailed, lanes_for, run_lanes
 from skyray.training.scale import Scale
 
 
@@ -203,3 +205,31 @@ def test_lanes_ask_for_what_the_autoscaler_may_add(ray_cluster, monkeypatch):
     require_cluster_gpus(6)
     with pytest.raises(ConfigError, match=r"expected 7 GPUs, found 0 .* no more than 6"):
         require_cluster_gpus(7)
+
+
+def test_an_ended_group_gives_back_what_it_asked_for(ray_cluster):
+    """Ray itself keeps a placement group until its job ends, whoever asked for it."""
+
+    @ray.remote(num_cpus=0)
+    class Controller:
+        def __init__(self, shared):
+            shared.is_controlled(0, ray.get_runtime_context().current_actor)
+
+        def start(self) -> None:
+            placement_group([{"CPU": 99}]).wait(600)
+
+    def asked() -> list[str]:
+        return [
+            g["state"] for g in placement_group_table().values() if g["bundles"][0]["CPU"] == 99
+        ]
+
+    shared = SharedGraph(graph(a=""))
+    started = Controller.remote(shared).start.remote()
+    until = time.monotonic() + 60
+    while not asked() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert asked() == ["PENDING"]
+    shared.end_groups()
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(started, timeout=60)
+    assert asked() == ["REMOVED"]

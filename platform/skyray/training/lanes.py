@@ -9,7 +9,11 @@ from typing import Any
 
 import ray
 import ray.train
+from ray import PlacementGroupID
+from ray._private.state import state
+from ray.core.generated import gcs_pb2
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from skyray.runtime import places
@@ -70,8 +74,7 @@ class SharedGraph:
 
     def end_groups(self) -> None:
         """End the groups of all lanes, whatever they wait for."""
-        for controller in ray.get(self._holder.controllers.remote()):
-            ray.kill(controller)
+        ray.get(self._holder.end_groups.remote())
 
 
 class _Holder:
@@ -85,8 +88,15 @@ class _Holder:
     def is_controlled(self, lane: int, controller: Any) -> None:
         self._controllers[lane] = controller
 
-    def controllers(self) -> list[Any]:
-        return list(self._controllers.values())
+    def end_groups(self) -> None:
+        """End the controllers, and give back what they hold: Ray keeps it as long as the job."""
+        for controller in self._controllers.values():
+            ray.kill(controller)
+        owners = {controller._actor_id.binary() for controller in self._controllers.values()}
+        for content in state._connect_and_get_accessor().get_placement_group_table():
+            group = gcs_pb2.PlacementGroupTableData.FromString(content)
+            if group.creator_actor_id in owners:
+                remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
 
 
 class _Lane(threading.Thread):
@@ -162,13 +172,16 @@ def run_lanes(config: dict[str, Any], graph: StageGraph, scale: Scale, max_failu
 
 def _wait(lanes: list[_Lane], shared: SharedGraph) -> None:
     """Wait until no lane runs; when all is trained, those without a group are not waited for."""
-    over = None
+    over, idle = None, False
     while running := [lane for lane in lanes if lane.is_alive()]:
         running[0].join(_LOOK_SECONDS)
         if over is None and not shared.open():
             over = time.monotonic()
         if over is not None and time.monotonic() - over > _GRACE_SECONDS:
             shared.end_groups()
+            idle = True
+    if idle:
+        shared.end_groups()  # once more: what a group asked for while it was ended
 
 
 def _raise(left: list[str], graph: StageGraph, lanes: list[_Lane]) -> None:
