@@ -220,7 +220,7 @@ def test_an_ended_group_gives_back_what_it_asked_for(ray_cluster):
 
     def asked() -> list[str]:
         return [
-            g["state"] for g in placement_group_table().values() if g["bundles"][0]["CPU"] == 99
+            g["state"] for g in placement_group_table().values() if g["bundles"][0].get("CPU") == 99
         ]
 
     shared = SharedGraph(graph(a=""))
