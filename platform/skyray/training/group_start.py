@@ -11,7 +11,7 @@ from ray.train.v2._internal.execution.callback import ControllerCallback, Worker
 
 # How long Ray waits for what a group asks, and how often it asks in all. Machines of a cloud take
 # minutes to boot. An elastic group asks for what it has seen, and is asked anew with what there is:
-# a machine that was lost is still seen for a while, some 20 s.
+# Ray sees a lost machine for up to 40 s more.
 _TIMEOUT, _SECONDS, _ATTEMPTS = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", 600, 4
 _ELASTIC_SECONDS, _ELASTIC_ATTEMPTS = 15, 8
 
