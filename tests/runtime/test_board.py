@@ -45,7 +45,7 @@ def states(shown: Display) -> dict[str, tuple[int, str]]:
 def test_stages_side_by_side_have_a_row_each_until_they_end(shown, told):
     with ProgressBars(interval_s=0.05) as bars:
         assert states(shown) == {"workers": (0, "a controller")}
-        ray.get(bars.board.wait.remote("workers", "nodes with 2 × 1 GPU"))
+        ray.get(bars.board.group.remote("workers", "nodes with 2 × 1 GPU"))
         until(lambda: states(shown) == {"workers": (0, "nodes with 2 × 1 GPU")})
         bars.board.end.remote("workers")
         bars.board.wait.remote("star", "epoch 4 to end", 3, 9)
@@ -59,6 +59,27 @@ def test_stages_side_by_side_have_a_row_each_until_they_end(shown, told):
     assert "star: 4/9 epochs, loss 2.0" in err
     assert "galaxy: 1/9 epochs, loss 1.0" in err
     assert "workers" not in err.replace("workers: waiting", "")
+
+
+def test_each_group_has_a_row_and_a_failed_stage_says_why(shown, told):
+    with ProgressBars(interval_s=0.05) as bars:
+        bars.board.group.remote("workers 1", "imports of 1 processes")
+        bars.board.group.remote("workers 2", "nodes with 1 × 1 GPU")
+        second = {"workers 2": (0, "nodes with 1 × 1 GPU")}
+        first = {"workers 1": (0, "imports of 1 processes")}
+        until(lambda: states(shown) == first | second)
+        bars.board.end.remote("workers 1")
+        bars.board.update.remote("star", 2, 9, "loss 1.0")
+        until(lambda: states(shown) == second | {"star": (2, "")})
+        bars.board.fail.remote("star", "FloatingPointError: NaN")
+        bars.board.fail.remote("galaxy", "OSError: full")  # before it had reported
+        until(lambda: states(shown) == second)
+        bars.board.group.remote("workers 1", "nodes with 1 × 1 GPU")  # for another stage
+        until(lambda: len(states(shown)) == 2)
+    assert not states(shown)
+    assert "star: ended by an error, FloatingPointError: NaN, 2/9 epochs" in told.getvalue()
+    assert "galaxy: ended by an error, OSError: full" in told.getvalue()
+    assert "workers 2" not in told.getvalue().replace("workers 2: waiting", "")
 
 
 def test_a_late_board_is_said_to_be_silent_and_heard_again(shown):

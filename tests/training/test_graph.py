@@ -13,7 +13,6 @@ from skyray.families.base import DataInfo, Family, Recipe, Stage, TrainConfig
 from skyray.runtime import tracking
 from skyray.training import loop
 from skyray.training.graph import END, WAIT, StageGraph, lanes_that_fit
-from skyray.training.lanes import Scale
 from skyray.training.worker import LoneWorker, StageFiles
 
 TRAIN, VALIDATION, PIXELS = 48, 16, 6
@@ -88,19 +87,6 @@ def test_stage_that_needs_a_later_one_is_refused():
 )
 def test_lanes_are_what_the_cluster_holds(width, workers, need, there_is, lanes):
     assert lanes_that_fit(width, workers, need, there_is) == lanes
-
-
-@pytest.mark.parametrize(
-    ("scale", "named"),
-    [
-        (Scale(workers=2, gpus=0.5), "NCCL"),
-        (Scale(gpus=1.5), "share of one"),
-        (Scale(workers=2, min_workers=3), "min_workers: expected 1 to 2"),
-    ],
-)
-def test_scale_that_cannot_be_is_refused(scale, named):
-    with pytest.raises(ConfigError, match=named):
-        scale.check()
 
 
 class Fork(nn.Module):
@@ -204,6 +190,9 @@ def test_order_and_company_of_stages_change_nothing(tmp_path, monkeypatch):
 
     one = trained("one", ("left", "right", "more", "joint"))
     assert not torch.equal(one["more.0.weight"], one["right.0.weight"])
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*.*")}
+    trained("one", ("left", "joint"))  # by a group that was lost before it said what it had kept
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "one").rglob("*.*")}
     for name, orders in {
         "turned": (("right", "left", "joint", "more"),),
         "lanes": (("right", "more"), ("left", "joint")),

@@ -10,14 +10,21 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from ray.util.placement_group import (
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from skyray.bundles.bundle import Predictor, history_rows, read_bundle
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset, table_to_columns
 from skyray.families.base import DataInfo
 from skyray.runtime import places, tracking
+from skyray.training.graph import WAIT, StageGraph
 from skyray.training.lone import train_alone
-from skyray.training.train import RUN_FILE, TrainingFailed, data_of_run, train
+from skyray.training.run_file import RUN_FILE, data_of_run
+from skyray.training.train import TrainingFailed, train
 from skyray.training.worker import StageFiles
 
 pytestmark = pytest.mark.slow
@@ -110,9 +117,11 @@ def test_run_is_tracked_and_registered(tiny_bundle, mock_dataset):
     # Other tests train this recipe too, and the candidate is the newest.
     (ours,) = client.search_model_versions(f"run_id='{content['run_id']}'")
     assert ours.description == card_of(tiny_bundle)
-    names = {name for name in run.data.metrics if not name.startswith("sdss_coarse/")}
-    assert "classifier/validation_accuracy" in names
-    curves = [name for name in names if "/" in name]  # others are scores, of tests before this one
+    # Curves of stages; other tests evaluate this bundle, whose scores hold counts of rows too.
+    stages = {row["stage"] for row in history_rows(tiny_bundle)}
+    curves = {name for name in run.data.metrics if name.rpartition("/")[0] in stages}
+    assert {name.rpartition("/")[0] for name in curves} == stages
+    assert "classifier/validation_accuracy" in curves
     assert not [name for name in curves if name.endswith(("_seconds", "_rows"))]
     (given,) = run.inputs.dataset_inputs
     assert content["data"]["fingerprint"].startswith(given.dataset.digest)
@@ -167,6 +176,8 @@ def test_failed_run_goes_on_when_resumed(undisturbed, mock_dataset, tmp_path):
     assert before.killed
     (run_id,) = before._runs() - before.before
     assert tracking.client(tracking.tracking_uri()).get_run(run_id).info.status == "FAILED"
+    with pytest.raises(ConfigError, match=r"train\.epochs: begun with 4, found 5"):
+        train(recipe.override(["train.epochs=5"]), mock_dataset, str(tmp_path), resume=run_id)
     again = train(recipe, mock_dataset, str(tmp_path), progress=False, resume=run_id)
     assert losses(again.history) == losses(first.history)
     assert again.restarts >= 1
@@ -199,15 +210,34 @@ def test_group_reads_from_disk_what_it_would_hold_in_memory(mock_dataset, tiny_r
     assert first[0]["validation_rows"] == Dataset.open(mock_dataset).count("validation")
 
 
-def test_stages_side_by_side_train_as_one_after_another(mock_dataset, tiny_recipe, tmp_path):
+def test_stages_side_by_side_train_as_one_after_another(
+    mock_dataset, tiny_recipe, tmp_path, monkeypatch
+):
     """The classifier and the networks of two classes, on the two lanes that the machine holds."""
-    found = {}
+    at_once, found = tmp_path / "at-once", {}
+
+    class Meeting(StageGraph):
+        """Hands out the first stage when two lanes have asked, or none came for two minutes."""
+
+        def take(self, lane):
+            self.asked = {lane} | getattr(self, "asked", set())
+            self.until = getattr(self, "until", time.monotonic() + 120)
+            if len(self.asked) < 2 and time.monotonic() < self.until:
+                return WAIT, ""
+            told = super().take(lane)
+            if len(self._held) == 2:
+                at_once.write_text(" and ".join(sorted(self._held.values())))
+            return told
+
     for lanes in (1, 2):
+        if lanes == 2:
+            monkeypatch.setattr("skyray.training.train.StageGraph", Meeting)
         made = train(tiny_recipe, mock_dataset, str(tmp_path / f"{lanes}"), threads=1,
                      side_by_side=lanes, progress=False)  # fmt: skip
         files = StageFiles(places.join(places.home(), "runs", made.run_id))
         stages = sorted({row["stage"] for row in made.history})
         found[lanes] = losses(made.history), {name: files.part(name) for name in stages}
+    assert at_once.exists()
     assert len(found[1][1]) == 5
     assert found[1][0] == found[2][0]
     for name, part in found[1][1].items():
@@ -222,13 +252,40 @@ def test_published_mode_trains_members_together(mock_dataset, tiny_recipe, tmp_p
     ]  # fmt: skip
 
 
-def test_diverged_training_says_so(mock_dataset, tiny_recipe, tmp_path):
-    recipe = classifier_only(
-        tiny_recipe, 2, "train.optimizer.lr=1e30", "train.optimizer.schedule=constant",
-        "train.clip_norm=null", "train.optimizer.name=sgd",
-    )  # fmt: skip
-    with pytest.raises(TrainingFailed, match="lower the learning rate"):
-        train(recipe, mock_dataset, str(tmp_path), progress=False, max_failures=0)
+def test_diverged_stage_says_so_when_the_others_are_trained(mock_dataset, tiny_recipe, tmp_path):
+    """They are trained by the one lane that there is."""
+    recipe = tiny_recipe.override([
+        "train.optimizer.lr=1e30", "train.optimizer.schedule=constant", "train.clip_norm=null",
+        "train.optimizer.name=sgd", "members=1", "train_redshift.epochs=1",
+    ])  # fmt: skip
+    before = Assassin._runs()
+    with pytest.raises(TrainingFailed) as failed:
+        train(recipe, mock_dataset, str(tmp_path), progress=False, max_failures=0, side_by_side=1)
+    told = str(failed.value)
+    assert told.startswith("stage classifier failed: FloatingPointError: stage classifier, epoch 0")
+    assert "lower the learning rate" in told
+    assert "not trained" not in told
+    (run_id,) = Assassin._runs() - before
+    files = StageFiles(places.join(places.home(), "runs", run_id))
+    assert not files.finished("classifier")
+    assert all(files.finished(f"redshift/{name}/0") for name in ("GALAXY", "QSO"))
+
+
+def test_training_ends_without_the_lane_that_found_no_room(
+    mock_dataset, tiny_recipe, tmp_path, monkeypatch
+):
+    """Of four CPUs three are taken: one lane trains all, and nothing is left of the other."""
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60")  # else ten minutes, 4 times
+    taken = placement_group([{"CPU": 1}] * 3)
+    assert taken.wait(60)
+    try:
+        made = train(tiny_recipe, mock_dataset, str(tmp_path), threads=1, side_by_side=2,
+                     progress=False)  # fmt: skip
+    finally:
+        remove_placement_group(taken)
+    stages = (Path(places.home()) / "runs" / made.run_id).glob("stages/*.safetensors")
+    assert time.time() - max(path.stat().st_mtime for path in stages) < 100
+    assert not [g for g in placement_group_table().values() if g["state"] == "PENDING"]
 
 
 def test_data_info_survives_its_json(mock_dataset):

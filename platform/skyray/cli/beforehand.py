@@ -72,20 +72,21 @@ def _try_folder(folder: Path) -> None:
         pass
 
 
-def check_training(recipe: Recipe, data: str) -> None:
+def check_training(recipe: Recipe, data: str, resume: str | None = None) -> None:
     """Refuse a dataset that a recipe cannot be trained on, and a home that cannot keep its run.
 
     Raises
     ------
     ConfigError, ValueError
-        If the family takes no such data, or no row is there to train on.
+        If the family takes no such data, or no row is there to train on; if the run to `resume` is
+        unknown, or was begun with another recipe or other data.
     NotADataset
         If `data` is none.
     """
-    from skyray.data.dataset import Dataset
     from skyray.families.base import load_family
+    from skyray.training.run_file import data_of_run, run_to_resume
 
-    dataset = Dataset.open(data)
+    dataset = data_of_run(data, None if resume is None else run_to_resume(resume, recipe))
     family = load_family(recipe.family)(recipe, dataset.info())
     missing = sorted(set(family.columns(training=True)) - set(dataset.schema.names))
     if missing:

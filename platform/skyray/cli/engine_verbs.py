@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any
 
 import typer
@@ -210,8 +209,9 @@ def train(
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")] = False,
     set_: Changes = None,
     gpus_per_worker: Annotated[
-        float, typer.Option(help="With --gpu: 0.25 lets four stages share a GPU.")
-    ] = 1.0,
+        float | None,
+        typer.Option(help="With --gpu: 0.25 lets four stages share a GPU. Default: 1."),
+    ] = None,
     min_workers: Annotated[
         int | None, typer.Option(min=1, help="Elastic: go on with so many when workers are lost.")
     ] = None,
@@ -219,7 +219,7 @@ def train(
         int | None,
         typer.Option(min=1, help="Stages at once, at most; default: what the cluster holds."),
     ] = None,
-    max_failures: Annotated[int, typer.Option(help="Restarts after a lost worker.")] = 2,
+    max_failures: Annotated[int, typer.Option(min=0, help="Restarts after a lost worker.")] = 2,
     resume: Annotated[
         str | None, typer.Option(help="Run id of an interrupted training to go on with.")
     ] = None,
@@ -231,9 +231,10 @@ def train(
 
     Example: skyray train redshift/sdss_dr16 --data mock --workers 2 --out bundle
     """
-    least = min_workers or workers
-    gpus = math.ceil(least * gpus_per_worker) if gpu else 0
-    devices(address, gpus, least)
+    from skyray.training.scale import Scale
+
+    scale = Scale.asked(workers, min_workers, gpu, gpus_per_worker, side_by_side=side_by_side)
+    devices(address, scale.least_gpus, scale.min_workers)
     from dataclasses import asdict
 
     from skyray.cli.beforehand import check_training, check_writable
@@ -241,12 +242,8 @@ def train(
 
     chosen = load_recipe(recipe).override(set_ or [])
     check_writable(out)
-    if resume is not None:
-        from skyray.training.train import begun_run
-
-        begun_run(resume)
-    check_training(chosen, data)
-    with cluster("train", address, gpus):
+    check_training(chosen, data, resume)
+    with cluster("train", address, scale.least_gpus):
         from skyray.training.train import train as run
 
         done = run(

@@ -12,17 +12,21 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from skyray.runtime.progress import Row, display
 
-WORKERS = "workers"  # the name under which the group itself reports
+WORKERS = "workers"  # the row of the groups of workers before any has reported
 _LAST_ANSWER_S = 2.0  # for the board's last answer, when the work is over
 _SILENCE_S = 15.0  # after which the display says that the board does not answer
 
 
 @dataclass(frozen=True)
 class Report:
-    """The latest that is known of one stage.
+    """The latest that is known of one stage, or of a group of workers.
 
     Attributes
     ----------
+    group : bool
+        Whether it is of a group, which only waits until its stages report.
+    failed : bool
+        Whether it ended by an error; the note says by which.
     first : int
         Epochs that were done when it began here: of an earlier run, or before a restart.
     began : float
@@ -36,6 +40,8 @@ class Report:
     note: str = ""
     waiting: str = ""
     ended: bool = False
+    failed: bool = False
+    group: bool = False
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
@@ -59,10 +65,19 @@ class Board:
         """Note how far a stage is, in epochs."""
         self._note(stage, done, total=total, note=note, waiting="")
 
-    def end(self, stage: str) -> None:
-        """Note that a stage is over, at whatever epoch."""
-        if stage in self._reports:
-            self._reports[stage] = replace(self._reports[stage], waiting="", ended=True)
+    def group(self, name: str, what: str) -> None:
+        """Note what a group of workers waits for before its stages report."""
+        self._note(name, 0, waiting=what, group=True)
+
+    def end(self, name: str) -> None:
+        """Note that a stage is over, at whatever epoch, or that a group waits no longer."""
+        if name in self._reports:
+            self._reports[name] = replace(self._reports[name], waiting="", ended=True)
+
+    def fail(self, stage: str, why: str) -> None:
+        """Note that a stage is given up."""
+        done = self._reports[stage].done if stage in self._reports else 0
+        self._note(stage, done, waiting="", note=why, ended=True, failed=True)
 
     def reports(self) -> dict[str, Report]:
         """Return all reports; `began` is how long ago, s."""
@@ -75,8 +90,9 @@ class ProgressBars(AbstractContextManager):
 
     ``board`` is the handle that workers call with a stage's name, waiting for no answer:
     ``board.wait.remote(stage, what)``, ``board.update.remote(stage, done, total, note)`` and
-    ``board.end.remote(stage)``. A board that answers late, or is started anew, is asked again as
-    long as the block lasts; meanwhile the display says that there is no news.
+    ``board.end.remote(stage)`` or ``board.fail.remote(stage, why)``; a group that has yet to begin
+    says ``board.group.remote(name, what)``. A board that answers late, or is started anew, is asked
+    again as long as the block lasts; meanwhile the display says that there is no news.
     """
 
     def __init__(
@@ -88,6 +104,7 @@ class ProgressBars(AbstractContextManager):
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._rows: dict[str, Row] = {}
+        self._groups = {WORKERS}
         self._ended: set[str] = set()
 
     def __enter__(self) -> ProgressBars:
@@ -102,7 +119,7 @@ class ProgressBars(AbstractContextManager):
         self._stop.set()
         self._thread.join()
         for name in list(self._rows):
-            self._close(name, keep=name != WORKERS, failed=exc_info[0] is not None)
+            self._close(name, failed=exc_info[0] is not None)
         self._stack.close()
 
     def _watch(self) -> None:
@@ -122,20 +139,19 @@ class ProgressBars(AbstractContextManager):
                 self._row(WORKERS).wait("news of them; they go on meanwhile")
 
     def _show(self, reports: dict[str, Report]) -> None:
-        group = reports.pop(WORKERS, None)
-        if group and not group.ended:
-            self._row(WORKERS).wait(group.waiting)
-        elif group or reports:
-            self._close(WORKERS, keep=False)
+        self._groups |= {name for name, report in reports.items() if report.group}
+        if reports and (WORKERS not in reports or reports[WORKERS].ended):
+            self._close(WORKERS)
         for name, report in reports.items():
-            if report.ended and name in self._ended:
+            if report.ended and (report.group or name in self._ended):
+                self._close(name)
                 continue
             row = self._row(name, report)
             row.update(report.done, report.note, report.total)
             row.wait(report.waiting)
             if report.ended:
                 self._ended.add(name)
-                self._close(name)
+                self._close(name, failed=report.failed)
             else:
                 self._ended.discard(name)  # a stage that is done again
 
@@ -146,6 +162,6 @@ class ProgressBars(AbstractContextManager):
             self._rows[name] = row
         return self._rows[name]
 
-    def _close(self, name: str, keep: bool = True, failed: bool = False) -> None:
+    def _close(self, name: str, failed: bool = False) -> None:
         if name in self._rows:
-            self._display.end(self._rows.pop(name), keep, failed)
+            self._display.end(self._rows.pop(name), name not in self._groups, failed)

@@ -162,15 +162,31 @@ def require_cluster_gpus(gpus: int) -> None:
         If so.
     """
     import ray
+
+    found, most = ray.cluster_resources().get("GPU", 0), resources_to_come().get("GPU", 0)
+    if most < gpus:
+        raise ConfigError(
+            f"--gpu: expected {_gpus(gpus)}, found {found:g} on the cluster, which "
+            f"grows to no more than {most:g}"
+        )
+
+
+def resources_to_come() -> dict[str, float]:
+    """Return what the cluster has, or its autoscaler may make of it where that is more, by kind."""
+    import ray
+    from ray.util.client import ray as client
+
+    # A driver that is no part of the cluster (ray://) is not told what the autoscaler may do.
+    remote = client.is_connected()
+    limits = ray.get(ray.remote(num_cpus=0)(_limits).remote()) if remote else _limits()
+    found = ray.cluster_resources()
+    return {kind: max(found.get(kind, 0), limits.get(kind, 0)) for kind in {*found, *limits}}
+
+
+def _limits() -> dict[str, float]:
     from ray._private.state import state
 
-    found = int(ray.cluster_resources().get("GPU", 0))
-    limit = (state.get_max_resources_from_cluster_config() or {}).get("GPU", 0)
-    if max(found, limit) < gpus:
-        raise ConfigError(
-            f"--gpu: expected {_gpus(gpus)}, found {found} on the cluster, which "
-            f"grows to no more than {max(found, int(limit))}"
-        )
+    return state.get_max_resources_from_cluster_config() or {}
 
 
 def cores_for(threads: int) -> dict[str, float]:

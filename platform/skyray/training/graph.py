@@ -69,7 +69,7 @@ class StageGraph:
     def take(self, lane: int) -> tuple[Literal["wait", "end", "train"], str]:
         """Return what a lane shall do, and the stage to train: the one it holds, or a ready one."""
         if lane not in self._held:
-            free = self._open() - set(self._held.values())
+            free = self.open() - set(self._held.values())
             ready = [n for n in self._needs if n in free and self._done.issuperset(self._needs[n])]
             if not ready:
                 return (WAIT if any(self._waits_for_others(n) for n in free) else END), ""
@@ -79,10 +79,12 @@ class StageGraph:
     def finish(self, lane: int) -> None:
         self._done.add(self._held.pop(lane))
 
-    def fail(self, lane: int) -> None:
-        """Give up the stage that a lane holds, and with it those that need it."""
-        if lane in self._held:
-            self._failed.add(self._held.pop(lane))
+    def fail(self, lane: int) -> str | None:
+        """Give up the stage that a lane holds, and with it those that need it; return its name."""
+        name = self._held.pop(lane, None)
+        if name is not None:
+            self._failed.add(name)
+        return name
 
     def unfinished(self) -> list[str]:
         return [name for name in self._needs if name not in self._done]
@@ -100,7 +102,8 @@ class StageGraph:
             done.update(ready)
         return width
 
-    def _open(self) -> set[str]:
+    def open(self) -> set[str]:
+        """Return what may still be trained: not done, not failed, not in need of what failed."""
         return {
             name
             for name, needs in self._needs.items()

@@ -2,71 +2,51 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import threading
-from dataclasses import dataclass
+import time
 from typing import Any
 
 import ray
 import ray.train
+from ray import PlacementGroupID
+from ray._private.state import state
+from ray.core.generated import gcs_pb2
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.placement_group import PlacementGroup, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from skyray.config import ConfigError
 from skyray.runtime import places
-from skyray.runtime.session import cores_for
+from skyray.runtime.board import WORKERS
+from skyray.runtime.session import cores_for, resources_to_come
 from skyray.training import loop
 from skyray.training.graph import StageGraph, lanes_that_fit
-from skyray.training.group_start import TellStart
+from skyray.training.group_start import GroupStart
+from skyray.training.scale import Scale
 
-# How long Ray waits for the workers of a group: machines of a cloud take minutes to boot.
-os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
+_LOOK_SECONDS = 1.0  # between looks whether all is trained
+# Lanes that then still run are not told to stop: they see it by themselves, or have no group yet.
+_GRACE_SECONDS = 10.0
 
 
 class TrainingFailed(RuntimeError):
     """Training ended with an error that retries did not cure."""
 
 
-@dataclass(frozen=True)
-class Scale:
-    """How much of a cluster a training takes; see `skyray.training.train.train`."""
-
-    workers: int = 1
-    min_workers: int = 1
-    gpus: float = 0.0
-    threads: int | None = None
-    side_by_side: int | None = None
-
-    def check(self) -> None:
-        """Raise ConfigError where the numbers do not fit together."""
-        if not 1 <= self.min_workers <= self.workers:
-            raise ConfigError(
-                f"min_workers: expected 1 to {self.workers} (workers), found {self.min_workers}"
-            )
-        if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
-            raise ConfigError(f"gpus: expected a share of one, or whole ones, found {self.gpus}")
-        if 0 < self.gpus < 1 < self.workers:
-            raise ConfigError(
-                f"gpus: expected whole GPUs for {self.workers} workers of one group, found "
-                f"{self.gpus}: NCCL lets no two of them share one"
-            )
-
-    @property
-    def per_worker(self) -> dict[str, float]:
-        """Resources that Ray keeps for a worker."""
-        return {"CPU": 1, **({"GPU": self.gpus} if self.gpus else {})}
-
-    def lanes(self, graph: StageGraph) -> int:
-        """Return how many groups to start for the unfinished stages of a training."""
-        need = dict(self.per_worker)
-        if not self.gpus:
-            need |= cores_for(self.threads or 1)
-        limit = min(graph.width(), self.side_by_side or graph.width())
-        return lanes_that_fit(limit, self.workers, need, ray.cluster_resources())
+def lanes_for(scale: Scale, graph: StageGraph) -> int:
+    """Return how many groups to ask for: as many as stages can run at once, and as may ever fit."""
+    need = dict(scale.per_worker)
+    if not scale.gpus:
+        need |= cores_for(scale.threads or 1)
+    limit = min(graph.width(), scale.side_by_side or graph.width())
+    return lanes_that_fit(limit, scale.workers, need, resources_to_come())
 
 
 class SharedGraph:
-    """A `StageGraph` that lanes on any node ask; it lives on the node of the driver."""
+    """A `StageGraph` that lanes on any node ask; it lives on the node of the driver.
+
+    It also knows who controls the group of each lane, so that one without work can be ended.
+    """
 
     def __init__(self, graph: StageGraph):
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
@@ -79,61 +59,160 @@ class SharedGraph:
     def finish(self, lane: int) -> None:
         ray.get(self._holder.call.remote("finish", lane))
 
-    def fail(self, lane: int) -> None:
-        ray.get(self._holder.call.remote("fail", lane))
+    def fail(self, lane: int) -> str | None:
+        return ray.get(self._holder.call.remote("fail", lane))
+
+    def open(self) -> set[str]:
+        return ray.get(self._holder.call.remote("open"))
 
     def unfinished(self) -> list[str]:
         return ray.get(self._holder.call.remote("unfinished"))
+
+    def is_controlled(self, lane: int, controller: Any) -> None:
+        """Note the actor that holds the group of a lane."""
+        self._holder.is_controlled.remote(lane, controller)
+
+    def end_groups(self) -> None:
+        """End the groups of all lanes, whatever they wait for."""
+        ray.get(self._holder.end_groups.remote())
 
 
 class _Holder:
     def __init__(self, graph: StageGraph):
         self._graph = graph
+        self._controllers: dict[int, Any] = {}
 
     def call(self, what: str, *arguments: Any) -> Any:
         return getattr(self._graph, what)(*arguments)
 
+    def is_controlled(self, lane: int, controller: Any) -> None:
+        self._controllers[lane] = controller
+
+    def end_groups(self) -> None:
+        """End the controllers, and give back what they hold: Ray keeps it as long as the job."""
+        for controller in self._controllers.values():
+            ray.kill(controller)
+        owners = {controller._actor_id.binary() for controller in self._controllers.values()}
+        for content in state._connect_and_get_accessor().get_placement_group_table():
+            group = gcs_pb2.PlacementGroupTableData.FromString(content)
+            if group.creator_actor_id in owners:
+                remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+
+
+class _Lane(threading.Thread):
+    """Keeps a lane at work: its group is begun anew after a stage has failed for good.
+
+    Attributes
+    ----------
+    failed : dict
+        Stage → what it died of.
+    error : Exception or None
+        What the lane itself died of, when it held no stage.
+    """
+
+    def __init__(self, lane: int, config: dict[str, Any], scale: Scale, max_failures: int):
+        super().__init__(daemon=True)  # an interrupted driver ends
+        row = WORKERS if config["lanes"] == 1 else f"{WORKERS} {lane + 1}"
+        self._config = {**config, "lane": lane, "row": row}
+        self._scale, self._max_failures = scale, max_failures
+        self.failed: dict[str, Exception] = {}
+        self.error: Exception | None = None
+
+    def run(self) -> None:
+        config = self._config
+        try:
+            while config["graph"].open() and not self._fit():
+                pass
+        except Exception as error:
+            self.error = error
+        finally:
+            config["board"].end.remote(config["row"])
+
+    def _fit(self) -> bool:
+        """Return whether nothing was left for the lane; what ended it else is in `failed`."""
+        config = self._config
+        try:
+            fit(config, self._scale, self._max_failures)
+        except Exception as error:
+            stage = config["graph"].fail(config["lane"])
+            if stage is None:
+                raise
+            self.failed[stage] = error
+            config["board"].fail.remote(stage, cause(error))
+            return False
+        return True
+
 
 def run_lanes(config: dict[str, Any], graph: StageGraph, scale: Scale, max_failures: int) -> None:
-    """Train all unfinished stages; when some fail for good, finish all others first.
+    """Train all unfinished stages; when some fail for good, finish all that do not need them.
 
     Raises
     ------
     TrainingFailed
-        It names the stages that are not trained, and the first cause.
+        It names the stages that failed, each with its cause, and those that are not trained.
     """
     if not graph.unfinished():
         return
-    lanes, shared = scale.lanes(graph), SharedGraph(graph)
+    number, shared = lanes_for(scale, graph), SharedGraph(graph)
     config = {
-        **config, "graph": shared, "lanes": lanes, "threads": scale.threads, "gpus": scale.gpus
+        **config, "graph": shared, "lanes": number, "threads": scale.threads, "gpus": scale.gpus
     }  # fmt: skip
-    errors: list[Exception] = []
-
-    def run(lane: int) -> None:
-        try:
-            _fit({**config, "lane": lane}, scale, max_failures)
-        except Exception as error:
-            errors.append(error)
-            shared.fail(lane)
-
-    # Daemons, so that an interrupted driver ends; the first lane stays in this thread, where Ray
-    # Train listens for the interrupt.
-    others = [threading.Thread(target=run, args=(n,), daemon=True) for n in range(1, lanes)]
-    for thread in others:
-        thread.start()
-    run(0)
-    for thread in others:
-        thread.join()
+    lanes = [_Lane(lane, config, scale, max_failures) for lane in range(number)]
+    for lane in lanes:
+        lane.start()
+    try:
+        _wait(lanes, shared)
+    except BaseException:  # the interrupt of a person: no group outlives it
+        with contextlib.suppress(Exception):
+            shared.end_groups()
+        raise
     if left := shared.unfinished():
-        cause = errors[0] if errors else "no lane was left to train them"
-        raise TrainingFailed(f"stages {left} are not trained: {cause}") from (errors or [None])[0]
+        _raise(left, graph, lanes)
 
 
-def _fit(config: dict[str, Any], scale: Scale, max_failures: int) -> None:
+def _wait(lanes: list[_Lane], shared: SharedGraph) -> None:
+    """Wait until no lane runs; when all is trained, those without a group are not waited for."""
+    over, idle = None, False
+    while running := [lane for lane in lanes if lane.is_alive()]:
+        running[0].join(_LOOK_SECONDS)
+        if over is None and not shared.open():
+            over = time.monotonic()
+        if over is not None and time.monotonic() - over > _GRACE_SECONDS:
+            shared.end_groups()
+            idle = True
+    if idle:
+        shared.end_groups()  # once more: what a group asked for while it was ended
+
+
+def _raise(left: list[str], graph: StageGraph, lanes: list[_Lane]) -> None:
+    failed = {stage: error for lane in lanes for stage, error in lane.failed.items()}
+    errors = [lane.error for lane in lanes if lane.error]
+    told = [f"stage {stage} failed: {cause(error)}" for stage, error in failed.items()]
+    needing = [name for name in left if not set(failed).isdisjoint(graph.needs(name))]
+    others = [name for name in left if name not in failed and name not in needing]
+    if needing:
+        told.append(f"not trained, for want of what failed: {', '.join(needing)}")
+    if others:
+        why = cause(errors[0]) if errors else "no group of workers was left"
+        told.append(f"not trained: {', '.join(others)}: {why}")
+    raise TrainingFailed("; ".join(told)) from next(iter([*failed.values(), *errors]), None)
+
+
+def cause(error: BaseException) -> str:
+    """Return what an error of Ray Train comes from, in the words of whoever raised it first."""
+    if failures := getattr(error, "worker_failures", None):
+        return " | ".join(dict.fromkeys(cause(failure) for failure in failures.values()))
+    for wrapped in ("controller_failure", "health_check_failure", "_base_exc"):
+        if isinstance(inner := getattr(error, wrapped, None), BaseException):
+            return cause(inner)
+    return f"{type(error).__name__}: {error}"
+
+
+def fit(config: dict[str, Any], scale: Scale, max_failures: int) -> None:
     """Run one lane as a Ray Train run, until no stage is left for it."""
     elastic = scale.min_workers < scale.workers
     filesystem, storage_path = places.resolve(places.join(config["run_uri"], "train"))
+    start = GroupStart(config["board"], config["row"], config["graph"], config["lane"], elastic)
     trainer = TorchTrainer(
         loop.train_worker,
         train_loop_config=config,
@@ -148,10 +227,10 @@ def _fit(config: dict[str, Any], scale: Scale, max_failures: int) -> None:
             storage_filesystem=filesystem,
             failure_config=ray.train.FailureConfig(
                 max_failures=max_failures,
-                controller_failure_limit=3,  # it would try to start a group for ever
+                controller_failure_limit=start.attempts - 1,  # it would try for ever
                 relax_collectives_on_preemption=True,
             ),
-            callbacks=[TellStart(config["board"])],
+            callbacks=[start],
         ),
         torch_config=TorchConfig(backend="nccl" if scale.gpus else "gloo"),
     )

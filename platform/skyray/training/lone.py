@@ -13,21 +13,20 @@ from typing import Any
 
 import torch
 
-from skyray.config import ConfigError
 from skyray.data.dataset import Dataset
 from skyray.data.prepared import prepare
 from skyray.families.base import Family, Recipe, load_family
 from skyray.runtime import places, tracking
 from skyray.training import loop
 from skyray.training.graph import StageGraph
-from skyray.training.train import (
+from skyray.training.run_file import (
     RUN_FILE,
-    assemble_bundle,
+    check_data,
+    check_recipe,
     data_of_run,
     record_run,
-    run_provenance,
-    start_run,
 )
+from skyray.training.train import assemble_bundle, run_provenance, start_run
 from skyray.training.worker import LoneWorker, StageFiles
 
 
@@ -116,11 +115,10 @@ def train_alone(
 def _run(run_uri: str, recipe: Recipe, family: Family, data: str, parent: str | None) -> str:
     """Return the MLflow run of this folder, opened the first time; refuse another training's."""
     place = places.join(run_uri, RUN_FILE)
-    about = {"recipe": recipe.snapshot(), "fingerprint": family.data.fingerprint}
     if places.exists(place):
         found = places.read_json(place)
-        if {name: found.get(name) for name in about} != about:
-            raise ConfigError(f"{run_uri}: holds an unfinished training of another recipe or data")
+        check_recipe(run_uri, found["recipe"], recipe)
+        check_data(f"{data}, the run in {run_uri}", found, family.data.fingerprint)
         return found["run_id"]
     run_id = start_run(recipe, family, data, parent=parent)
     record_run(run_uri, run_id, family)

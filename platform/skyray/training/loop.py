@@ -79,7 +79,7 @@ def run_stages(
     stages = {stage.name: stage for stage in family.stages()}
     held = _Held(model, stages, order, worker)
     while True:
-        told = worker.gather(graph.take(lane) if worker.leads else None)[0]
+        told = worker.gather(_take(worker, graph, lane) if worker.leads else None)[0]
         if told[0] == WAIT:
             time.sleep(_POLL_SECONDS)
             continue
@@ -97,6 +97,16 @@ def run_stages(
         worker.largest(0)  # nobody goes on before its part is kept
         if worker.leads:
             graph.finish(lane)
+
+
+def _take(worker: Worker, graph: Graph, lane: int) -> tuple[str, str]:
+    """Return what to do; a stage whose part is kept is done, if its group was lost right after."""
+    while True:
+        what, name = graph.take(lane)
+        if what in (WAIT, END) or not worker.files.finished(name):
+            return what, name
+        worker.end(name)
+        graph.finish(lane)
 
 
 class _Held:

@@ -15,7 +15,6 @@ import torch
 from skyray.bundles import registry
 from skyray.bundles.bundle import bundle_version, write_bundle
 from skyray.config import ConfigError
-from skyray.data.dataset import Dataset
 from skyray.data.prepared import KEY, prepare
 from skyray.data.prepared_tables import PreparedTable
 from skyray.families.base import Columns, DataInfo, Family, Recipe, load_family
@@ -24,13 +23,20 @@ from skyray.runtime.board import ProgressBars
 from skyray.runtime.progress import waiting
 from skyray.training import loop
 from skyray.training.graph import StageGraph
-from skyray.training.lanes import Scale, TrainingFailed, run_lanes
+from skyray.training.lanes import TrainingFailed, run_lanes
+from skyray.training.run_file import (
+    RUN_FILE,
+    data_of_run,
+    folder_of_run,
+    record_run,
+    run_to_resume,
+)
+from skyray.training.scale import Scale
 from skyray.training.worker import StageFiles
 
 __all__ = ["TrainResult", "TrainingFailed", "train"]
 
 CALIBRATION_ROWS = 20_000
-RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
@@ -55,7 +61,7 @@ def train(
     resume: str | None = None,
     progress: bool = True,
     threads: int | None = None,
-    gpus: float = 1.0,
+    gpus: float | None = None,
     min_workers: int | None = None,
     side_by_side: int | None = None,
 ) -> TrainResult:
@@ -78,8 +84,9 @@ def train(
         MLflow run id of an interrupted training to go on with.
     threads : int, optional
         CPU threads a worker; default: its machine's cores shared among the workers there.
-    gpus : float
-        GPUs a worker with `use_gpu`; .25 lets four stages of one worker each share a GPU.
+    gpus : float, optional
+        GPUs a worker with `use_gpu`, 1 by default; .25 lets four stages of one worker each share a
+        GPU.
     min_workers : int, optional
         Elastic: go on with so many where `workers` are not to be had, and with more when they come.
     side_by_side : int, optional
@@ -88,19 +95,22 @@ def train(
     Raises
     ------
     ConfigError
-        If the run to go on with was of another dataset or is not there, or the numbers above do not
-        fit together.
+        If the run to go on with is unknown, was begun with another recipe or on another dataset, or
+        the numbers above do not fit together.
     TrainingFailed
-        When a stage fails for good; the message holds its cause.
+        When a stage fails for good, once all that do not need it are trained; the message holds its
+        cause.
     """
-    scale = Scale(workers, min_workers or workers, gpus if use_gpu else 0.0, threads, side_by_side)
-    scale.check()
-    dataset = data_of_run(data, begun_run(resume) if resume else None)
+    scale = Scale.asked(workers, min_workers, use_gpu, gpus, threads, side_by_side)
+    if max_failures < 0:
+        raise ConfigError(f"max_failures: expected 0 or more, found {max_failures}")
+    run_uri = None if resume is None else run_to_resume(resume, recipe)
+    dataset = data_of_run(data, run_uri)
     family = load_family(recipe.family)(recipe, dataset.info())
     table = prepare(dataset, family, progress=progress)
     run_id = resume or start_run(recipe, family, data, scale.workers)
-    run_uri = places.join(places.home(), "runs", run_id)
-    if not resume:
+    if run_uri is None:
+        run_uri = folder_of_run(run_id)
         record_run(run_uri, run_id, family, workers)
     planned = places.read_json(places.join(run_uri, RUN_FILE)).get("workers", workers)
     files, stages = StageFiles(run_uri), family.stages()
@@ -119,49 +129,6 @@ def train(
         tracking.finish_run(run_id, failed)
     version = bundle_version(recipe.digest(), family.data.fingerprint, run_id)
     return TrainResult(out, run_id, version, history, restarts)
-
-
-def begun_run(run_id: str) -> str:
-    """Return the place of a training that was begun.
-
-    Raises
-    ------
-    ConfigError
-        If there is none of this id.
-    """
-    runs = places.join(places.home(), "runs")
-    if not places.exists(places.join(runs, run_id, RUN_FILE)):
-        raise ConfigError(
-            f"--resume {run_id}: expected a training that was begun, found none in {runs}"
-        )
-    return places.join(runs, run_id)
-
-
-def data_of_run(data: str, run_uri: str | None) -> Dataset:
-    """Return the dataset at the version a run began with; the newest for a run that begins now.
-
-    Raises
-    ------
-    ConfigError
-        If the run was of another dataset.
-    """
-    place = places.join(run_uri, RUN_FILE) if run_uri else None
-    if place is None or not places.exists(place):
-        return Dataset.open(data)
-    begun = places.read_json(place)
-    dataset = Dataset.open(data, begun["version"])
-    if dataset.manifest.fingerprint != begun["fingerprint"]:
-        raise ConfigError(f"{data}: the run in {run_uri} is of another dataset")
-    return dataset
-
-
-def record_run(run_uri: str, run_id: str, family: Family, workers: int = 1) -> None:
-    """Keep what a run is of beside its checkpoints, for going on with it."""
-    about = {"recipe": family.recipe.snapshot(), "fingerprint": family.data.fingerprint}
-    places.write_json(
-        places.join(run_uri, RUN_FILE),
-        {"run_id": run_id, "version": family.data.version, "workers": workers, **about},
-    )
 
 
 def start_run(
