@@ -200,21 +200,22 @@ def test_run_goes_on_with_the_data_it_began_with(undisturbed, mock_dataset, tmp_
 
 
 def test_group_reads_from_disk_what_it_would_hold_in_memory(mock_dataset, tiny_recipe, tmp_path):
-    first, second = (
-        train(classifier_only(tiny_recipe, 2, f"train.memory_bytes={size}"), mock_dataset,
-              str(tmp_path / str(size)), workers=2, progress=False).history
-        for size in (1 << 30, 0)
-    )  # fmt: skip
-    assert losses(first) == losses(second)
-    assert first[0]["train_rows"] == Dataset.open(mock_dataset).count("train")
-    assert first[0]["validation_rows"] == Dataset.open(mock_dataset).count("validation")
+    recipes = [classifier_only(tiny_recipe, 2, f"train.memory_bytes={size}") for size in (0, 1e9)]
+    disk, memory = (
+        losses(train_alone(recipe, mock_dataset, str(tmp_path / f"{number}")).history)
+        for number, recipe in enumerate(recipes)
+    )
+    assert disk == memory
+    (first, _) = train(recipes[0], mock_dataset, str(tmp_path), workers=2, progress=False).history
+    assert first["train_rows"] == Dataset.open(mock_dataset).count("train")
+    assert first["validation_rows"] == Dataset.open(mock_dataset).count("validation")
 
 
 def test_stages_side_by_side_train_as_one_after_another(
-    mock_dataset, tiny_recipe, tmp_path, monkeypatch
+    tiny_bundle, mock_dataset, tiny_recipe, tmp_path, monkeypatch
 ):
     """The classifier and the networks of two classes, on the two lanes that the machine holds."""
-    at_once, found = tmp_path / "at-once", {}
+    at_once = tmp_path / "at-once"
 
     class Meeting(StageGraph):
         """Hands out the first stage when two lanes have asked, or none came for two minutes."""
@@ -229,19 +230,18 @@ def test_stages_side_by_side_train_as_one_after_another(
                 at_once.write_text(" and ".join(sorted(self._held.values())))
             return told
 
-    for lanes in (1, 2):
-        if lanes == 2:
-            monkeypatch.setattr("skyray.training.train.StageGraph", Meeting)
-        made = train(tiny_recipe, mock_dataset, str(tmp_path / f"{lanes}"), threads=1,
-                     side_by_side=lanes, progress=False)  # fmt: skip
-        files = StageFiles(places.join(places.home(), "runs", made.run_id))
-        stages = sorted({row["stage"] for row in made.history})
-        found[lanes] = losses(made.history), {name: files.part(name) for name in stages}
+    monkeypatch.setattr("skyray.training.train.StageGraph", Meeting)
+    made = train(tiny_recipe, mock_dataset, str(tmp_path), threads=1, side_by_side=2,
+                 progress=False)  # fmt: skip
     assert at_once.exists()
-    assert len(found[1][1]) == 5
-    assert found[1][0] == found[2][0]
-    for name, part in found[1][1].items():
-        assert all(torch.equal(found[2][1][name][key], value) for key, value in part.items())
+    assert losses(made.history) == losses(history_rows(tiny_bundle))
+    runs = [made.run_id, read_bundle(tiny_bundle)["run_id"]]
+    ours, theirs = (StageFiles(places.join(places.home(), "runs", run)) for run in runs)
+    stages = sorted({row["stage"] for row in made.history})
+    assert len(stages) == 5
+    for name in stages:
+        part, other = ours.part(name), theirs.part(name)
+        assert all(torch.equal(other[key], value) for key, value in part.items())
 
 
 def test_published_mode_trains_members_together(mock_dataset, tiny_recipe, tmp_path):

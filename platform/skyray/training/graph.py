@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from skyray.config import ConfigError
-from skyray.families.base import Stage
+
+if TYPE_CHECKING:
+    from skyray.families.base import Stage
 
 WAIT, END = "wait", "end"
 
