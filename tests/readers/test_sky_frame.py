@@ -20,7 +20,7 @@ from pyarrow import fs
 
 from skyray.readers.base import SurveyFile, make_reader
 from skyray.readers.column_facts import ColumnFacts
-from skyray.readers.sky_frame import sky_frame, stated_position, to_icrs
+from skyray.readers.sky_frame import keyword_facts, sky_frame, stated_position, to_icrs
 from skyray.readers.velocity_frame import barycentric_velocity
 from skyray.records import InvalidRecord
 
@@ -83,6 +83,23 @@ def test_what_columns_state(names, ucds, frame):
             sky_frame("x", None, facts)
     else:
         assert sky_frame("x", None, facts) == frame
+
+
+def test_sexagesimal_right_ascensions_are_hours_and_galactic_longitudes_are_not():
+    header = {"RA": "01 30 00", "DEC": "-00 30 00", "GLON": "120 30 00", "GLAT": "5 00 00"}
+    ra, dec, frame = stated_position("a", header)
+    assert (ra, dec) == pytest.approx((22.5, -0.5), abs=1e-9)
+    assert frame == ""
+    expected = SkyCoord(120.5, 5.0, unit="deg", frame="galactic").icrs
+    ra, dec, frame = stated_position("a", header, ("GLON", "GLAT"))
+    np.testing.assert_allclose((ra, dec), (expected.ra.deg, expected.dec.deg), atol=1e-8)
+    assert frame == "galactic"
+
+
+def test_a_step_of_the_sky_is_in_degrees_where_nothing_else_is_said():
+    assert keyword_facts({}, "CDELT2").unit == "deg"
+    assert keyword_facts({"CUNIT2": "arcsec"}, "cd2_2").unit == "arcsec"
+    assert keyword_facts({}, "PIXSCALE").unit == ""
 
 
 def test_a_reference_position_is_of_its_axes():

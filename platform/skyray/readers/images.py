@@ -41,8 +41,8 @@ from skyray.readers.image_bytes import decode_image
 from skyray.readers.layout import stem
 from skyray.readers.numpy_bytes import load_npy, load_npz
 from skyray.readers.pixels import MAX_PIXELS, as_planes
-from skyray.readers.sky_frame import in_icrs, position_statement
-from skyray.readers.units import check_redshift, to_arcsec, to_degrees
+from skyray.readers.sky_frame import coordinate, in_icrs, position_statement
+from skyray.readers.units import check_redshift, to_arcsec
 from skyray.readers.unpacked import plain_name
 from skyray.records import Cutout, InvalidRecord
 
@@ -110,7 +110,7 @@ class ImageOptions(Config):
             if field in ("object_id", "survey"):
                 found[field] = _text(field, cell)
             elif field in ("ra", "dec"):
-                found[field] = to_degrees(source, name, unit, cell, hours=field == "ra")
+                found[field] = coordinate(source, cells.facts(name), cell, latitude=field == "dec")
             elif field == "pixel_scale_arcsec":
                 scale = math.nan if cell is None else number_in(field, cell)
                 found[field] = to_arcsec(source, name, unit, scale)

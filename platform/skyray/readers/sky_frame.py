@@ -39,6 +39,7 @@ _AXES = {"RA": "equatorial", "DEC": "equatorial", "GLON": "galactic", "GLAT": "g
          "SLAT": "supergalactic"}  # fmt: skip
 _LATITUDES = ("DEC", "GLAT", "ELAT", "SLAT")
 _UCD = re.compile(r"pos\.(eq|galactic|ecliptic|supergalactic)\b", re.IGNORECASE)
+_AXIS = re.compile(r"(?:CRVAL|CDELT)(\d+)|CD(\d+)_\d+")
 _YEAR = re.compile(r"([JB]?)\s*(1[89]\d\d|20\d\d|2100)(\.\d*)?", re.IGNORECASE)
 
 
@@ -54,11 +55,26 @@ def stated_position(
     InvalidRecord
         ``field_invalid``, ``unit_unknown``, ``position_invalid``; ``frame_unknown``.
     """
+    facts = [keyword_facts(header, name) for name in names]
     ra, dec = (
-        to_degrees(source, name, keyword_facts(header, name).unit, header.get(name), hours=not n)
-        for n, name in enumerate(names)
+        coordinate(source, one, header.get(name), latitude=bool(n))
+        for n, (one, name) in enumerate(zip(facts, names, strict=True))
     )
-    return in_icrs(source, header, [keyword_facts(header, name) for name in names], ra, dec)
+    return in_icrs(source, header, facts, ra, dec)
+
+
+def coordinate(source: str, facts: ColumnFacts, value: Any, *, latitude: bool) -> float:
+    """Return a longitude or latitude in degrees, NaN for none; `facts` are of its column.
+
+    Sexagesimal text is in hours where it is a right ascension; a galactic longitude is not.
+
+    Raises
+    ------
+    InvalidRecord
+        ``field_invalid``, ``unit_unknown``; ``frame_unknown``.
+    """
+    hours = not latitude and _kind(source, facts, latitude=False) == "equatorial"
+    return to_degrees(source, facts.name, facts.unit, value, hours)
 
 
 def in_icrs(
@@ -77,11 +93,17 @@ def position_statement(frame: str) -> dict[str, str]:
 
 
 def keyword_facts(header: Any, name: str) -> ColumnFacts:
-    """Return what a header states of a coordinate: CUNIT1 and CTYPE1 of CRVAL1."""
-    axis = name.upper().removeprefix("CRVAL")
-    if axis == name.upper() or not axis.isdigit():
+    """Return what a header states of a number: CUNIT1 and CTYPE1 of CRVAL1 and CDELT1.
+
+    Without CUNIT1 a step is in degrees, as the standard has it of axes on the sky.
+    """
+    found = _AXIS.fullmatch(name.upper())
+    if found is None:
         return ColumnFacts(name)
+    axis = found[1] or found[2]
     unit, ctype = (str(header.get(f"{key}{axis}") or "").strip() for key in ("CUNIT", "CTYPE"))
+    if not name.upper().startswith("CRVAL"):
+        unit = unit or "deg"
     return ColumnFacts(name, unit=unit, ctype=ctype.upper())
 
 

@@ -33,11 +33,17 @@ from skyray.readers.columns import (
 )
 from skyray.readers.csv_columns import number_of
 from skyray.readers.layout import fits_names, is_fits_name, stem
-from skyray.readers.sky_frame import keyword_facts, position_statement, sky_frame, to_icrs
+from skyray.readers.sky_frame import (
+    coordinate,
+    keyword_facts,
+    position_statement,
+    sky_frame,
+    to_icrs,
+)
 from skyray.readers.spectrum_roles import described_by_file
 from skyray.readers.spectrum_values import Meaning, ascending, decide, joined
 from skyray.readers.table_options import TableOptions, WavelengthOptions
-from skyray.readers.units import check_redshift, to_degrees
+from skyray.readers.units import check_redshift
 from skyray.readers.unpacked import plain_name
 from skyray.records import Grid, InvalidRecord, Spectrum, ivar_fault
 from skyray.transforms.spectra import coadd_arms, median_snr
@@ -294,7 +300,7 @@ def _facts(columns: Columns, name: str) -> ColumnFacts:
 
 def _degrees(source: str, field: str, facts: ColumnFacts, value: Any) -> float:
     """Return a coordinate in degrees, by its column's unit or as sexagesimal text."""
-    found = to_degrees(source, facts.name, facts.unit, value, hours=field == "ra")
+    found = coordinate(source, facts, value, latitude=field == "dec")
     low, high = (-90, 90) if field == "dec" else (-360, 360)
     if low <= found <= high or np.isnan(found):
         return found
