@@ -20,8 +20,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from astropy.io.votable import from_table
-from astropy.table import Column, Table
 
 from skyray.families.base import Columns, OutputColumn
 from skyray.inference.results import ABOUT, narrow_columns, on_workers
@@ -199,6 +197,9 @@ def voparquet(columns: Sequence[OutputColumn], kinds: Sequence[pa.DataType]) -> 
 
 def votable_header(columns: Sequence[OutputColumn], kinds: Sequence[pa.DataType]) -> str:
     """Return the VOTable of a catalogue without its rows."""
+    from astropy.io.votable import from_table
+    from astropy.table import Column, Table
+
     table = Table()
     for column, kind in zip(columns, kinds, strict=True):
         size = (kind.list_size,) if pa.types.is_fixed_size_list(kind) else ()
