@@ -33,7 +33,9 @@ class Steps:
         self.rows: list[tuple[str, str, float]] = []
 
     def __call__(self, name: str, work, describe=lambda _: ""):
-        print(f"\n── {len(self.rows) + 1}. {name}", flush=True)
+        from skyray.runtime.progress import tell
+
+        tell(f"\n── {len(self.rows) + 1}. {name}")
         started = time.monotonic()
         result = work()
         self.rows.append((name, describe(result), time.monotonic() - started))
@@ -73,13 +75,14 @@ def run(options: argparse.Namespace, steps: Steps) -> None:
     from skyray.families.base import load_recipe
     from skyray.inference.evaluate import evaluate
     from skyray.inference.predict import predict
-    from skyray.runtime import places
+    from skyray.runtime import noise, places
+    from skyray.runtime.progress import display
     from skyray.runtime.session import ray_session
 
     out = options.out
     card = load_card(CARD)
     survey, dataset, bundle = out / "survey", out / "dataset", out / "bundle"
-    with ray_session():
+    with display(), noise.kept("demo"), ray_session():
         from skyray.training.train import train
 
         steps(
@@ -119,10 +122,15 @@ def run(options: argparse.Namespace, steps: Steps) -> None:
             lambda: ask_endpoint(bundle, first, options.port),
             lambda r: f"HTTP {r[0]}",
         )
-    print(json.dumps(answer["predictions"][0], indent=2))
+    found = answer["predictions"][0]
+    print(json.dumps({name: found[name] for name in ANSWER if name in found}, indent=2))
     close(options, steps, scores, status)
 
 
+ANSWER = (  # of some thirty fields
+    "object_id", "label", "probability", "redshift", "redshift_err", "source_of_redshift",
+    "quality_words", "class_survey", "redshift_survey", "sigmas_from_survey",
+)  # fmt: skip
 SUMMARY = {
     "accuracy": "accuracy, 13 classes",
     "coarse_accuracy": "accuracy, star/galaxy/quasar",
@@ -134,7 +142,7 @@ SUMMARY = {
 
 def summary(scores: dict[str, Any]) -> str:
     """Return the main scores, one a line."""
-    return "\n".join(f"{text}: {scores[key]:.3f}" for key, text in SUMMARY.items() if key in scores)
+    return "\n".join(f"{text}: {scores[key]:.3g}" for key, text in SUMMARY.items() if key in scores)
 
 
 def close(options, steps: Steps, scores: dict[str, Any], status: int) -> None:
@@ -148,9 +156,9 @@ def close(options, steps: Steps, scores: dict[str, Any], status: int) -> None:
     console = Console()
     console.print(table)
     out = options.out
-    console.print(f"Look at   {out}/evaluation/index.html   scores and figures")
-    console.print(f"          {out}/catalogue.fits          one row an object; parts in catalogue/")
-    console.print("Ask it    make serve                    http://127.0.0.1:8000/")
+    print(f"Look at   {out}/evaluation/index.html   scores and figures")
+    print(f"          {out}/catalogue.fits          one row an object; parts in catalogue/")
+    print("Ask it    make serve                    http://127.0.0.1:8000/")
     if status != 200:
         sys.exit(f"endpoint: expected HTTP 200, found {status}")
 

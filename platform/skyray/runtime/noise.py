@@ -60,11 +60,13 @@ def is_kept() -> bool:
 
 
 def workers_into_log() -> None:
-    """Print what workers of the Ray just joined say where stderr leads now, in place of stdout."""
+    """Print what the Ray just joined and its workers say where stderr leads, in place of stdout."""
+    from ray._private import worker
     from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 
     dispatcher.remove_handler("ray_print_logs")
     dispatcher.add_handler("ray_print_logs", _write_lines)
+    worker.print_to_stdstream = lambda data, ignore_prefix: _write_lines(data)  # its own errors
 
 
 def _write_lines(data: dict[str, Any]) -> None:
