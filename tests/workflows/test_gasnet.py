@@ -1,4 +1,6 @@
-"""The tables of `skyray reproduce gasnet-ii` beside the paper's; the steps are tested elsewhere."""
+"""`skyray reproduce gasnet-ii`: what it refuses, and the datasets that it makes of a survey."""
+
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -8,62 +10,18 @@ from skyray.cards import load_card
 from skyray.cli import app
 from skyray.config import ConfigError
 from skyray.data.dataset import NotADataset
-from skyray.families.redshift import metrics
-from skyray.workflows import gasnet
+from skyray.families.redshift import published
+from skyray.workflows import gasnet, gasnet_data
 
 CARD = load_card("sdss_dr16")
 
 
-@pytest.fixture(scope="module")
-def table():
-    rng = np.random.default_rng(2)
-    label = np.repeat(CARD.classes, 40)
-    coarse = np.array([CARD.coarse[name] for name in label])
-    z = np.where(coarse == "STAR", 0.0, rng.uniform(0.1, 0.5, len(label)))
-    own = z + np.where(coarse == "STAR", 0.0, 0.002 * (1 + z))
-    return {
-        "label": label, "label_pred": label, "spectype": coarse, "redshift": z,
-        "snr": rng.uniform(5, 9, len(label)), "in_domain": np.ones(len(label), bool),
-        "redshift_pred": own + 0.1 * (coarse != "STAR"), "redshift_err_pred": np.full(len(z), 0.01),
-        "redshift_true_route": own, "redshift_err_true_route": np.full(len(z), 0.01),
-        **{f"p_{name}": (label == name).astype(float) for name in CARD.classes},
-    }  # fmt: skip
-
-
 def test_the_tables_name_the_classes_of_the_cards():
     cards = ("sdss_dr16", "fourmost_mock", "desi_edr")
-    for card, published in zip(cards, gasnet.DATASETS.values(), strict=True):
-        assert set(load_card(card).classes) == set(published)
-
-
-def test_dataset_table_counts_what_is_there(table):
-    rows = {row["class"]: row for row in gasnet.dataset_table(table, gasnet.TABLE_1)}
-    galaxies, stars = rows["GALAXY_AGN"], rows["STAR_A0"]
-    here = table["label"] == "GALAXY_AGN"
-    assert galaxies["objects"] == 40
-    assert galaxies["z, ours"] == pytest.approx(table["redshift"][here].mean())
-    assert (galaxies["z, paper"], stars["z, ours"]) == (0.21, None)
-    assert stars["SNR, ours"] == pytest.approx(table["snr"][table["label"] == "STAR_A0"].mean())
-
-
-def test_scores_are_those_of_the_true_class_with_end_to_end_beside(table):
-    found = metrics.evaluate_table(table, CARD.classes, CARD.coarse, gasnet.VALIDATION_MAE)
-    rows = {row["score"]: row for row in gasnet.scores_table(found)}
-    delta = rows["mean Δz/(1+z), GALAXY"]
-    assert (delta["paper"], delta["ours"]) == (0.0023, pytest.approx(0.002))
-    assert delta["ours, end to end"] > 0.05
-    assert rows["good fraction, GALAXY_AGN"]["ours"] == 0.0  # off by 0.002
-    assert rows["good fraction, QSO_BROADLINE"]["ours"] == 1.0
-    assert rows["mean accuracy of the classes"]["ours"] == 1.0
-
-
-def test_scores_are_the_networks_own_where_templates_stand_beside(table):
-    own = {"redshift_network": table["redshift_pred"]}
-    own["redshift_network_err"] = table["redshift_err_pred"]
-    fitted = {**table, **own, "redshift_pred": table["redshift"]}
-    found = metrics.evaluate_table(fitted, CARD.classes, CARD.coarse, gasnet.VALIDATION_MAE)
-    rows = {row["score"]: row for row in gasnet.scores_table(found)}
-    assert rows["mean Δz/(1+z), GALAXY"]["ours, end to end"] > 0.05
+    for card, paper in zip(cards, published.DATASETS.values(), strict=True):
+        assert set(load_card(card).classes) == set(paper)
+    for (_, among), card in zip(gasnet.AMONG.items(), cards, strict=False):
+        assert set(among) < set(load_card(card).classes)
 
 
 @pytest.mark.parametrize("scale", ["laptop", "paper"])
@@ -75,17 +33,13 @@ def test_networks_are_reproduced_alone(tmp_path, monkeypatch, scale):
     with pytest.raises(NotADataset):
         gasnet.reproduce(str(tmp_path), scale, data=str(tmp_path / "nowhere"))
     assert seen[0].switch("template_fit") == "as_published"
+    assert (seen[0].mode == "as_published") is (scale == "paper")
 
 
-def test_networks_table():
-    sizes, counts = {"classifier": 4_160_000, "redshift": 4_156_209}, dict.fromkeys(
-        ["classifier", *gasnet.VALIDATION_MAE], 7
-    )  # fmt: skip
-    rows = gasnet.networks_table(sizes, counts, 0.9, {"QSO_nan": 0.1})
-    assert [row["network"] for row in rows] == ["classifier", *gasnet.VALIDATION_MAE]
-    assert rows[0]["accuracy or MAE, ours"] == 0.9
-    assert rows[5]["accuracy or MAE, ours"] == 0.1
-    assert rows[1]["accuracy or MAE, ours"] is None  # a class without validation rows
+def test_a_released_table_that_is_none_is_refused_before_anything_is_trained(tmp_path):
+    (tmp_path / "released.fits").write_text("404: Not Found")
+    with pytest.raises(ValueError, match="expected a FITS table"):
+        gasnet.reproduce(str(tmp_path), "laptop")
 
 
 def test_only_papers_that_take_a_dataset_are_given_one(tmp_path):
@@ -94,3 +48,54 @@ def test_only_papers_that_take_a_dataset_are_given_one(tmp_path):
     )
     assert done.exit_code != 0
     assert "takes no dataset" in done.output
+
+
+@dataclass
+class Survey:
+    """A dataset of which only the labels matter."""
+
+    label: np.ndarray
+    card = CARD
+    uri = "survey"
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """What would be written: the card and observation_id → label."""
+    found = []
+
+    def labels(survey):
+        names = np.array([f"{i:05d}" for i in range(len(survey.label))])
+        return names, survey.label
+
+    monkeypatch.setattr(gasnet_data, "_labels", labels)
+    monkeypatch.setattr(gasnet_data, "_relabelled", lambda _, card, chosen, out: found.append(
+        (card, chosen)))  # fmt: skip
+    return found
+
+
+def test_a_coarse_dataset_holds_equally_many_of_each_class(made, tmp_path):
+    survey = Survey(np.repeat(CARD.classes, 30))
+    gasnet_data.coarse_dataset(survey, str(tmp_path / "c"), 50, 1)
+    gasnet_data.coarse_dataset(survey, str(tmp_path / "d"), 5000, 1)  # as many as quasars
+    for (card, chosen), each in zip(made, (50, 60), strict=True):
+        assert card.classes == ["STAR", "GALAXY", "QSO"]
+        names, counts = np.unique(list(chosen.values()), return_counts=True)
+        assert dict(zip(names, counts, strict=True)) == dict.fromkeys(card.classes, each)
+        assert all(CARD.coarse[survey.label[int(n)]] == c for n, c in chosen.items())
+    with pytest.raises(ConfigError, match="stars, galaxies and quasars"):
+        gasnet_data.coarse_dataset(Survey(np.array(["STAR_A0"])), str(tmp_path / "e"), 5, 1)
+
+
+def test_a_contaminated_dataset_holds_some_classes_with_some_labels_shuffled(made, tmp_path):
+    survey, among = Survey(np.repeat(CARD.classes, 200)), gasnet.AMONG["sdss"]
+    for share in (0.0, 0.1):
+        gasnet_data.contaminated_dataset(survey, str(tmp_path / f"{share}"), among, share, 3)
+    for (card, chosen), share in zip(made, (0.0, 0.1), strict=True):
+        assert tuple(card.classes) == among
+        assert len(chosen) == 600
+        wrong = [survey.label[int(name)] != label for name, label in chosen.items()]
+        assert np.mean(wrong) == pytest.approx(share * 2 / 3, abs=0.025)
+    with pytest.raises(ConfigError, match="none of"):
+        gasnet_data.contaminated_dataset(Survey(np.array(["STAR_A0"])), str(tmp_path / "n"),
+                                         among, 0.1, 3)  # fmt: skip
