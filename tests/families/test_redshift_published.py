@@ -8,7 +8,13 @@ import torch
 from PIL import Image
 
 from skyray.cards import load_card
-from skyray.families.redshift import metrics, published, published_figures, published_spectra
+from skyray.families.redshift import (
+    metrics,
+    published,
+    published_figures,
+    published_networks,
+    published_spectra,
+)
 from skyray.families.redshift.networks import GasNetPipeline, decode_redshift
 from skyray.families.redshift.recipes import sdss_dr16_laptop
 from skyray.families.redshift.released import released_scores
@@ -108,13 +114,13 @@ def test_learning_curves_keep_the_best_of_each_network(tmp_path):
                                          ("redshift/QSO_nan/1", "mae", 0.2, 1))
         for e in range(6)
     ]  # fmt: skip
-    drawn = published_figures.learning_figure(history, tmp_path / "11.png")
+    drawn = published_networks.learning_figure(history, tmp_path / "11.png")
     rows = seen(drawn)
     assert rows["best validation accuracy, classifier"]["ours"] == 0.9
     assert rows["best validation mae, QSO_nan"]["ours"] == pytest.approx(0.15)  # mean of members
     assert rows["best validation mae, QSO_nan"]["paper"] == 0.107
     assert "2.0 ×" in drawn.caption
-    assert published_figures.learning_figure([{"stage": "a", "skipped": "b"}], tmp_path) is None
+    assert published_networks.learning_figure([{"stage": "a", "skipped": "b"}], tmp_path) is None
 
 
 def test_figures_of_redshifts(table, scored, tmp_path):
@@ -221,10 +227,10 @@ def test_gradients_figure_tells_lines_from_the_rest(tmp_path):
 def test_confusions_and_their_numbers(scored, tmp_path):
     section = {"classes": ["STAR", "GALAXY"], "confusion": np.array([[9, 1], [5, 5]]),
                "per_class": {"STAR": {"recall": 0.9}, "GALAXY": {"recall": 0.5}}}  # fmt: skip
-    assert published_spectra.called(section, "GALAXY", "STAR") == 0.5
-    rows = published_spectra.coarse_rows(section, "SDSS", published.COARSE["SDSS"])
+    assert published_networks.called(section, "GALAXY", "STAR") == 0.5
+    rows = published_networks.coarse_rows(section, "SDSS", published.COARSE["SDSS"])
     assert [row["ours"] for row in rows] == [pytest.approx(0.7), 0.9, 0.5]
-    drawn = published_spectra.confusions_figure(
+    drawn = published_networks.confusions_figure(
         {"one": section, "none": {"classes": ["A"], "confusion": [[0]]}}, "Paper: a. Ours: b.",
         tmp_path / "B1.png", rows,
     )  # fmt: skip
@@ -232,7 +238,7 @@ def test_confusions_and_their_numbers(scored, tmp_path):
     worse = {**scored, "classification": {**scored["classification"], "per_class": {
         name: {**one, "recall": one["recall"] - 0.05}
         for name, one in scored["classification"]["per_class"].items()}}}  # fmt: skip
-    lost = published_spectra.contamination_rows(
+    lost = published_networks.contamination_rows(
         {0.0: scored, 0.05: worse}, "A1", GALAXIES, (-3.3, -7.7), "accuracy"
     )
     assert [(row["paper"], row["ours"]) for row in lost] == [(-3.3, pytest.approx(-5.0))]

@@ -9,8 +9,9 @@ from typer.testing import CliRunner
 from skyray.cards import load_card
 from skyray.cli import app
 from skyray.config import ConfigError
-from skyray.data.dataset import NotADataset
+from skyray.data.dataset import Dataset, NotADataset, table_to_columns
 from skyray.families.redshift import published
+from skyray.inference.predict import KEY
 from skyray.workflows import gasnet, gasnet_data
 
 CARD = load_card("sdss_dr16")
@@ -99,3 +100,18 @@ def test_a_contaminated_dataset_holds_some_classes_with_some_labels_shuffled(mad
     with pytest.raises(ConfigError, match="none of"):
         gasnet_data.contaminated_dataset(Survey(np.array(["STAR_A0"])), str(tmp_path / "n"),
                                          among, 0.1, 3)  # fmt: skip
+
+
+def test_only_labels_change_in_the_datasets_that_are_made(mock_dataset, tmp_path):
+    source, among = Dataset.open(mock_dataset), ["STAR", "GALAXY", "QSO"]
+    made = gasnet_data.contaminated_dataset(source, str(tmp_path / "w"), among, 0.3, 1)
+    assert gasnet_data.contaminated_dataset(source, made, among, 0.3, 1) == made  # not again
+    before, after = (
+        table_to_columns(one.to_table().sort_by(KEY)) for one in (source, Dataset.open(made))
+    )
+    for name in (KEY, "split", "redshift", "flux", "ivar", "object_key"):
+        np.testing.assert_array_equal(before[name], after[name])
+    right = gasnet_data.extra_of(after["extra"], gasnet_data.RIGHT_LABEL)
+    assert right == before["label"].tolist()
+    assert 0 < np.mean(before["label"] != after["label"]) < 0.3
+    assert sorted(before["label"]) == sorted(after["label"])  # shuffled

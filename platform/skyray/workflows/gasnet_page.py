@@ -12,7 +12,12 @@ import numpy as np
 from skyray.bundles.bundle import Predictor, history_rows
 from skyray.data.dataset import Dataset, table_to_columns
 from skyray.families.base import Columns
-from skyray.families.redshift import published, published_figures, published_spectra
+from skyray.families.redshift import (
+    published,
+    published_figures,
+    published_networks,
+    published_spectra,
+)
 from skyray.families.redshift.published import line, of_group
 from skyray.families.redshift.published_figures import Drawn
 from skyray.families.redshift.released import released_scores
@@ -94,10 +99,10 @@ def _sdss(sources: Sources, own: _Judged, folder: Path) -> list[Drawn | None]:
     table, coarse = own.table, own.coarse
     accuracy = own.metrics["classification"]["balanced_accuracy"]
     return [
-        published_figures.learning_figure(
+        published_networks.learning_figure(
             history_rows(sources.bundle), folder / "11_learning_curves.png"
         ),
-        published_spectra.confusions_figure(
+        published_networks.confusions_figure(
             {"SDSS": own.metrics["classification"]},
             "Figure 12, confusion of the 13 SDSS classes. Paper: 92.4 % on average, GALAXY_"
             f"STARFORMING the lowest (87 %). Ours: {100 * accuracy:.1f} %.",
@@ -120,10 +125,10 @@ def _sdss(sources: Sources, own: _Judged, folder: Path) -> list[Drawn | None]:
 def _fourmost(sources: Sources, own: _Judged, folder: Path) -> list[Drawn | None]:
     paper, section = published.FOURMOST, own.metrics["classification"]
     recall = [
-        line("19", f"recall of {name}", value, published_spectra.recall_of(section, name))
+        line("19", f"recall of {name}", value, published_networks.recall_of(section, name))
         for name, value in paper["recall"].items()
     ]
-    mixed = published_spectra.called(section, *reversed(_TWINS))
+    mixed = published_networks.called(section, *reversed(_TWINS))
     rows = [line("19", "mean accuracy of the classes", paper["accuracy"],
                  section["balanced_accuracy"]), *recall,
             line("19", "RedGAL called ClusB", paper["RedGAL as ClusB"], mixed)]  # fmt: skip
@@ -137,7 +142,7 @@ def _fourmost(sources: Sources, own: _Judged, folder: Path) -> list[Drawn | None
         folder / "21_redshifts_4most.png",
     )  # fmt: skip
     return [
-        published_spectra.confusions_figure(
+        published_networks.confusions_figure(
             {"4MOST": section}, caption, folder / "19_confusion_4most.png", rows
         ),
         published_spectra.twins_figure(
@@ -156,7 +161,7 @@ def _desi(own: _Judged, folder: Path) -> list[Drawn | None]:
         folder / "23_redshifts_desi.png",
     )  # fmt: skip
     return [
-        published_spectra.confusions_figure(
+        published_networks.confusions_figure(
             {"DESI": section}, "Figure 22, confusion of the three DESI classes. Paper: 96 %, each "
             f"above 93 %. Ours: {100 * found:.1f} %.", folder / "22_confusion_desi.png", rows,
         ),
@@ -189,7 +194,7 @@ def _wrong(sources: Sources, cells: Mapping[str, _Judged], folder: Path) -> list
         rows = _effects(found, figure, among, paper, "accuracy")
         panels = {f"{100 * share:.0f} % wrong": one.metrics["classification"]
                   for share, one in found.items()}  # fmt: skip
-        made.append(published_spectra.confusions_figure(
+        made.append(published_networks.confusions_figure(
             panels, _wrong_caption(figure, paper["accuracy"], rows, "accuracy"),
             folder / f"{figure}_wrong_labels.png", rows,
         ))  # fmt: skip
@@ -212,8 +217,8 @@ def _effects(found: Mapping[float, _Judged], figure: str, among, paper, score: s
     """Return the points lost, with all labels as published, and where the label is right."""
     asis = {share: one.metrics for share, one in found.items()}
     right = {share: _where_right(one) for share, one in found.items()}
-    rows = published_spectra.contamination_rows(asis, figure, among, paper[score], score)
-    clean = published_spectra.contamination_rows(right, figure, among, (None, None), score)
+    rows = published_networks.contamination_rows(asis, figure, among, paper[score], score)
+    clean = published_networks.contamination_rows(right, figure, among, (None, None), score)
     return rows + [{**row, "score": f"{row['score']}, objects with right labels"} for row in clean]
 
 
@@ -239,14 +244,14 @@ def _coarse(cells: Mapping[str, _Judged], folder: Path) -> list[Drawn | None]:
     for survey, title in _TITLES.items():
         section = cells[f"coarse-{survey}"].metrics["classification"]
         panels[title] = section
-        rows += published_spectra.coarse_rows(section, title, published.COARSE[title])
+        rows += published_networks.coarse_rows(section, title, published.COARSE[title])
     accuracies = [f"{100 * row['ours']:.1f} %" for row in rows if "accuracy" in row["score"]]
     caption = (
         "Figure B1, networks trained on three classes only. Paper: 99 % (SDSS) and 98 % (4MOST) on "
         f"average, stars nearly 100 %, quasars 98 %. Ours: {' and '.join(accuracies)}."
     )
     return [
-        published_spectra.confusions_figure(panels, caption, folder / "B1_coarse.png", rows)
+        published_networks.confusions_figure(panels, caption, folder / "B1_coarse.png", rows)
     ]  # fmt: skip
 
 

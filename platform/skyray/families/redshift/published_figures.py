@@ -10,7 +10,6 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -19,7 +18,7 @@ from scipy.stats import spearmanr
 
 from skyray.analysis import classification, plots
 from skyray.families.redshift import metrics as scores
-from skyray.families.redshift.published import SNR_LIMIT, VALIDATION_MAE, Columns, Rows, line
+from skyray.families.redshift.published import SNR_LIMIT, Columns, Rows, line
 
 _ROUTE = scores.ROUTES["true_class"]
 _SNR_GROUPS = ((0.0, 5.0, plots.RED), (5.0, 10.0, plots.GREEN), (10.0, np.inf, plots.BLUE))
@@ -78,61 +77,6 @@ def _by_class(
             axis.set_title(one.name)
         figure.suptitle(title, x=0.01, ha="left", weight="bold")
         return plots.save(figure, path)
-
-
-def learning_figure(history: Sequence[Mapping[str, Any]], path: Path) -> Drawn | None:
-    """Figure 11: loss, and accuracy or MAE, of training and validation against the epoch."""
-    stages: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
-    for row in history:
-        if "train_loss" in row:
-            name = str(row["stage"])
-            group = name.split("/")[1] if "/" in name else name
-            stages.setdefault(group, {}).setdefault(name, []).append(row)
-    if not stages:
-        return None
-    with rc_context(plots.STYLE):
-        figure, axes = plots.panels(2, len(stages), width=3.0, height=2.6)
-        for column, (group, members) in enumerate(stages.items()):
-            monitor = "accuracy" if group == "classifier" else "mae"
-            for axis, kind in ((axes[0, column], "loss"), (axes[1, column], monitor)):
-                _draw_learning(axis, members, kind)
-                axis.set(xlabel="epoch", ylabel="MAE" if kind == "mae" else kind)
-                if kind != "accuracy":
-                    axis.set_yscale("log")
-            axes[0, column].set_title(group, fontsize=9)
-        axes[0, 0].legend(fontsize=8)
-        plots.save(figure, path)
-    last, ratio = [], []
-    for group, members in stages.items():
-        better, unit = (max, "accuracy") if group == "classifier" else (min, "mae")
-        found = [[r[f"validation_{unit}"] for r in rows if f"validation_{unit}" in r]
-                 for rows in members.values()]  # fmt: skip
-        if best := [better(values) for values in found if values]:
-            paper = 0.919 if group == "classifier" else VALIDATION_MAE.get(group)
-            title = f"best validation {unit}, {group}"
-            last.append(line("11", title, paper, float(np.mean(best))))
-        ratio += [rows[-1]["validation_loss"] / rows[-1]["train_loss"] for rows in members.values()
-                  if "validation_loss" in rows[-1] and rows[-1]["train_loss"] > 0]  # fmt: skip
-    middle = f"{np.median(ratio):.1f}" if ratio else "unknown"
-    caption = (
-        "Figure 11, learning curves (grey: training, blue: validation). Paper: 50 epochs, rough in "
-        "the first 20 while the rate is high, then flat; dropout makes the training set look worse "
-        "in the redshift networks. Ours: validation loss is, in the median network, "
-        f"{middle} × the training loss at the last epoch."
-    )
-    return Drawn(path, caption, last)
-
-
-def _draw_learning(axis: Axes, members: Mapping[str, Sequence[Mapping[str, Any]]], kind: str):
-    for number, rows in enumerate(members.values()):
-        epochs = [row["epoch"] + 1 for row in rows]
-        for part, color in (("train", plots.SOFT), ("validation", plots.BLUE)):
-            values = [row.get(f"{part}_{kind}", np.nan) for row in rows]
-            axis.plot(
-                epochs, values, color=color, linewidth=1.2, alpha=1 if len(members) == 1 else 0.6,
-                marker="o" if len(rows) < 3 else None, markersize=3,
-                label={"train": "training"}.get(part, part) if number == 0 else None,
-            )  # fmt: skip
 
 
 def redshift_errors_figure(
@@ -229,7 +173,7 @@ def bias_figure(
                 rows.append(line(number, f"good fraction, {one.name}, {title}", None, share))
         axis.axhline(scores.GOOD_LIMIT[one.coarse], color=plots.INK, linewidth=0.9, linestyle="--")
         axis.set(yscale="log", xlabel="true z", ylabel="|ln((1+z$_t$)/(1+z$_p$))|")
-        axis.legend(fontsize=7, markerscale=2)
+        axis.legend(fontsize=7, markerscale=2, frameon=True, framealpha=0.8, edgecolor="none")
 
     _by_class(classes, draw, f"Figure {number}", path)
     if mae is None:
@@ -374,7 +318,7 @@ def dispersion_figure(table: Columns, coarse: Mapping[str, str], path: Path) -> 
                              _rank(vdisp[here], sigma[here])))  # fmt: skip
         axes[0, 0].set(yscale="log", xlabel="velocity dispersion, km/s", ylabel="σ$_z$")
         axes[0, 1].set(xlabel="velocity dispersion, km/s", ylabel="accuracy, %", ylim=(0, 103))
-        axes[0, 0].legend(fontsize=8, markerscale=2)
+        axes[0, 0].legend(fontsize=8, markerscale=2, frameon=True, framealpha=0.8)
         plots.save(figure, path)
     inside = [row["ours"] for row in rows[1:]]
     caption = (

@@ -1,4 +1,4 @@
-"""Figures of Zhong et al. 2024 that show spectra or confusions: 12, 19, 20, 22, A1, A2, B1, D1."""
+"""Figures of Zhong et al. 2024 that show spectra: 20 (two classes alike) and D1 (gradients)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from matplotlib import rc_context
 from scipy.ndimage import uniform_filter1d
 
-from skyray.analysis import classification, plots
+from skyray.analysis import plots
 from skyray.families.redshift.networks import GasNetPipeline, decode_redshift
 from skyray.families.redshift.published import Columns, line
 from skyray.families.redshift.published_figures import Drawn
@@ -23,38 +23,6 @@ _NEAR_KMS = {"GALAXY": 1000.0, "QSO": 4000.0}  # of a line; quasars' lines are b
 _SMOOTH = 9
 _REST = np.arange(1000.0, 9000.0, 5.0)  # Å, grid of the class means
 _LEVEL_AT = 6000.0  # Å, where the paper's Figure 20 brings spectra to one level
-
-
-def confusions_figure(
-    panels: Mapping[str, Mapping[str, Any]], caption: str, path: Path, rows: Sequence[dict] = ()
-) -> Drawn | None:
-    """Draw confusion matrices side by side; `panels`: title → ``confusion`` and ``classes``."""
-    panels = {name: one for name, one in panels.items() if np.sum(one["confusion"])}
-    if not panels:
-        return None
-    size = max(len(one["classes"]) for one in panels.values())
-    width, height = max(4.8, 2.6 + 0.56 * size), max(4.0, 1.9 + 0.5 * size)
-    with rc_context({**plots.STYLE, "axes.grid": False}):
-        figure, axes = plots.panels(1, len(panels), width=width, height=height)
-        for axis, (title, one) in zip(axes[0], panels.items(), strict=True):
-            image = plots.confusion_axis(axis, one["confusion"], one["classes"])
-            axis.set_title(f"{title}: {axis.get_title(loc='left')}")
-        figure.colorbar(image, ax=axes[0, -1], label="% of the true class", fraction=0.04)
-        plots.save(figure, path)
-    return Drawn(path, caption, list(rows))
-
-
-def recall_of(section: Mapping[str, Any], name: str) -> float | None:
-    """Return the recall of a class from a section of `evaluate_table`."""
-    found = section["per_class"].get(name)
-    return found["recall"] if found else None
-
-
-def called(section: Mapping[str, Any], true: str, predicted: str) -> float | None:
-    """Return the share of a true class that is called another one."""
-    classes, counts = list(section["classes"]), np.asarray(section["confusion"], float)
-    row = counts[classes.index(true)]
-    return float(row[classes.index(predicted)] / row.sum()) if row.sum() else None
 
 
 def twins_figure(
@@ -208,37 +176,3 @@ def _rest_mean(wavelength: np.ndarray, gradient_BP: np.ndarray, z_B: np.ndarray)
             total[seen] += at[seen] / gradient.mean()
             count[seen] += 1
     return np.divide(total, count, out=np.full(len(_REST), np.nan), where=count > 0)
-
-
-def contamination_rows(
-    scored: Mapping[float, Mapping[str, Any]], figure: str, among: Sequence[str],
-    published: Sequence[float], score: str,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Return what wrong labels cost, in points of `score`, paper beside ours (A1–A3).
-
-    Parameters
-    ----------
-    scored : mapping
-        Share of wrong labels → `evaluate_table` on clean labels, with 0 for none.
-    published : the paper's change at 5 % and 10 %.
-    """
-    from skyray.families.redshift.contamination import contamination_effect
-
-    rows = []
-    for share, paper in zip((0.05, 0.10), published, strict=True):
-        if 0.0 in scored and share in scored:
-            ours = contamination_effect(scored[0.0], scored[share], among)[score]
-            title = f"{score.replace('_', ' ')}, points, {100 * share:.0f} % wrong labels"
-            rows.append(line(figure, title, paper, ours))
-    return rows
-
-
-def coarse_rows(section: Mapping[str, Any], survey: str, published: tuple) -> list[dict[str, Any]]:
-    """Return the numbers of Figure B1 for one survey."""
-    accuracy, recalls = published
-    rows = [line("B1", f"accuracy, {survey}", accuracy, classification.balanced_accuracy(
-        np.asarray(section["confusion"])))]  # fmt: skip
-    return rows + [
-        line("B1", f"recall of {name}, {survey}", recalls.get(name), recall_of(section, name))
-        for name in section["classes"]
-    ]
