@@ -10,9 +10,9 @@ from skyray.cards import load_card
 from skyray.cli import app
 from skyray.config import ConfigError
 from skyray.data.dataset import Dataset, NotADataset, table_to_columns
-from skyray.families.redshift import published
+from skyray.families.redshift import metrics, published
 from skyray.inference.predict import KEY
-from skyray.workflows import gasnet, gasnet_data
+from skyray.workflows import gasnet, gasnet_data, gasnet_page
 
 CARD = load_card("sdss_dr16")
 
@@ -115,3 +115,26 @@ def test_only_labels_change_in_the_datasets_that_are_made(mock_dataset, tmp_path
     assert right == before["label"].tolist()
     assert 0 < np.mean(before["label"] != after["label"]) < 0.3
     assert sorted(before["label"]) == sorted(after["label"])  # shuffled
+
+
+def _scored(among, share: float) -> gasnet_page._Judged:
+    """Faultless predictions, scored against labels of which a share is wrong."""
+    right = np.repeat(among, 100)
+    label = np.where(np.arange(300) % 100 < 100 * share, np.roll(right, 100), right)
+    coarse, z = {name: CARD.coarse.get(name, "GALAXY") for name in among}, np.full(300, 0.2)
+    table = {"label": label, "label_pred": right, gasnet_data.RIGHT_LABEL: right, "redshift": z,
+             "redshift_pred": z, "redshift_err_pred": z / 100, "redshift_true_route": z,
+             "redshift_err_true_route": z / 100, "snr": 50 * z}  # fmt: skip
+    return gasnet_page._Judged(table, metrics.evaluate_table(table, among, coarse), coarse, {})
+
+
+def test_wrong_labels_cost_what_they_are_and_nothing_where_the_label_is_right(tmp_path):
+    shares = gasnet.SHARES
+    cells = {f"wrong-{survey}-{round(100 * share)}": _scored(list(among), share)
+             for survey, among in gasnet.AMONG.items() for share in shares}  # fmt: skip
+    sources = gasnet_page.Sources("", "", "", {}, gasnet.AMONG, shares)
+    drawn = gasnet_page._wrong(sources, cells, tmp_path)
+    assert [one.path.name[:2] for one in drawn] == ["A1", "A2", "A3", "A3", "A3"]
+    for one, paper in zip(drawn, ((-3.3, -7.7), (-5.7, -9.0), (-2.0, -3.3)), strict=False):
+        assert tuple(row["paper"] for row in one.rows[:2]) == paper
+    assert [row["ours"] for row in drawn[0].rows] == [pytest.approx(v) for v in (-5, -10, 0, 0)]

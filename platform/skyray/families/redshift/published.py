@@ -76,9 +76,20 @@ RELEASED: dict[tuple[str, str], float] = {
 def line(
     figure: str, score: str, paper: Any, ours: Any, released: Any = None, end_to_end: Any = None
 ) -> dict[str, Any]:
-    """Return one number of a figure: the paper's, the released redshifts', ours."""
-    return {"figure": figure, "score": score, "paper": paper, "released": released, "ours": ours,
-            "ours, end to end": end_to_end}  # fmt: skip
+    """Return one number of a figure: the paper's, the released redshifts', ours; NaN is None."""
+    found = {"paper": paper, "released": released, "ours": ours, "ours, end to end": end_to_end}
+    return {"figure": figure, "score": score} | {k: _plain(v) for k, v in found.items()}
+
+
+def signed(value: float | None, digits: int = 2) -> str:
+    """Return a number with its sign for a caption; "unknown" for None."""
+    return "unknown" if value is None else f"{value:+.{digits}f}".replace("-", "−")
+
+
+def _plain(value: Any) -> Any:
+    if value is None or isinstance(value, str):
+        return value
+    return float(value) if np.isfinite(value) else None
 
 
 def of_group(route: Mapping[str, Any], group: str, score: str) -> float | None:

@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 
 from skyray.analysis import classification, plots
 from skyray.families.redshift import metrics as scores
-from skyray.families.redshift.published import SNR_LIMIT, Columns, Rows, line
+from skyray.families.redshift.published import SNR_LIMIT, Columns, Rows, line, signed
 
 _ROUTE = scores.ROUTES["true_class"]
 _SNR_GROUPS = ((0.0, 5.0, plots.RED), (5.0, 10.0, plots.GREEN), (10.0, np.inf, plots.BLUE))
@@ -112,7 +112,7 @@ def _draw_with_errors(upper: Axes, lower: Axes, one: _Class) -> None:
     middle, mean, error = [], [], []
     for low, high in _edges(one.z):
         here = (one.z >= low) & (one.z <= high)
-        if here.sum() >= _FEWEST:
+        if here.any():
             middle.append(np.mean(one.z[here]))
             mean.append(np.mean(residual[here]))
             error.append(np.mean(one.sigma[here]))
@@ -253,11 +253,11 @@ def sigma_snr_figure(
         axis.xaxis.set_minor_formatter("")
 
     _by_class(classes, draw, "Figure 17", path)
-    values = [row["ours"] for row in rows]
+    values = [row["ours"] for row in rows if row["ours"] is not None]
     caption = (
         "Figure 17, σ of the redshift against SNR; dashed: median. Paper: σ grows as SNR falls in "
         "every class, quasars have the largest. Ours: rank correlations "
-        f"{min(values):+.2f} to {max(values):+.2f}."
+        f"{signed(min(values, default=None))} to {signed(max(values, default=None))}."
     )
     return Drawn(path, caption, rows)
 
@@ -320,11 +320,11 @@ def dispersion_figure(table: Columns, coarse: Mapping[str, str], path: Path) -> 
         axes[0, 1].set(xlabel="velocity dispersion, km/s", ylabel="accuracy, %", ylim=(0, 103))
         axes[0, 0].legend(fontsize=8, markerscale=2, frameon=True, framealpha=0.8)
         plots.save(figure, path)
-    inside = [row["ours"] for row in rows[1:]]
+    inside = [row["ours"] for row in rows[1:] if row["ours"] is not None]
     caption = (
         "Figure E1, σ of the redshift and accuracy against velocity dispersion. Paper: σ rises "
         "slightly over all galaxies and hardly within a class, accuracy stays. Ours: rank "
-        f"correlation {rows[0]['ours']:+.2f} over all, {min(inside):+.2f} to {max(inside):+.2f} "
-        "within the classes."
+        f"correlation {signed(rows[0]['ours'])} over all, {signed(min(inside, default=None))} to "
+        f"{signed(max(inside, default=None))} within the classes."
     )
     return Drawn(path, caption, rows)

@@ -150,12 +150,13 @@ def gradients_figure(
         axes[-1, 0].set_xlabel("observed wavelength, Å")
         axes[-1, 1].set_xlabel("rest wavelength, Å")
         plots.save(figure, path)
-    values = [row["ours"] for row in rows]
+    values = [row["ours"] for row in rows if row["ours"] is not None]
+    span = f"{min(values):.2f} to {max(values):.2f}" if values else "unknown"
     caption = (
         "Figure D1, input (black) with |∂z/∂flux| (red) and |∂P/∂flux| (green), each scaled to its "
         "largest and shifted down; dotted: lines. Paper: gradients rise at emission lines of "
         "star-forming galaxies and at the 4000 Å break, less at quasars' broad lines. Ours: "
-        f"near lines they are {min(values):.2f} to {max(values):.2f} × those elsewhere."
+        f"near lines they are {span} × those elsewhere."
     )
     return Drawn(path, caption, rows)
 
