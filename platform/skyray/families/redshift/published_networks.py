@@ -47,7 +47,7 @@ def learning_figure(history: Sequence[Mapping[str, Any]], path: Path) -> Drawn |
             axis.set(xlabel="epoch", ylabel=name, title="redshift networks", yscale="log")
         first.set_title("classifier")
         if networks:
-            mae.legend(loc="upper right", fontsize=7, frameon=True, framealpha=0.8, edgecolor="none")
+            mae.legend(loc="upper right", fontsize=7, frameon=True, framealpha=0.8)
         plots.save(figure, path)
     last, ratio = [], []
     for group, members in stages.items():
