@@ -83,3 +83,11 @@ def test_class_missing_from_the_mock_is_named():
     broken = card.model_copy(update={"mock": card.mock.model_copy(update={"options": options})})
     with pytest.raises(ConfigError, match=r"sdss_coarse.*'GALAXY', 'QSO'"):
         MockSurvey(broken, seed=0)
+
+
+def test_galaxies_and_only_they_carry_the_dispersion_of_their_stars():
+    survey = MockSurvey(load_card("sdss_dr16"), 5)
+    found = [survey.record("GALAXY_nan", i).extra["vdisp"] for i in range(6)]
+    assert len(set(found)) == 6
+    assert all(60 < v <= 380 for v in found)
+    assert all("vdisp" not in survey.record(n, 0).extra for n in ("STAR_F5", "QSO_nan"))

@@ -15,6 +15,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from skyray.analysis.calibration import ReliabilityCurve
 
@@ -65,30 +66,36 @@ def save(figure: Figure, path: Path) -> Path:
 
 def confusion_figure(confusion_CC: np.ndarray, classes: Sequence[str], path: Path) -> Path:
     """Draw a confusion matrix in per cent of each true class, with the rows of each class."""
-    counts = np.asarray(confusion_CC, dtype=np.float64)
-    support = counts.sum(axis=1, keepdims=True)
-    share = np.divide(100 * counts, support, out=np.zeros_like(counts), where=support > 0)
     size = len(classes)
     with rc_context({**STYLE, "axes.grid": False}):
         figure, axes = panels(width=max(4.6, 2.4 + 0.56 * size), height=max(3.8, 1.7 + 0.5 * size))
-        axis = axes[0, 0]
-        image = axis.imshow(share, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-        for i, j in zip(*np.nonzero(counts), strict=True):
-            text = f"{share[i, j]:.0f}" if share[i, j] >= 0.5 else "<1"
-            axis.text(
-                j, i, text, ha="center", va="center", fontsize=9,
-                color="white" if share[i, j] > 55 else INK, weight="bold" if i == j else None,
-            )  # fmt: skip
-        axis.set_xticks(range(size), classes, rotation=40, ha="right", rotation_mode="anchor")
-        names = [f"{c}  ({int(n):,})" for c, n in zip(classes, support[:, 0], strict=True)]
-        axis.set_yticks(range(size), names)
-        axis.tick_params(length=0)
-        total = counts.sum()
-        right = 100 * np.trace(counts) / total if total else 0.0
-        axis.set(xlabel="predicted class", ylabel="true class (objects)")
-        axis.set_title(f"{right:.1f} % of {int(total):,} right")
-        figure.colorbar(image, ax=axis, label="% of the true class", fraction=0.04)
+        image = confusion_axis(axes[0, 0], confusion_CC, classes)
+        figure.colorbar(image, ax=axes[0, 0], label="% of the true class", fraction=0.04)
         return save(figure, path)
+
+
+def confusion_axis(axis: Axes, confusion_CC: np.ndarray, classes: Sequence[str]) -> AxesImage:
+    """Draw a confusion matrix into one panel; the title is the share of objects that are right."""
+    counts = np.asarray(confusion_CC, dtype=np.float64)
+    support = counts.sum(axis=1, keepdims=True)
+    share = np.divide(100 * counts, support, out=np.zeros_like(counts), where=support > 0)
+    image = axis.imshow(share, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for i, j in zip(*np.nonzero(counts), strict=True):
+        text = f"{share[i, j]:.0f}" if share[i, j] >= 0.5 else "<1"
+        axis.text(
+            j, i, text, ha="center", va="center", fontsize=9,
+            color="white" if share[i, j] > 55 else INK, weight="bold" if i == j else None,
+        )  # fmt: skip
+    size = len(classes)
+    axis.set_xticks(range(size), classes, rotation=40, ha="right", rotation_mode="anchor")
+    names = [f"{c}  ({int(n):,})" for c, n in zip(classes, support[:, 0], strict=True)]
+    axis.set_yticks(range(size), names)
+    axis.tick_params(length=0)
+    total = counts.sum()
+    right = 100 * np.trace(counts) / total if total else 0.0
+    axis.set(xlabel="predicted class", ylabel="true class (objects)")
+    axis.set_title(f"{right:.1f} % of {int(total):,} right")
+    return image
 
 
 def rate_axis(axis: Axes, bins: Mapping[str, Sequence[float]], label: str, color: str) -> None:

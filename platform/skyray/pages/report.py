@@ -19,7 +19,7 @@ def write_report(
     folder: str | Path,
     title: str,
     summary: Mapping[str, Any],
-    figures: Sequence[Path] = (),
+    figures: Sequence[Path] | Mapping[Path, str] = (),
     tables: Mapping[str, Mapping[str, Any] | Rows] | None = None,
     links: Mapping[str, str] | None = None,
 ) -> Path:
@@ -32,8 +32,8 @@ def write_report(
     title : str
     summary : mapping
         Name → value, shown as tiles at the top.
-    figures : sequence of path
-        PNG, JPEG or SVG files, embedded; the caption comes from the file's name.
+    figures : sequence of path, or mapping
+        PNG, JPEG or SVG files, embedded; path → caption, or the caption comes from the file's name.
     tables : mapping
         Heading → rows (mappings with the same keys), or one mapping shown as name and value.
     links : mapping
@@ -96,17 +96,18 @@ def _is_numeric(values: Sequence[Any]) -> bool:
     )
 
 
-def _figures(figures: Sequence[Path]) -> str:
+def _figures(figures: Sequence[Path] | Mapping[Path, str]) -> str:
     if not figures:
         return ""
-    return "<h2>Figures</h2>" + "".join(_figure(Path(path)) for path in figures)
+    captions = figures if isinstance(figures, Mapping) else {}
+    return "<h2>Figures</h2>" + "".join(_figure(Path(p), captions.get(p)) for p in figures)
 
 
-def _figure(path: Path) -> str:
+def _figure(path: Path, caption: str | None = None) -> str:
     kind = mimetypes.guess_type(path.name)[0]
     if kind not in ("image/png", "image/jpeg", "image/svg+xml"):
         raise ValueError(f"{path}: figure: expected PNG, JPEG or SVG, found {kind}")
-    caption = text(path.stem.replace("_", " "))
+    caption = text(caption or path.stem.replace("_", " "))
     image = f'<img src="{data_url(path.read_bytes(), kind)}" alt="{caption}" loading="lazy">'
     return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
 

@@ -83,10 +83,11 @@ class GasTraits:
 
 @dataclass(frozen=True)
 class Galaxy:
-    """A drawn galaxy: its starlight in the rest frame and its gas."""
+    """A drawn galaxy: its starlight in the rest frame, its gas, and σ of its stars in km/s."""
 
     template: np.ndarray
     gas: GasTraits
+    dispersion_kms: float = 0.0
 
 
 _WEIGHTS = {  # mean light fractions of old, mid, young and their concentration (Dirichlet)
@@ -105,10 +106,11 @@ def draw_galaxy(
     drawn = rng.dirichlet(np.array(mean) * concentration)
     template = source.starlight(rng, dict(zip(("old", "mid", "young"), drawn, strict=True)))
     dispersion = {"quiescent": 215.0, "agn": 160.0}.get(kind, 90.0) * np.exp(rng.normal(0, 0.25))
-    template = restframe.broaden(template, float(np.hypot(min(dispersion, 380), extra_lsf_kms)))
+    stellar = float(min(dispersion, 380))
+    template = restframe.broaden(template, float(np.hypot(stellar, extra_lsf_kms)))
     stellar_a_v = {"quiescent": 0.12, "agn": 0.3}.get(kind, 0.45) * rng.gamma(2.0, 0.5)
     template = dust.redden(template, restframe.rest_wavelength(), stellar_a_v)
-    return Galaxy(template, _draw_gas(rng, kind, stellar_a_v, dispersion))
+    return Galaxy(template, _draw_gas(rng, kind, stellar_a_v, dispersion), stellar)
 
 
 def _draw_gas(rng: np.random.Generator, kind: str, stellar_a_v: float, dispersion: float):

@@ -52,14 +52,19 @@ class LightSources:
         if kind == "star":
             return self._stars.flux(rng, subtype, pixels.wavelength, redshift, metal_poor)
         if kind == "galaxy":
-            galaxy = self.galaxy(rng, subtype)
-            return galaxy_spectra.galaxy_flux(galaxy, pixels.wavelength, redshift, self._lsf_kms)
+            return self.of_galaxy(self.galaxy(rng, subtype), pixels, redshift)
         traits = quasar_spectra.draw_traits(rng, subtype, redshift)
         return self.quasar(rng, traits, pixels, redshift)
 
     def galaxy(self, rng: np.random.Generator, subtype: str) -> galaxy_spectra.Galaxy:
         """Draw a galaxy: its starlight in the rest frame and its gas."""
         return galaxy_spectra.draw_galaxy(rng, subtype, self._starlight)
+
+    def of_galaxy(
+        self, galaxy: galaxy_spectra.Galaxy, pixels: Pixels, redshift: float
+    ) -> np.ndarray:
+        """Return the light of a galaxy that `galaxy` drew."""
+        return galaxy_spectra.galaxy_flux(galaxy, pixels.wavelength, redshift, self._lsf_kms)
 
     def double_peaked(
         self,

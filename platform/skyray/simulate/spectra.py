@@ -40,6 +40,8 @@ class MockObject:
     type : str
         The drawn type (``starburst``, ``G2`` …), which surveys do not list; in ``extra`` of the
         spectrum it is ``mock_type``.
+    dispersion_kms : float, optional
+        σ of a galaxy's stars, ``vdisp`` in ``extra`` as surveys name it; None for all others.
     """
 
     pixels: Pixels
@@ -47,6 +49,7 @@ class MockObject:
     exposure: Exposure
     redshift: float
     type: str = ""
+    dispersion_kms: float | None = None
 
 
 @register_simulator
@@ -120,6 +123,7 @@ class MockSurvey(Simulator):
         snr = median_snr(exposure.flux, exposure.ivar, exposure.mask)
         ids = dict(ids)
         fields = dict(self._fields[label][int(rng.integers(len(self._fields[label])))])
+        vdisp = {} if mock.dispersion_kms is None else {"vdisp": round(mock.dispersion_kms, 1)}
         return Spectrum(
             wavelength=mock.pixels.wavelength,
             flux=exposure.flux,
@@ -136,7 +140,7 @@ class MockSurvey(Simulator):
             survey="mock",
             source=source,
             object_id=str(ids.pop("object_id")),
-            extra={**ids, **self._target(snr), **fields, "mock_type": mock.type},
+            extra={**ids, **self._target(snr), **fields, **vdisp, "mock_type": mock.type},
         )
 
     def observe(
@@ -164,8 +168,15 @@ class MockSurvey(Simulator):
         redshift = options.redshift.draw(rng, options.kind)
         snr = options.snr.draw(rng, self._snr_floor)
         kind = options.types[int(rng.integers(len(options.types)))]
-        light = self.light.of(rng, options.kind, kind, pixels, redshift, options.metal_poor)
-        return replace(self.observe(rng, light, pixels, redshift, snr), type=kind)
+        dispersion = None
+        if options.kind == "galaxy":
+            galaxy = self.light.galaxy(rng, kind)
+            light = self.light.of_galaxy(galaxy, pixels, redshift)
+            dispersion = galaxy.dispersion_kms
+        else:
+            light = self.light.of(rng, options.kind, kind, pixels, redshift, options.metal_poor)
+        seen = self.observe(rng, light, pixels, redshift, snr)
+        return replace(seen, type=kind, dispersion_kms=dispersion)
 
     def identity(self, number: int, planted: bool = False) -> dict[str, object]:
         """Return identifiers as the survey writes them, in ranges real ones do not use.

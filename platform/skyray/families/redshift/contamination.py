@@ -59,7 +59,7 @@ def contamination_effect(
     """Return the change, in percentage points, from one `evaluate_table` result to another.
 
     ``accuracy``: mean recall over `among`; ``good_fraction``: mean over its extragalactic classes
-    with true-class routing, as published. Negative = contamination made it worse.
+    with true-class routing, as published, NaN without any. Negative = contamination made it worse.
     """
 
     def recall(metrics: Mapping[str, Any]) -> float:
@@ -67,7 +67,8 @@ def contamination_effect(
 
     def good(metrics: Mapping[str, Any]) -> float:
         per_class = metrics["redshift"]["true_class"]["per_class"]
-        return float(np.mean([per_class[c]["good_fraction"] for c in among if c in per_class]))
+        found = [per_class[c]["good_fraction"] for c in among if c in per_class]
+        return float(np.mean(found)) if found else float("nan")
 
     return {
         "accuracy": 100.0 * (recall(contaminated) - recall(clean)),
