@@ -162,4 +162,4 @@ def test_no_failure_shows_a_secret(monkeypatch):
 
 
 def test_this_machine_has_one_filesystem(tmp_path):
-    assert resolve(tmp_path / "a")[0] is resolve("b")[0]
+    assert filesystems.resolve(tmp_path / "a")[0] is filesystems.resolve("b")[0]
