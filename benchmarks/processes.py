@@ -10,6 +10,7 @@ import psutil
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 _MIB = 1 << 20
+TOGETHER = "driver, workers and decoders"
 
 
 def tree(pid: int) -> list[psutil.Process]:
@@ -22,12 +23,15 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def cpu_seconds(pids: Sequence[int]) -> float:
-    """Return the CPU time that these processes and what they started have used up to now."""
+    """Return the CPU time that these processes and what they started have used up to now.
+
+    Also that of processes which have ended, once whoever started them has taken note of it.
+    """
     used = 0.0
     for process in {found.pid: found for pid in pids for found in tree(pid)}.values():
         try:
             times = process.cpu_times()
-            used += times.user + times.system
+            used += times.user + times.system + times.children_user + times.children_system
         except psutil.NoSuchProcess:
             continue
     return used
@@ -36,8 +40,10 @@ def cpu_seconds(pids: Sequence[int]) -> float:
 class PeakMemory:
     """Watches a driver and its Ray for the time of a block, ten times a second.
 
-    `peaks` (MiB): ``driver`` and ``worker`` (the largest of Ray's workers) as unique set size, the
-    private pages of a process; ``object store``, the shared memory of the raylet.
+    `peaks` (MiB): ``driver``, ``worker`` (the largest of Ray's workers) and ``decoder`` (the
+    largest process in which a worker reads what strangers wrote) as unique set size, the private
+    pages of a process; ``driver, workers and decoders`` together at one moment; ``object store``,
+    the shared memory of the raylet.
     """
 
     def __init__(self, pid: int):
@@ -55,19 +61,30 @@ class PeakMemory:
 
     def _watch(self) -> None:
         while not self._over.wait(_SECONDS_BETWEEN_LOOKS):
+            private = 0
             for process in tree(self._pid):
                 try:
-                    self._look(process)
+                    private += self._look(process)
                 except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
                     continue
+            self._note(TOGETHER, private)
 
-    def _look(self, process: psutil.Process) -> None:
+    def _look(self, process: psutil.Process) -> int:
+        """Note what a process takes; return its private bytes where it is one of ours."""
+        command = process.cmdline()
         if process.pid == self._pid:
-            self._note("driver", process.memory_full_info().uss)
-        elif (command := process.cmdline()) and command[0].startswith("ray::"):
-            self._note("worker", process.memory_full_info().uss)
-        elif process.name() == "raylet":
-            self._note("object store", process.memory_info().shared)
+            kind = "driver"
+        elif command and command[0].startswith("ray::"):
+            kind = "worker"
+        elif any("skyray.runtime.bounded_process" in word for word in command):
+            kind = "decoder"
+        else:
+            if process.name() == "raylet":
+                self._note("object store", process.memory_info().shared)
+            return 0
+        size = process.memory_full_info().uss
+        self._note(kind, size)
+        return size
 
     def _note(self, kind: str, size: int) -> None:
         self.peaks[kind] = max(self.peaks[kind], size / _MIB)

@@ -13,11 +13,18 @@ from astropy.io import fits
 from astropy.table import Table
 from pyarrow import fs
 
+from skyray.readers import spectrum_values
 from skyray.readers.base import SurveyFile, make_reader
+from skyray.readers.column_facts import ColumnFacts
+from skyray.readers.fits_header import Header
+from skyray.readers.fits_keywords import Keywords
+from skyray.readers.spectrum_values import DataModel, decide
+from skyray.readers.table_options import WavelengthOptions
 from skyray.records import InvalidRecord, Spectrum
 from skyray.transforms.spectra import air_to_vacuum
 
 SIZE = 300
+WAVE_COLUMN = WavelengthOptions(column="wave")
 WAVE = 4000.0 + 2.0 * np.arange(SIZE)
 FLUX = np.linspace(1.0, 2.0, SIZE)
 C = 2.99792458e18
@@ -366,3 +373,25 @@ def test_a_grid_by_keywords_is_in_their_cunit(tmp_path):
     np.testing.assert_allclose(found.wavelength, WAVE, rtol=1e-12)
     mixed = read(path, wavelength={"kind": "linear", "start": 4000.0, "step": "CDELT1"})
     np.testing.assert_allclose(mixed.wavelength, WAVE, rtol=1e-12)  # the card's numbers are Å
+
+
+def test_what_files_state_alike_is_decided_once_and_refused_in_the_name_of_each(monkeypatch):
+    made, ours = [], spectrum_values._decide
+    monkeypatch.setattr(spectrum_values, "_decide", lambda *a: made.append(a[0]) or ours(*a))
+    spectrum_values._silent.cache_clear()
+
+    def meaning(source, unit, **keywords):
+        facts = {role: ColumnFacts(role) for role in ("wavelength", "noise")}
+        facts["flux"] = ColumnFacts("flux", unit, origin="TUNIT1")
+        header = Keywords(((None, Header.of(fits.Header(keywords).tostring().encode())),))
+        model = DataModel("heliocentric")
+        return decide(source, header, facts, WAVE_COLUMN, "from_file", None, False, model)
+
+    assert [meaning(name, OURS).source for name in "abc"] == ["a", "b", "c"]
+    assert len(made) == 1
+    assert meaning("d", OURS, VACUUM=False).medium == "air"
+    assert meaning("e", OURS).medium == "vacuum"
+    for name in ("f", "g"):
+        with pytest.raises(InvalidRecord, match="unit_unknown") as refused:
+            meaning(name, "K")
+        assert refused.value.source == name

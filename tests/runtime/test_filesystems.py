@@ -159,3 +159,7 @@ def test_no_failure_shows_a_secret(monkeypatch):
             with pytest.raises((OSError, ValueError)) as caught:
                 failure()
             assert SECRET not in repr(caught.value) + str(caught.value.__cause__)
+
+
+def test_this_machine_has_one_filesystem(tmp_path):
+    assert filesystems.resolve(tmp_path / "a")[0] is filesystems.resolve("b")[0]

@@ -84,7 +84,7 @@ class SpectrumRows:
     def arrays(self, record: Spectrum, about: Card | DataInfo) -> dict[str, Any]:
         grid = about.grid if isinstance(about.grid, Grid) else about.grid.grid()
         flux, ivar, mask = place_on_grid(record, grid)
-        good = int((mask == 0).sum())
+        good = len(mask) - np.count_nonzero(mask)
         if good < about.min_good_pixels:
             raise InvalidRecord(
                 "off_grid",

@@ -6,9 +6,11 @@ import fnmatch
 import hashlib
 import importlib
 import posixpath
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -86,6 +88,13 @@ def read_object(
     return InvalidRecord(found.reason, found.detail, source, found.object_id)
 
 
+@lru_cache(maxsize=64)
+def _one_of(patterns: tuple[str, ...]) -> re.Pattern[str]:
+    """Return what matches the lower-case names that one of these patterns fits."""
+    kinds = [fnmatch.translate(pattern.lower()) for pattern in patterns]
+    return re.compile("|".join(kinds) or "(?!)")
+
+
 class Reader(ABC):
     """Turns survey files into records.
 
@@ -108,11 +117,9 @@ class Reader(ABC):
         reader's is refused by name.
         """
         name = posixpath.basename(path).lower()
-        looked_at, known = (
-            any(fnmatch.fnmatchcase(name, pattern.lower()) for pattern in patterns)
-            for patterns in (self.patterns, self.companions)
-        )
-        return looked_at and not known
+        kinds = self.patterns, self.companions
+        looked_at, known = (_one_of(tuple(kind)).match(name) for kind in kinds)
+        return looked_at is not None and known is None
 
     def units(self, file: SurveyFile) -> list[int]:
         """Return the numbers of the pieces a file is read in; large tables give several."""

@@ -82,8 +82,15 @@ def fits_facts(header: Keywords, names: Collection[str] | None = None) -> Facts:
 
 
 def column_facts(table: Table, name: str) -> ColumnFacts:
-    """Return what a FITS table states of one of its columns, as `fits_facts` of all."""
-    return _fits_column(table.hdu.own_header(), table.layout.column(name).number, name)
+    """Return what a FITS table states of one of its columns, as `fits_facts` of all.
+
+    Looked for once for tables that share their header.
+    """
+    header = table.hdu.own_header()
+    known = header.own.facts
+    if name not in known:
+        known[name] = _fits_column(header, table.layout.column(name).number, name)
+    return known[name]
 
 
 def image_facts(hdu: Hdu, inherits: bool = False) -> ColumnFacts:

@@ -61,7 +61,7 @@ class TableLayout:
     dtype: np.dtype
     columns: tuple[Column, ...]
     named: dict[str, list[Column]]
-    _parts: dict[tuple[str, ...], np.dtype] = field(default_factory=dict)
+    _parts: dict[tuple[str, ...], tuple[np.dtype, list[str]]] = field(default_factory=dict)
 
     @staticmethod
     def of(columns: list[Column], types: list[tuple], width: int | None = None) -> TableLayout:
@@ -103,16 +103,17 @@ class TableLayout:
             raise BadHeader(found[0].fault)
         return found[0]
 
-    def part(self, names: tuple[str, ...]) -> np.dtype:
-        """Return the layout of those columns alone whose bytes are their values."""
+    def part(self, names: tuple[str, ...]) -> tuple[np.dtype, list[str]]:
+        """Return the layout of those columns alone whose bytes are their values; and the others."""
         if names not in self._parts:
             found = [(n, self.named[n.lower()]) for n in names if n.lower() in self.named]
             plain = {n: c[0].field for n, c in found if len(c) == 1 and c[0].plain}
             fields = {n: self.dtype.fields[field] for n, field in plain.items()}
-            self._parts[names] = np.dtype({
+            kinds = np.dtype({
                 "names": list(fields), "formats": [kind for kind, *_ in fields.values()],
                 "offsets": [at for _, at, *_ in fields.values()], "itemsize": self.dtype.itemsize,
             })  # fmt: skip
+            self._parts[names] = kinds, [name for name, _ in found if name not in plain]
         return self._parts[names]
 
 

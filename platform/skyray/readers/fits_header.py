@@ -43,6 +43,7 @@ class Header:
     def __init__(self, block: bytes):
         self.block = block
         self.layout: Any = None  # once `table_layout` was asked for it
+        self.facts: dict[str, Any] = {}  # what `column_facts` was asked for
         self._values: dict[str, tuple[int, Any]] = {}  # keyword → where its card lies, value
 
     @staticmethod

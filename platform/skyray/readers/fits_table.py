@@ -84,7 +84,7 @@ class Table:
 
     def values(self, names: tuple[str, ...], row: int = 0) -> dict[str, Any]:
         """Return cells of a row as Python objects, None for null, of those columns it has."""
-        part = self.layout.part(names)
+        part, others = self.layout.part(names)
         cells = self.rows[row : row + 1].view(part)[0].item() if part.names else ()
         found = dict(zip(part.names, cells, strict=True)) if part.names else {}
         for name, cell in found.items():
@@ -92,10 +92,9 @@ class Table:
                 found[name] = decode_text(cell.partition(b"\x00")[0]).rstrip()
             elif isinstance(cell, np.ndarray):
                 found[name] = cell.tolist()
-        for name in names:
-            if name not in found and name in self:
-                one = replace(self, rows=self.rows[row : row + 1]).masked(name)
-                found[name] = one.tolist()[0]
+        for name in others:
+            one = replace(self, rows=self.rows[row : row + 1]).masked(name)
+            found[name] = one.tolist()[0]
         return {name: found[name] for name in names if name in found}
 
     def _column(self, name: str) -> Column:

@@ -8,8 +8,10 @@ arrays into those of a `Spectrum`.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -184,13 +186,38 @@ def decide(
         ``unit_unknown``, ``unit_conflict``, ``medium_unknown``, ``medium_conflict``,
         ``frame_topocentric``, ``velocity_frame_unknown``.
     """
+    asked = wavelength, medium, flux_unit, noise_is_error, model
+    if model is None:
+        return _decide(source, header, facts, *asked)
+    header = header.among(_KEYWORDS)  # millions of small files: what is not given is not asked for
+    if header:
+        return _decide(source, header, facts, *asked)
+    with contextlib.suppress(InvalidRecord):
+        return replace(_silent(tuple(facts.items()), *asked), source=source)
+    return _decide(source, header, facts, *asked)  # which refuses it in this file's name
+
+
+@lru_cache(maxsize=16)
+def _silent(facts: tuple[tuple[str, ColumnFacts], ...], *asked: Any) -> Meaning:
+    """Return what `decide` does of files that state the same, and that in their columns alone."""
+    return _decide("", {}, dict(facts), *asked)
+
+
+def _decide(
+    source: str,
+    header: Any,
+    facts: Mapping[str, ColumnFacts],
+    wavelength: WavelengthOptions,
+    medium: str,
+    flux_unit: float | str | None,
+    noise_is_error: bool,
+    model: DataModel | None,
+) -> Meaning:
     step = 1.0
     if wavelength.column is not None:
         unit, wave_told = _wavelength_unit(source, wavelength, facts["wavelength"], model)
     else:
         unit, step, wave_told = _grid_unit(source, wavelength, facts)
-    if model is not None:  # millions of small files: what is not given is not asked for
-        header = header.among(_KEYWORDS)
     said = medium_said(header, facts["wavelength"].told())
     if not is_length(unit):
         said = [Said("vacuum", f"unit {unit}")]  # a frequency or an energy is of no medium

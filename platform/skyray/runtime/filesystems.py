@@ -84,7 +84,7 @@ def resolve(uri: Place) -> tuple[fs.FileSystem, str]:
     """
     scheme, path, options = split(uri)
     if not scheme:
-        return fs.LocalFileSystem(), os.path.abspath(path)
+        return _local(), os.path.abspath(path)
     if scheme == "s3":
         return _s3(s3_settings(uri)), path.rstrip("/")
     host, _, rest = path.rstrip("/").partition("/")
@@ -92,6 +92,12 @@ def resolve(uri: Place) -> tuple[fs.FileSystem, str]:
     if isinstance(filesystem, fs.PyFileSystem):
         return filesystem, filesystem.handler.fs._strip_protocol(f"{scheme}://{path}")
     return filesystem, posixpath.join(root, rest) if rest else root
+
+
+@functools.cache
+def _local() -> fs.LocalFileSystem:
+    """Return pyarrow's filesystem of this machine; to make one costs as much as to read a file."""
+    return fs.LocalFileSystem()
 
 
 @functools.cache
