@@ -80,8 +80,11 @@ class ColourFamily(Family):
     def transform_settings(self):
         return {"bins": self.recipe.bins, "classes": list(self.data.classes)}
 
-    def calibrate(self, model, inputs):
-        return {"temperature": 1.0}, {"mean": torch.as_tensor(inputs["x"].mean(0))}
+    def raw_outputs(self, model, inputs):
+        return {"x": inputs["x"]}
+
+    def fit_calibration(self, found):
+        return {"temperature": 1.0}, {"mean": torch.as_tensor(found["x"].mean(0))}
 
     @torch.inference_mode()
     def predict(self, model, inputs, calibration, tensors):

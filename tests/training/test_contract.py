@@ -169,22 +169,31 @@ def _one_row_too_many(self, *args):
     return {name: np.append(values, values[:1]) for name, values in predict(self, *args).items()}
 
 
-def _numbers_as_keys(self, model, inputs):
+def _numbers_as_keys(self, found):
     return {1: 0.5}, {}
 
 
-def _array_in_json(self, model, inputs):
-    return {"mean": inputs["x"].mean(0)}, {}
+def _array_in_json(self, found):
+    return {"mean": found["x"].mean(0)}, {}
 
 
-def _array_for_tensor(self, model, inputs):
-    return {"temperature": 1.0}, {"mean": inputs["x"].mean(0)}
+def _array_for_tensor(self, found):
+    return {"temperature": 1.0}, {"mean": found["x"].mean(0)}
 
 
-def _kept_aside(self, model, inputs):
+def _kept_aside(self, found):
     """Keep a part of the calibration in the family, where no bundle finds it."""
     self.factor = 2.0
-    return ColourFamily.calibrate(self, model, inputs)
+    return ColourFamily.fit_calibration(self, found)
+
+
+def _on_another_worker(self, found):
+    """Need what `raw_outputs` has left in the family, which other processes do not have."""
+    return {"rows": self.rows}, {}
+
+
+def _centred_in_its_block(self, model, inputs):
+    return {"x": inputs["x"] - inputs["x"].mean(0)}
 
 
 def _with_what_was_kept(self, model, inputs, calibration, tensors):
@@ -300,11 +309,21 @@ CASES = {
     "weights": ("weights", "no error", {"build_model": _twin_weights}),
     "kept aside": (
         "weights", "predictions after saving and loading",
-        {"calibrate": _kept_aside, "predict": _with_what_was_kept},
+        {"fit_calibration": _kept_aside, "predict": _with_what_was_kept},
     ),
-    "keys": ("calibrate", "values that JSON keeps", {"calibrate": _numbers_as_keys}),
-    "values": ("calibrate", "no error", {"calibrate": _array_in_json}),
-    "tensors": ("calibrate", "mean: a tensor", {"calibrate": _array_for_tensor}),
+    "block": ("raw_outputs", "blocks of 1 and more: x", {"raw_outputs": _centred_in_its_block}),
+    "some columns": (
+        "raw_outputs", "arrays of the same rows",
+        {"raw_outputs": lambda self, model, inputs: {"x": inputs["x"], "mean": np.zeros(3)}},
+    ),
+    "other process": (
+        "fit_calibration", "no error",
+        {"raw_outputs": lambda self, model, inputs: setattr(self, "rows", 1) or inputs,
+         "fit_calibration": _on_another_worker},
+    ),
+    "keys": ("fit_calibration", "values that JSON keeps", {"fit_calibration": _numbers_as_keys}),
+    "values": ("fit_calibration", "no error", {"fit_calibration": _array_in_json}),
+    "tensors": ("fit_calibration", "mean: a tensor", {"fit_calibration": _array_for_tensor}),
     "missing column": ("predict", "the columns", {"predict": _without_probability}),
     "undescribed column": ("predict", "no column but those described", {"predict": _and_more}),
     "dtype": ("predict", "probability: float32", {"predict": _in_float64}),

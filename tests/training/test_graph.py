@@ -131,7 +131,8 @@ class ForkFamily(Family):
     def columns(self, training):
         return []
 
-    transform = calibrate = predict = output_columns = evaluate = figures = None
+    transform = raw_outputs = fit_calibration = predict = None
+    output_columns = evaluate = figures = None
 
 
 class InOrder:

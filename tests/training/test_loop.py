@@ -105,7 +105,10 @@ class LineFamily(Family):
     def transform(self, columns, training):
         return columns
 
-    def calibrate(self, model, inputs):
+    def raw_outputs(self, model, inputs):
+        return {}
+
+    def fit_calibration(self, found):
         return {}, {}
 
     def predict(self, model, inputs, calibration, tensors):

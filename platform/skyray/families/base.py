@@ -208,11 +208,25 @@ class Family(ABC):
 
     # after training ------------------------------------------------------------------------
     @abstractmethod
-    def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
-        """Fit what turns raw outputs into honest answers, on the validation split.
+    def raw_outputs(self, model: nn.Module, inputs: Columns) -> Columns:
+        """Return all that `fit_calibration` needs of rows [B ≥ 1, ...] of the validation split.
+
+        What the networks say, and the truth beside it: the share of calibration that wants their
+        device. Made in blocks on many workers, which are joined in the order of the rows: must not
+        depend on other rows of the block. Rows that tell nothing, such as those without a label,
+        are left out; columns, dtypes and shapes of a row are the same for every block.
+        """
+
+    @abstractmethod
+    def fit_calibration(self, found: Columns) -> tuple[dict[str, Any], Tensors]:
+        """Fit what turns raw outputs into honest answers, once for all rows of `raw_outputs`.
 
         Returns JSON values and tensors that the bundle keeps and `predict` receives.
         """
+
+    def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
+        """Return the calibration of rows that are all here: one step after the other."""
+        return self.fit_calibration(self.raw_outputs(model, inputs))
 
     @abstractmethod
     def predict(

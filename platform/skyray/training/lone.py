@@ -18,6 +18,7 @@ from skyray.data.prepared import prepare
 from skyray.families.base import Family, Recipe, load_family
 from skyray.runtime import places, tracking
 from skyray.training import loop
+from skyray.training.calibration import Trained, assemble_bundle, outputs_of_share
 from skyray.training.graph import StageGraph
 from skyray.training.run_file import (
     RUN_FILE,
@@ -26,7 +27,7 @@ from skyray.training.run_file import (
     data_of_run,
     record_run,
 )
-from skyray.training.train import assemble_bundle, run_provenance, start_run
+from skyray.training.train import run_provenance, start_run
 from skyray.training.worker import LoneWorker, StageFiles
 
 
@@ -81,7 +82,8 @@ def train_alone(
     ConfigError
         If `run_uri` holds another training.
     """
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
+    threads = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads)
     dataset = Dataset.open(data, version) if version else data_of_run(data, run_uri)
     family = load_family(recipe.family)(recipe, dataset.info())
     table = prepare(dataset, family, progress=False, on_ray=None if spread else False)
@@ -99,10 +101,9 @@ def train_alone(
         loop.run_stages(worker, family, table, graph)
         history, _ = files.history(graph.names)
         if out:
-            assemble_bundle(
-                recipe.family, recipe.snapshot(), family.data.to_dict(), table, run_uri, out,
-                run_provenance(family, run_id), history, use_gpu=use_gpu, threads=threads,
-            )  # fmt: skip
+            trained = Trained.of(family, table, run_uri)
+            found = outputs_of_share(trained, use_gpu=use_gpu, threads=threads)
+            assemble_bundle(trained, out, run_provenance(family, run_id), history, found)
         failed = False
     except SystemExit as end:  # so a sweep's scheduler ends a trial that falls behind
         failed = bool(end.code)

@@ -2,28 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
-import ray
-import torch
-
 from skyray.bundles import registry
-from skyray.bundles.bundle import bundle_version, write_bundle
+from skyray.bundles.bundle import bundle_version
 from skyray.config import ConfigError
-from skyray.data.prepared import KEY, prepare
+from skyray.data.prepared import prepare
 from skyray.data.prepared_tables import PreparedTable
-from skyray.families.base import Columns, DataInfo, Family, Recipe, load_family
+from skyray.families.base import Family, Recipe, load_family
 from skyray.runtime import places, provenance, tracking
 from skyray.runtime.board import ProgressBars
 from skyray.runtime.progress import waiting
-from skyray.training import loop
+from skyray.training.calibration import Trained, finish
 from skyray.training.graph import StageGraph
-from skyray.training.lanes import TrainingFailed, run_lanes
+from skyray.training.lanes import TrainingFailed, lanes_for, run_lanes
 from skyray.training.run_file import (
     RUN_FILE,
     data_of_run,
@@ -35,8 +30,6 @@ from skyray.training.scale import Scale
 from skyray.training.worker import StageFiles
 
 __all__ = ["TrainResult", "TrainingFailed", "train"]
-
-CALIBRATION_ROWS = 20_000
 
 
 @dataclass(frozen=True)
@@ -118,11 +111,14 @@ def train(
     failed = True
     try:
         with ProgressBars(disable=not progress) as bars:
-            config = _worker_config(family, table, run_id, run_uri, planned, bars.board)
+            config = worker_config(family, table, run_id, run_uri, planned, bars.board)
             run_lanes(config, graph, scale, max_failures)
         history, restarts = files.history(graph.names)
         with waiting("bundle", "calibration and writing", show=progress):
-            _finish(family, table, run_uri, run_id, out, history, scale)
+            finish(
+                Trained.of(family, table, run_uri), out, run_provenance(family, run_id), history,
+                scale, lanes_for(scale, StageGraph(stages)),
+            )  # fmt: skip
         registry.register(out, run_id)
         failed = False
     finally:
@@ -159,9 +155,10 @@ def _input(family: Family, data: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _worker_config(
+def worker_config(
     family: Family, table: PreparedTable, run_id: str, run_uri: str, planned: int, board: Any
 ) -> dict[str, Any]:
+    """Return what `skyray.training.loop.train_worker` is told, but for what is its lane's."""
     return {
         "family": family.recipe.family,
         "recipe": family.recipe.snapshot(),
@@ -185,66 +182,3 @@ def run_provenance(family: Family, run_id: str) -> dict[str, Any]:
         "git_commit": provenance.git_commit(),
         "versions": provenance.versions(),
     }
-
-
-def _finish(
-    family: Family, table: PreparedTable, run_uri, run_id, out, history, scale: Scale
-) -> None:
-    """Assemble the best parts, calibrate on validation and write the bundle, as one Ray task.
-
-    On a GPU where training had some; else on all cores of a machine.
-    """
-    recipe = family.recipe
-    task = ray.remote(num_cpus=1, num_gpus=min(scale.gpus, 1.0))(assemble_bundle)
-    ray.get(
-        task.remote(
-            recipe.family, recipe.snapshot(), family.data.to_dict(), table, run_uri, out,
-            run_provenance(family, run_id), history, use_gpu=scale.gpus > 0, threads=scale.threads,
-        )
-    )  # fmt: skip
-
-
-def assemble_bundle(
-    family_name: str,
-    recipe: dict[str, Any],
-    data: dict[str, Any],
-    table: PreparedTable,
-    run_uri: str,
-    out: str,
-    provenance_of_run: dict[str, Any],
-    history: list[dict[str, Any]],
-    *,
-    use_gpu: bool = False,
-    threads: int | None = None,
-) -> None:
-    """Build the model from the finished stages, calibrate it and write the bundle.
-
-    On `threads` CPU threads; default: all cores of the machine.
-    """
-    torch.set_num_threads(threads or len(os.sched_getaffinity(0)))
-    family_type = load_family(family_name)
-    family = family_type(family_type.recipe_type.load(recipe), DataInfo.from_dict(data))
-    model = family.build_model()
-    family.initialise(model)  # parts that no stage trains
-    files = StageFiles(run_uri)
-    for stage in family.stages():
-        stage.part(model).load_state_dict(files.part(stage.name))
-    ready = family.optimise_for_inference(model.eval())
-    ready.to("cuda" if use_gpu else "cpu")
-    calibration, tensors = family.calibrate(ready, calibration_inputs(family, table))
-    ready.cpu()
-    tensors = {name: values.cpu() for name, values in tensors.items()}
-    content = loop.history_json(history)
-    write_bundle(out, family, model, calibration, tensors, provenance_of_run, content)
-
-
-def calibration_inputs(family: Family, table: PreparedTable) -> Columns:
-    """Return the transformed rows of validation (of train if that is empty), in their order.
-
-    Of more than CALIBRATION_ROWS, so many are drawn at random with the recipe's seed.
-    """
-    rows = np.asarray(table.rows("validation") or table.rows("train"))
-    if len(rows) > CALIBRATION_ROWS:
-        drawn = np.random.default_rng(family.recipe.seed)
-        rows = np.sort(drawn.choice(rows, CALIBRATION_ROWS, replace=False))
-    return table.take(rows, [name for name in table.columns if name not in (KEY, "split")])

@@ -270,18 +270,21 @@ class AlertsFamily(Family):
     def export(self, model: nn.Module, calibration: dict[str, Any], tensors: Tensors) -> Export:
         return exported(self, model, calibration, tensors)
 
-    def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
+    def raw_outputs(self, model: nn.Module, inputs: Columns) -> Columns:
         known = inputs["target"] >= 0
-        target = inputs["target"][known]
         logit, features = forward(model, {name: inputs[name][known] for name in _given(inputs)})
+        return {"target": inputs["target"][known], "logit": logit, "features": features}
+
+    def fit_calibration(self, found: Columns) -> tuple[dict[str, Any], Tensors]:
+        target = found["target"]
         values = {"offset": 0.0, "temperature": 1.0}
         if self.recipe.switch("probabilities") == "corrected":
             # Weighting positives by w moves the logit by ln w; p(positive) needs it back.
             values["offset"] = math.log(self.positive_weight)
-            centred = logit - values["offset"]
+            centred = found["logit"] - values["offset"]
             both = np.stack([np.zeros_like(centred), centred], axis=1)
             values["temperature"] = fit_temperature(both, target)
-        gate = DomainGate.fit(features, target)
+        gate = DomainGate.fit(found["features"], target)
         return values, {k: torch.as_tensor(v) for k, v in gate.to_tensors().items()}
 
     def predict(

@@ -186,18 +186,25 @@ class LensingFamily(Family):
     def export(self, model: ServingModel, calibration: dict[str, Any], tensors: Tensors) -> Export:
         return exported(self, model, calibration, tensors)
 
-    def calibrate(self, model: ServingModel, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
+    def raw_outputs(self, model: ServingModel, inputs: Columns) -> Columns:
+        before, logits = classify(model.source, inputs["image"])
+        after, adapted = before, logits
+        if model.adapted is not model.source:
+            after, adapted = classify(model.adapted, inputs["image"])
+        return {
+            "label_index": inputs["label_index"], "domain": inputs["domain"], "before": before,
+            "logits": logits, "after": after, "adapted": adapted,
+        }  # fmt: skip
+
+    def fit_calibration(self, found: Columns) -> tuple[dict[str, Any], Tensors]:
         """Fit temperature, gates of both networks, the domain's classifier and two projections.
 
         The target has no labels here: its probabilities carry the source's temperature, and its
         gate groups features by the predicted class.
         """
-        image, label = inputs["image"], inputs["label_index"]
-        source, target = inputs["domain"] == SOURCE, inputs["domain"] == TARGET
-        before, logits = classify(model.source, image)
-        after, adapted = before, logits
-        if model.adapted is not model.source:
-            after, adapted = classify(model.adapted, image)
+        label, before, after = found["label_index"], found["before"], found["after"]
+        logits, adapted = found["logits"], found["adapted"]
+        source, target = found["domain"] == SOURCE, found["domain"] == TARGET
         known = source & (label >= 0)
         values = {"temperature": fit_temperature(logits[known], label[known])}
         tensors: dict[str, np.ndarray] = {}

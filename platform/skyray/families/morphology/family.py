@@ -241,13 +241,16 @@ class MorphologyFamily(Family):
     def export(self, model: nn.Module, calibration: dict[str, Any], tensors: Tensors) -> Export:
         return exported(self, model, calibration, tensors)
 
-    def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
+    def raw_outputs(self, model: nn.Module, inputs: Columns) -> Columns:
         known = inputs["label_index"] >= 0
-        target = inputs["label_index"][known]
         logits, features = forward(model, inputs["image"][known], self.recipe.views)
+        return {"target": inputs["label_index"][known], "logits": logits, "features": features}
+
+    def fit_calibration(self, found: Columns) -> tuple[dict[str, Any], Tensors]:
+        target = found["target"]
         corrected = self.recipe.switch("probabilities") == "corrected"
-        values = {"temperature": fit_temperature(logits, target) if corrected else 1.0}
-        gate = DomainGate.fit(features, target)
+        values = {"temperature": fit_temperature(found["logits"], target) if corrected else 1.0}
+        gate = DomainGate.fit(found["features"], target)
         return values, {k: torch.as_tensor(v) for k, v in gate.to_tensors().items()}
 
     def predict(

@@ -210,17 +210,19 @@ class OutliersFamily(Family):
     def export(self, model: OutlierModel, calibration: dict[str, Any], tensors: Tensors) -> Export:
         return exported(self, model)
 
-    def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
-        """Keep the scores and latents of validation objects, which all ranks refer to."""
+    def raw_outputs(self, model: nn.Module, inputs: Columns) -> Columns:
+        measured = self._measure(model, inputs) | {name: inputs[name] for name in ("y", "z")}
         good = inputs["problem"] == 0
-        if not good.any():
+        return {name: values[good] for name, values in measured.items()}
+
+    def fit_calibration(self, found: Columns) -> tuple[dict[str, Any], Tensors]:
+        """Keep the scores and latents of validation objects, which all ranks refer to."""
+        if not len(found["y"]):
             raise ConfigError("outliers: no usable validation spectra to rank against")
-        rows = {k: v[good] for k, v in inputs.items()}
-        scores = self._measure(model, rows)
         error = ModelError.fit(
-            rows["y"], scores["weight"], scores["model"], rows["z"], self.grid.wavelength()
+            found["y"], found["weight"], found["model"], found["z"], self.grid.wavelength()
         )
-        scores |= self._whitened(error, scores, rows)
+        scores = {**found, **self._whitened(error, found, found)}
         latents = scores["latent"][:_ISOLATION_ROWS]
         scores["isolation"] = _isolation(latents, self.recipe.seed).score(scores["latent"])
         tensors = {

@@ -247,34 +247,47 @@ class RedshiftFamily(Family):
         arrays = to_arrays(built_in_bases() if bases is None else bases)
         return {f"{TEMPLATES}{name}": torch.as_tensor(v.copy()) for name, v in arrays.items()}
 
-    def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
+    def raw_outputs(self, model: nn.Module, inputs: Columns) -> Columns:
+        """Return logits and features of labelled rows; mean and std of z by their class's ensemble.
+
+        NaN where the redshift is unknown, or of a class that has no ensemble.
+        """
         known = inputs["label_index"] >= 0
-        label = inputs["label_index"][known]
-        logits, features = classify(model.classifier, inputs["x"][known])
+        x, label, redshift = (inputs[name][known] for name in ("x", "label_index", "redshift"))
+        logits, features = classify(model.classifier, x)
+        mean, std = np.full((2, len(label)), np.nan)
+        for name in self.redshift_classes:
+            rows = (label == self.data.classes.index(name)) & np.isfinite(redshift)
+            if rows.any():
+                mean[rows], std[rows] = self._redshift(model, name, x[rows])
+        return {
+            "label_index": label, "redshift": redshift, "logits": logits, "features": features,
+            "mean": mean, "std": std,
+        }  # fmt: skip
+
+    def fit_calibration(self, found: Columns) -> tuple[dict[str, Any], Tensors]:
+        label = found["label_index"]
         corrected = self.recipe.switch("probabilities") == "corrected"
         values: dict[str, Any] = {
-            "temperature": fit_temperature(logits, label) if corrected else 1.0,
-            "star_redshift_err": self._star_spread(inputs),
+            "temperature": fit_temperature(found["logits"], label) if corrected else 1.0,
+            "star_redshift_err": self._star_spread(label, found["redshift"]),
             "sigma": {},
         }
         for name in self.redshift_classes:
-            rows = (inputs["label_index"] == self.data.classes.index(name)) & np.isfinite(
-                inputs["redshift"]
-            )
+            rows = (label == self.data.classes.index(name)) & np.isfinite(found["redshift"])
             if not rows.any():
                 continue
-            mean, std = self._redshift(model, name, inputs["x"][rows])
-            residual = mean - inputs["redshift"][rows]
+            residual = found["mean"][rows] - found["redshift"][rows]
             entry = {"scale": 1.0, "floor": 0.0, "mae": float(np.abs(residual).mean())}
             if self.recipe.switch("redshift_errors") == "corrected":
-                entry["scale"], entry["floor"] = fit_sigma_scale(residual, std)
+                entry["scale"], entry["floor"] = fit_sigma_scale(residual, found["std"][rows])
             values["sigma"][name] = entry
-        gate = DomainGate.fit(features, label)
+        gate = DomainGate.fit(found["features"], label)
         tensors = {k: torch.as_tensor(v) for k, v in gate.to_tensors().items()}
         return values, tensors | self.template_tensors()
 
-    def _star_spread(self, inputs: Columns) -> float:
-        z = inputs["redshift"][np.isin(inputs["label_index"], self.star_classes)]
+    def _star_spread(self, label: np.ndarray, redshift: np.ndarray) -> float:
+        z = redshift[np.isin(label, self.star_classes)]
         z = z[np.isfinite(z)]
         return float(np.sqrt(np.mean(z**2))) if len(z) else 0.001
 

@@ -28,10 +28,11 @@ class Answering:
         self.seen, self.new = np.arange(0, case.rows, 2), np.arange(1, case.rows, 2)
 
     def calibrate(self) -> None:
-        """Calibration is JSON and tensors, and both survive the bundle."""
+        """What blocks of rows give, on any workers, is enough for JSON and tensors that last."""
         case = self.case
-        with case.checking("calibrate"):
-            values, tensors = self.family.calibrate(self.model, case.inputs(True, self.seen))
+        found = self._raw_outputs()
+        with case.checking("fit_calibration"):
+            values, tensors = self.family.fit_calibration(found)
             case.require(isinstance(values, dict), "a dict of JSON values", type(values).__name__)
             case.require(survives(values), "values that JSON keeps", values)
             for name, tensor in tensors.items():
@@ -43,6 +44,34 @@ class Answering:
             case.require(same, "tensors that safetensors keep", "others")
             self.calibration, self.tensors = values, tensors
             self.kept: tuple[dict[str, Any], Tensors] = (plain(values), kept)
+
+    def _raw_outputs(self) -> Columns:
+        """Rows that other workers have in other blocks give the same, one after the other."""
+        case = self.case
+
+        def asked(rows: np.ndarray) -> Columns:
+            return case.family().raw_outputs(self.model, case.inputs(True, rows))
+
+        with case.checking("raw_outputs"):
+            found = asked(self.seen)
+            rows = {name: np.shape(values)[:1] for name, values in found.items()}
+            case.require(
+                all(isinstance(v, np.ndarray) for v in found.values())
+                and len(set(rows.values())) == 1,
+                "arrays of the same rows", rows,
+            )  # fmt: skip
+            for cut in (1, len(self.seen) // 2):
+                parts = [asked(self.seen[:cut]), asked(self.seen[cut:])]
+                for name, values in found.items():
+                    dtypes = {part[name].dtype for part in parts}
+                    case.require(dtypes == {values.dtype}, f"{name}: {values.dtype}", dtypes)
+                joined = {n: np.concatenate([part[n] for part in parts]) for n in found}
+                case.require(
+                    all(joined[n].shape == v.shape for n, v in found.items()),
+                    f"blocks of {cut} and more: as many rows", len(joined[next(iter(found))]),
+                )  # fmt: skip
+                self._require_close(joined, found, f"blocks of {cut} and more")
+        return found
 
     def predict(self) -> None:
         """The columns described, a row an object, the same from the bundle and in any batch."""

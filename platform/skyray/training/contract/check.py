@@ -17,8 +17,8 @@ def check_family(
     In order: ``columns``, ``transform``, ``identity``, ``pickle``, ``transform_settings``,
     ``search_space``, ``build_model``, ``stages``, and of each stage ``rows``, ``features``,
     ``part``, ``trains``, ``prepare``, ``at_epoch`` and ``loss`` with one step of its optimiser;
-    ``objective``, ``weights``, ``calibrate``, ``predict``, ``infer``, ``finish``,
-    ``scoring_table``, ``evaluate``, ``plain``, ``export``.
+    ``objective``, ``weights``, ``raw_outputs``, ``fit_calibration``, ``predict``,
+    ``infer``, ``finish``, ``scoring_table``, ``evaluate``, ``plain``, ``export``.
 
     Parameters
     ----------
