@@ -61,14 +61,16 @@ class Told:
 def run(monkeypatch) -> Callable:
     """Run lanes whose groups are a function of (graph, lane); return what the board was told."""
 
-    def run(stages: StageGraph, number: int, group: Callable[[Here, int], None]) -> list[tuple]:
+    def run(
+        stages: StageGraph, number: int, group: Callable[[Here, int], None], watch=None
+    ) -> list[tuple]:
         here = Here(stages)
         monkeypatch.setattr(lanes, "SharedGraph", lambda _: here)
         monkeypatch.setattr(lanes, "lanes_for", lambda *_: number)
         monkeypatch.setattr(lanes, "_LOOK_SECONDS", 0.01)
         monkeypatch.setattr(lanes, "_GRACE_SECONDS", 0.1)
         monkeypatch.setattr(lanes, "fit", lambda config, *_: group(here, config["lane"]))
-        run_lanes({"board": Told(here.told)}, stages, Scale(), max_failures=0)
+        run_lanes({"board": Told(here.told)}, stages, Scale(), 0, watch)
         return here.told
 
     return run
@@ -113,6 +115,24 @@ def test_the_board_hears_of_a_failed_stage_and_of_each_lane(run):
     assert sorted(told[0]) == [
         ("end", "workers 1"), ("end", "workers 2"), ("fail", "a", "FloatingPointError: a is NaN")
     ]  # fmt: skip
+
+
+def test_what_the_watch_raises_ends_all_groups_and_none_begins_anew(run):
+    begun = []
+
+    def group(here: Here, lane: int) -> None:
+        begun.append((lane, here.take(lane)[1]))
+        assert here.killed.wait(10)
+        raise RuntimeError("killed")
+
+    def watch() -> None:
+        if len(begun) == 2:
+            raise SystemExit(0)
+
+    with pytest.raises(SystemExit):
+        run(graph(a="", b="", c="", d=""), 2, group, watch)
+    time.sleep(0.2)
+    assert sorted(begun) == [(0, "a"), (1, "b")] or sorted(begun) == [(0, "b"), (1, "a")]
 
 
 @pytest.mark.parametrize("idle", [0, 1])

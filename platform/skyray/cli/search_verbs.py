@@ -20,7 +20,10 @@ from skyray.cli.verb import (
 )
 
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a training.")]
-Gpu = Annotated[bool, typer.Option("--gpu", help="One GPU a training.")]
+Gpu = Annotated[bool, typer.Option("--gpu", help="One GPU a worker.")]
+Workers = Annotated[
+    int, typer.Option(min=1, help="Data-parallel workers of a training; 1: alone in a process.")
+]
 
 
 @verb
@@ -37,6 +40,7 @@ def tune(
     ] = 0,
     threads: Threads = 1,
     gpu: Gpu = False,
+    workers: Workers = 1,
     set_: Changes = None,
     progress: Progress = True,
     address: Address = None,
@@ -46,7 +50,8 @@ def tune(
 
     Example: skyray tune redshift/sdss_coarse_laptop --data mock --trials 20 --out sweep --seeds 5
     """
-    devices(address, int(gpu), threads)
+    gpus = workers if gpu else 0
+    devices(address, gpus, max(threads, workers))
     from skyray.cli.beforehand import check_training, check_writable
     from skyray.families.base import load_recipe
     from skyray.runtime import places
@@ -54,13 +59,13 @@ def tune(
     chosen = load_recipe(recipe).override(set_ or [])
     check_writable(out)
     check_training(chosen, data)
-    with cluster("tune", address, int(gpu)):
+    with cluster("tune", address, gpus):
         from skyray.search.ensemble import ensemble as run_ensemble
         from skyray.search.tune import tune_recipe
 
         done = tune_recipe(
             chosen, data, out, trials=trials, concurrent=concurrent, threads=threads, use_gpu=gpu,
-            progress=progress,
+            workers=workers, progress=progress,
         )  # fmt: skip
         result = {
             "trials": len(done.trials),
@@ -73,7 +78,7 @@ def tune(
         if seeds:
             scores = run_ensemble(
                 chosen.override(done.best), data, places.join(out, "best"), members=seeds,
-                threads=threads, use_gpu=gpu, progress=progress,
+                threads=threads, use_gpu=gpu, workers=workers, progress=progress,
             )  # fmt: skip
             result |= {name: str(spread) for name, spread in scores.items()}
     return result
@@ -87,6 +92,7 @@ def ensemble(
     members: Annotated[int, typer.Option(min=1, help="Seeds.")] = 5,
     threads: Threads = 1,
     gpu: Gpu = False,
+    workers: Workers = 1,
     set_: Changes = None,
     progress: Progress = True,
     address: Address = None,
@@ -96,19 +102,21 @@ def ensemble(
 
     Example: skyray ensemble redshift/sdss_coarse_laptop --data mock --members 5 --out ensemble
     """
-    devices(address, int(gpu), threads)
+    gpus = workers if gpu else 0
+    devices(address, gpus, max(threads, workers))
     from skyray.cli.beforehand import check_training, check_writable
     from skyray.families.base import load_recipe
 
     chosen = load_recipe(recipe).override(set_ or [])
     check_writable(out)
     check_training(chosen, data)
-    with cluster("ensemble", address, int(gpu)):
+    with cluster("ensemble", address, gpus):
         from skyray.search.ensemble import ensemble as run
 
         scores = run(
-            chosen, data, out, members=members, threads=threads, use_gpu=gpu, progress=progress
-        )
+            chosen, data, out, members=members, threads=threads, use_gpu=gpu, workers=workers,
+            progress=progress,
+        )  # fmt: skip
     return {name: str(spread) for name, spread in scores.items()}
 
 
@@ -124,6 +132,7 @@ def grid(
     metric: Annotated[str, typer.Option(help="Score of table and figure.")] = "auc",
     threads: Threads = 1,
     gpu: Gpu = False,
+    workers: Workers = 1,
     set_: Changes = None,
     progress: Progress = True,
     address: Address = None,
@@ -134,7 +143,8 @@ def grid(
     Example: skyray grid alerts/ztf_cnn alerts/ztf_convnext --data mock
     --vary "fraction=[0.05, 0.1, 0.5, 1.0]" --out grid
     """
-    devices(address, int(gpu), threads)
+    gpus = workers if gpu else 0
+    devices(address, gpus, max(threads, workers))
     from skyray.cli.beforehand import check_training, check_writable
     from skyray.families.base import load_recipe
     from skyray.runtime import places
@@ -144,12 +154,12 @@ def grid(
     named = _named(data)
     for recipe, place in itertools.product(recipes, named.values()):
         check_training(load_recipe(recipe).override(set_ or []), place)
-    with cluster("grid", address, int(gpu)):
+    with cluster("grid", address, gpus):
         from skyray.search.grid import grid_figure, run_grid, summarise
 
         table = run_grid(
             recipes, named, out, vary=varied, seeds=seeds, changes=set_ or [],
-            threads=threads, use_gpu=gpu, progress=progress,
+            threads=threads, use_gpu=gpu, workers=workers, progress=progress,
         )  # fmt: skip
         found = summarise(table, ["recipe", "data", *varied], metric)
         result = {

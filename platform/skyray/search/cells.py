@@ -1,4 +1,4 @@
-"""Cells: trainings of many, each in one process with a folder of its own, as tasks of the cluster.
+"""Cells: trainings of many, each with a folder of its own, as tasks of the cluster.
 
 A cell's network is scored as soon as it is trained, while others still train. Finished cells are
 never repeated, so whatever was interrupted goes on where it stopped.
@@ -24,7 +24,9 @@ from skyray.inference.evaluate import evaluate
 from skyray.runtime import outbox, places, tracking
 from skyray.runtime.progress import task
 from skyray.runtime.session import cores_for, quiet_data
-from skyray.training.lone import train_alone
+from skyray.training.lanes import groups_that_fit
+from skyray.training.nested import train_member
+from skyray.training.scale import Scale
 from skyray.training.train import RUN_FILE
 
 METRICS_FILE = "metrics.json"
@@ -58,6 +60,7 @@ def train_cells(
     threads: int = 1,
     use_gpu: bool = False,
     gpus: float = 1.0,
+    workers: int = 1,
     parent: str | None = None,
     score: bool = True,
     figures: bool = False,
@@ -72,6 +75,9 @@ def train_cells(
         private Ray: the machine) has.
     gpus : float
         GPUs of a training, with `use_gpu`; .25 lets four share one.
+    workers : int
+        Of a training; more than one are a Ray Train group, each with its threads, a logical CPU and
+        `gpus`.
     parent : str, optional
         MLflow run that the trainings are nested in.
     score : bool
@@ -93,19 +99,19 @@ def train_cells(
         prepare(dataset, load_family(recipe.family)(recipe, dataset.info()), progress=progress)
     for family in {cell.recipe.family for cell in waiting}:
         tracking.open_experiment(family)
-    trainer = ray.remote(
-        num_cpus=threads, num_gpus=gpus if use_gpu else 0, resources=cores_for(threads),
-        max_retries=0,
-    )(_train)  # fmt: skip
+    scale = Scale(workers, workers, gpus if use_gpu else 0.0, threads, side_by_side=1)
+    trainer = ray.remote(max_retries=0, **_held(scale))(_train)
+    groups = groups_that_fit(scale, len(cells)) if workers > 1 else max(len(cells), 1)
     # Scoring is a job of Ray Data, whose tasks need the CPUs; what starts it only waits for them.
     scorer, room = ray.remote(num_cpus=0, max_retries=0)(_score), BoundedSemaphore(_SCORED_AT_ONCE)
-
+    at_once = BoundedSemaphore(groups)
     untrained = {cell.name for cell in waiting}
 
     def finish(cell: Cell) -> dict[str, Any]:
         if cell.name in untrained:
             version = datasets[cell.data].version
-            _lasting(lambda: ray.get(trainer.remote(cell, version, parent, threads, use_gpu)))
+            with at_once:
+                _lasting(lambda: ray.get(trainer.remote(cell, version, parent, scale)))
         if not score:
             return {}
         if not places.exists(cell.scores):
@@ -184,10 +190,18 @@ def _done(cell: Cell, dataset: Dataset) -> bool:
     return True
 
 
-def _train(cell: Cell, version: int, parent: str | None, threads: int, use_gpu: bool) -> None:
-    train_alone(
-        cell.recipe, cell.data, places.join(cell.out, _RUN), out=cell.bundle, version=version,
-        parent=parent, threads=threads, use_gpu=use_gpu,
+def _held(scale: Scale) -> dict[str, Any]:
+    """Return what the task of a training asks for; groups ask for their workers themselves."""
+    if scale.workers > 1:
+        return {"num_cpus": 0}
+    threads = scale.threads or 1
+    return {"num_cpus": threads, "num_gpus": scale.gpus, "resources": cores_for(threads)}
+
+
+def _train(cell: Cell, version: int, parent: str | None, scale: Scale) -> None:
+    train_member(
+        cell.recipe, cell.data, places.join(cell.out, _RUN), scale, out=cell.bundle,
+        version=version, parent=parent,
     )  # fmt: skip
 
 

@@ -52,9 +52,12 @@ def ensemble(
     members: int = 5,
     threads: int = 1,
     use_gpu: bool = False,
+    workers: int = 1,
     progress: bool = True,
 ) -> dict[str, Spread]:
     """Train a recipe with `members` seeds (its own, and those after it); return every score.
+
+    For `threads`, `use_gpu` and `workers` see `train_cells`.
 
     ``OUT/seed-N/bundle`` and ``OUT/seed-N/scores`` hold each member, ``OUT/ensemble.json`` medians,
     standard deviations and values. Ray must have been started.
@@ -65,7 +68,9 @@ def ensemble(
         Cell(f"seed-{s}", recipe.override([f"seed={s}"]), data, places.join(out, f"seed-{s}"))
         for s in seeds
     ]
-    metrics = train_cells(cells, threads=threads, use_gpu=use_gpu, figures=True, progress=progress)
+    metrics = train_cells(
+        cells, threads=threads, use_gpu=use_gpu, workers=workers, figures=True, progress=progress
+    )
     found = spreads(list(metrics.values()))
     summary = {name: vars(spread) for name, spread in found.items()}
     places.write_json(

@@ -34,6 +34,7 @@ def run_grid(
     changes: Sequence[str] = (),
     threads: int = 1,
     use_gpu: bool = False,
+    workers: int = 1,
     progress: bool = True,
 ) -> pd.DataFrame:
     """Train every combination and return one row a cell with its scores.
@@ -50,6 +51,8 @@ def run_grid(
         Trainings of each combination, from the recipe's seed on.
     changes : sequence of str
         ``key=value`` changes of all recipes.
+    threads, use_gpu, workers
+        Of a training; see `train_cells`.
 
     Raises
     ------
@@ -69,8 +72,8 @@ def run_grid(
     failed = True
     try:
         metrics = train_cells(
-            [cell for cell, _ in rows], threads=threads, use_gpu=use_gpu, parent=parent,
-            progress=progress,
+            [cell for cell, _ in rows], threads=threads, use_gpu=use_gpu, workers=workers,
+            parent=parent, progress=progress,
         )  # fmt: skip
         failed = False
     finally:

@@ -26,7 +26,9 @@ from skyray.runtime import outbox, places, tracking
 from skyray.runtime.progress import Row, task
 from skyray.runtime.session import cores_for
 from skyray.search.tune_figures import sweep_figures
-from skyray.training.lone import train_alone
+from skyray.training.lanes import groups_that_fit
+from skyray.training.nested import train_member
+from skyray.training.scale import Scale
 
 SWEEP_FILE = "sweep.json"
 TRIALS_FILE = "trials.parquet"
@@ -71,6 +73,7 @@ def tune_recipe(
     concurrent: int | None = None,
     threads: int = 1,
     use_gpu: bool = False,
+    workers: int = 1,
     grace_epochs: int = 2,
     progress: bool = True,
 ) -> SweepResult:
@@ -87,6 +90,9 @@ def tune_recipe(
         Trials at once; default: as many as the cluster's CPUs (GPUs) hold.
     threads : int
         CPU threads, and logical CPUs, of a trial.
+    workers : int
+        Of a trial; more than one are a Ray Train group, each with its threads, a logical CPU and,
+        with `use_gpu`, a GPU.
     grace_epochs : int
         Epochs (of the objective's stage) that every trial gets before ASHA may end it.
 
@@ -104,11 +110,14 @@ def tune_recipe(
         raise ConfigError(f"family {recipe.family!r}: declares no search space for {recipe.name!r}")
     run_id, objective = _open_sweep(recipe, family, out, data), family.objective()
     prepare(dataset, family, progress=progress)  # once for all trials but those that change it
+    scale = Scale(workers, workers, float(use_gpu), threads, side_by_side=1)
     trial = _Trial(
-        recipe.family, recipe.snapshot(), data, dataset.version, out, run_id, objective, threads,
-        use_gpu,
-    )  # fmt: skip
+        recipe.family, recipe.snapshot(), data, dataset.version, out, run_id, objective, scale
+    )
     resources = {"cpu": threads, **({"gpu": 1} if use_gpu else {}), **cores_for(threads)}
+    if workers > 1:  # which a trial's group takes for itself: no more trials than groups that fit
+        resources = {"cpu": 0, "memory": 1}  # a byte: Ray Tune starts no trial that asks nothing
+        concurrent = groups_that_fit(scale, min(trials, concurrent or trials))
     trainable = tune.with_resources(lambda settings: trial.run(settings), resources)
     epochs = next(s.train.epochs for s in family.stages() if s.name == objective.stage)
     failed = True
@@ -181,8 +190,7 @@ class _Trial:
     out: str
     parent: str
     objective: Objective
-    threads: int
-    use_gpu: bool
+    scale: Scale
 
     def run(self, settings: dict[str, Any]) -> None:
         recipe = load_family(self.family).recipe_type.load(self.recipe)
@@ -199,10 +207,10 @@ class _Trial:
             tune.report({"objective": value, "best": sign * best, "epoch": row["epoch"] + 1})
 
         name = tune.get_context().get_trial_id()
-        train_alone(
-            recipe, self.data, places.join(self.out, _RUNS, name), version=self.version,
-            parent=self.parent, threads=self.threads, use_gpu=self.use_gpu,
-            last_stage=self.objective.stage, on_epoch=report,
+        train_member(
+            recipe, self.data, places.join(self.out, _RUNS, name), self.scale,
+            version=self.version, parent=self.parent, last_stage=self.objective.stage,
+            on_epoch=report,
         )  # fmt: skip
 
 

@@ -88,6 +88,10 @@ class StageGraph:
             self._failed.add(name)
         return name
 
+    def give_up(self) -> None:
+        """Hand out nothing from now on."""
+        self._failed.update(self.unfinished())
+
     def unfinished(self) -> list[str]:
         return [name for name in self._needs if name not in self._done]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -31,10 +32,14 @@ class TrainingFailed(RuntimeError):
 
 def lanes_for(scale: Scale, graph: StageGraph) -> int:
     """Return how many groups to ask for: as many as stages can run at once, and as may ever fit."""
+    return groups_that_fit(scale, min(graph.width(), scale.side_by_side or graph.width()))
+
+
+def groups_that_fit(scale: Scale, limit: int) -> int:
+    """Return how many groups of workers the cluster may ever hold at once, at most `limit`."""
     need = dict(scale.per_worker)
     if not scale.gpus:
         need |= cores_for(scale.threads or 1)
-    limit = min(graph.width(), scale.side_by_side or graph.width())
     return lanes_that_fit(limit, scale.workers, need, resources_to_come())
 
 
@@ -82,8 +87,19 @@ class _Lane(threading.Thread):
         return True
 
 
-def run_lanes(config: dict[str, Any], graph: StageGraph, scale: Scale, max_failures: int) -> None:
+def run_lanes(
+    config: dict[str, Any],
+    graph: StageGraph,
+    scale: Scale,
+    max_failures: int,
+    watch: Callable[[], None] | None = None,
+) -> None:
     """Train all unfinished stages; when some fail for good, finish all that do not need them.
+
+    Parameters
+    ----------
+    watch : callable, optional
+        Called every second; what it raises ends all groups.
 
     Raises
     ------
@@ -100,20 +116,27 @@ def run_lanes(config: dict[str, Any], graph: StageGraph, scale: Scale, max_failu
     for lane in lanes:
         lane.start()
     try:
-        _wait(lanes, shared)
-    except BaseException:  # the interrupt of a person: no group outlives it
+        _wait(lanes, shared, watch)
+    except BaseException:  # of `watch`, or the interrupt of a person: no group outlives it
         with contextlib.suppress(Exception):
+            shared.give_up()
             shared.end_groups()
+            until = time.monotonic() + _GRACE_SECONDS
+            for lane in lanes:
+                lane.join(max(0.0, until - time.monotonic()))
+            shared.end_groups()  # once more: what a group asked for while it was ended
         raise
     if left := shared.unfinished():
         _raise(left, graph, lanes)
 
 
-def _wait(lanes: list[_Lane], shared: SharedGraph) -> None:
+def _wait(lanes: list[_Lane], shared: SharedGraph, watch: Callable[[], None] | None) -> None:
     """Wait until no lane runs; when all is trained, those without a group are not waited for."""
     over, idle = None, False
     while running := [lane for lane in lanes if lane.is_alive()]:
         running[0].join(_LOOK_SECONDS)
+        if watch:
+            watch()
         if over is None and not shared.open():
             over = time.monotonic()
         if over is not None and time.monotonic() - over > _GRACE_SECONDS:

@@ -5,10 +5,11 @@ Whatever is imported here its process imports before a training can begin: no to
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray import PlacementGroupID
+from ray import JobID, PlacementGroupID
 from ray._private.state import state
 from ray.core.generated import gcs_pb2
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -43,6 +44,9 @@ class SharedGraph:
     def unfinished(self) -> list[str]:
         return ray.get(self._holder.call.remote("unfinished"))
 
+    def give_up(self) -> None:
+        ray.get(self._holder.call.remote("give_up"))
+
     def is_controlled(self, lane: int, controller: Any) -> None:
         """Note the actor that holds the group of a lane."""
         self._holder.is_controlled.remote(lane, controller)
@@ -68,7 +72,19 @@ class _Holder:
         for controller in self._controllers.values():
             ray.kill(controller)
         owners = {controller._actor_id.binary() for controller in self._controllers.values()}
-        for content in state._connect_and_get_accessor().get_placement_group_table():
-            group = gcs_pb2.PlacementGroupTableData.FromString(content)
-            if group.creator_actor_id in owners:
-                remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))
+        _give_back(owners.__contains__)
+
+
+def end_orphans() -> None:
+    """Give back what groups of this job hold whose controller died, as with a lost process."""
+    job = JobID.from_hex(ray.get_runtime_context().get_job_id())
+    dead = state.actor_table(None, job, "DEAD")
+    _give_back(lambda owner: owner.hex() in dead)
+
+
+def _give_back(chosen: Callable[[bytes], bool]) -> None:
+    """Remove the placement groups that an actor has made, if `chosen` says so of its id."""
+    for content in state._connect_and_get_accessor().get_placement_group_table():
+        group = gcs_pb2.PlacementGroupTableData.FromString(content)
+        if group.state != group.REMOVED and chosen(group.creator_actor_id):
+            remove_placement_group(PlacementGroup(PlacementGroupID(group.placement_group_id)))

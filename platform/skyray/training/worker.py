@@ -193,6 +193,7 @@ class GroupWorker(Worker):
     """One rank of a Ray Train group."""
 
     board: Any = None
+    epochs: Any = None  # a `ray.util.queue.Queue` that takes the row of every epoch, if one is read
 
     @classmethod
     def of_this_process(cls, config: dict[str, Any]) -> GroupWorker:
@@ -205,7 +206,7 @@ class GroupWorker(Worker):
             rank=context.get_world_rank(), world_size=context.get_world_size(),
             device=ray.train.torch.get_device(), seed=config["seed"], run_uri=config["run_uri"],
             run_id=config["run_id"], tracking_uri=config["tracking_uri"],
-            planned=config["planned"], board=config["board"],
+            planned=config["planned"], board=config["board"], epochs=config.get("epochs"),
         )  # fmt: skip
         if worker.leads:
             tracking.client(worker.tracking_uri)  # seconds of import, better here than in an epoch
@@ -222,6 +223,8 @@ class GroupWorker(Worker):
 
     def show(self, row: dict[str, Any], epochs: int, note: str) -> None:
         self.board.update.remote(row["stage"], row["epoch"] + 1, epochs, note)
+        if self.epochs is not None:  # one without rows is false
+            self.epochs.put_nowait(row)
 
 
 def own_threads(local_workers: int, config: dict[str, Any]) -> int:
