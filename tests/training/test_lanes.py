@@ -8,6 +8,10 @@ from collections.abc import Callable
 
 import pytest
 import ray
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.exceptions import ActorDiedError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2.api.exceptions import WorkerGroupError
 from ray.util.placement_group import placement_group, placement_group_table
 
 from skyray.config import ConfigError
@@ -115,6 +119,29 @@ def test_the_board_hears_of_a_failed_stage_and_of_each_lane(run):
     assert sorted(told[0]) == [
         ("end", "workers 1"), ("end", "workers 2"), ("fail", "a", "FloatingPointError: a is NaN")
     ]  # fmt: skip
+
+
+def test_lost_machines_are_no_failure_of_a_stage_and_a_lost_process_is_one(run):
+    def dies_of(message: str) -> Exception:
+        lost = ActorDiedError(ActorDiedErrorContext(error_message=message, actor_id=bytes(16)))
+        beside = RuntimeError("Connection closed by peer")
+        return WorkerGroupError("", {0: WorkerHealthCheckFailedError("", lost), 1: beside})
+
+    def group(here: Here, lane: int) -> None:
+        told = here.take(lane)
+        while told[0] != END:
+            if ends and told[1]:
+                raise dies_of(ends.pop(0))
+            here.finish(lane)
+            told = here.take(lane)
+
+    stages = graph(a="", b="a")
+    ends = ["The actor died because its node has died. Node Id: 0a1b."] * 5
+    run(stages, 1, group)
+    assert not stages.unfinished()
+    ends = ["Worker unexpectedly exits."]
+    with pytest.raises(TrainingFailed, match="Worker unexpectedly exits"):
+        run(graph(a=""), 1, group)
 
 
 def test_what_the_watch_raises_ends_all_groups_and_none_begins_anew(run):

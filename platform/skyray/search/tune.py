@@ -26,7 +26,7 @@ from skyray.runtime import outbox, places, tracking
 from skyray.runtime.progress import Row, task
 from skyray.runtime.session import cores_for
 from skyray.search.tune_figures import sweep_figures
-from skyray.training.lanes import groups_that_fit
+from skyray.training.lanes import NODE_DIED, groups_that_fit
 from skyray.training.nested import train_member
 from skyray.training.scale import Scale
 
@@ -34,7 +34,6 @@ SWEEP_FILE = "sweep.json"
 TRIALS_FILE = "trials.parquet"
 BEST_FILE = "best.json"
 _RUNS, _RAY = "runs", "ray"
-_NODE_DIED = "node has died"  # in Ray's words for the death of an actor
 # How often Ray Tune saves the state of search and trials, s: a killed sweep repeats no more.
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "5")
 # How long the process of an ended trial may take before the next one, s: MLflow is told the rest.
@@ -229,7 +228,7 @@ class _Watch(tune.Callback):
 
     def on_trial_recover(self, iteration, trials, trial, **info) -> None:
         """Forgive a trial that its machine went away: that is no failure of the trial's."""
-        if _NODE_DIED in str(trial.get_error()):
+        if NODE_DIED in str(trial.get_error()):
             trial.run_metadata.num_failures -= 1
 
     def on_trial_complete(self, iteration, trials, trial, **info) -> None:

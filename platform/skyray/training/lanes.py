@@ -21,6 +21,7 @@ from skyray.training.group_start import GroupStart
 from skyray.training.scale import Scale
 from skyray.training.shared_graph import SharedGraph
 
+NODE_DIED = "node has died"  # in Ray's words for the death of an actor
 _LOOK_SECONDS = 1.0  # between looks whether all is trained
 # Lanes that then still run are not told to stop: they see it by themselves, or have no group yet.
 _GRACE_SECONDS = 10.0
@@ -73,11 +74,16 @@ class _Lane(threading.Thread):
             config["board"].end.remote(config["row"])
 
     def _fit(self) -> bool:
-        """Return whether nothing was left for the lane; what ended it else is in `failed`."""
+        """Return whether nothing was left for the lane; what ended it else is in `failed`.
+
+        A machine that went away is no failure of its stage, which is taken up again.
+        """
         config = self._config
         try:
             fit(config, self._scale, self._max_failures)
         except Exception as error:
+            if NODE_DIED in cause(error):
+                return False
             stage = config["graph"].fail(config["lane"])
             if stage is None:
                 raise

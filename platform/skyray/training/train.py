@@ -71,8 +71,8 @@ def train(
     use_gpu : bool
         GPUs (NCCL); else CPUs (gloo).
     max_failures : int
-        Restarts from the last checkpoint after a lost worker; a node that was taken away, and said
-        so before, does not count.
+        Restarts from the last checkpoint after a lost worker; a machine that went away is no
+        failure.
     resume : str, optional
         MLflow run id of an interrupted training to go on with.
     threads : int, optional
