@@ -41,7 +41,8 @@ class TrainConfig(Config):
         False, description="batch norms over all workers' rows (SyncBatchNorm, CUDA only)"
     )
     compile: bool = Field(
-        False, description="torch.compile the step; on a CPU that needs a C++ compiler"
+        False,
+        description="torch.compile the step; needs a C++ compiler, and goes without where none is",
     )
     epochs: int = Field(50, gt=0)
     optimizer: OptimizerConfig = OptimizerConfig()

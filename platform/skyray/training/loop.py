@@ -22,6 +22,7 @@ from skyray.config import ConfigError
 from skyray.data.prepared_tables import PreparedTable
 from skyray.families.base import DataInfo, Family, Stage, Tensors, load_family
 from skyray.runtime import tracking
+from skyray.training.compiling import compiled
 from skyray.training.features import stage_rows
 from skyray.training.graph import END, WAIT, StageGraph
 from skyray.training.loader import Batch, Rows, StageRows, batch_bounds, stream_seed
@@ -233,7 +234,7 @@ class _StageRun:
             with_synchronous_norms(self.part)
         self.module: nn.Module = StageLoss(self.part, self.stage)
         if self.config.compile:
-            self.module = torch.compile(self.module)
+            self.module = compiled(self.module, self.worker.device)
         if self.worker.world_size > 1:
             ids = [self.worker.device] if self.worker.device.type == "cuda" else None
             self.module = nn.parallel.DistributedDataParallel(
