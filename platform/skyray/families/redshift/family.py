@@ -28,7 +28,7 @@ from skyray.families.base import (
     Stage,
     Tensors,
 )
-from skyray.families.redshift import choice, density, metrics
+from skyray.families.redshift import bundled_templates, choice, density, metrics
 from skyray.families.redshift.choice import NetworkAnswer
 from skyray.families.redshift.export import MIN_COVERAGE, exported
 from skyray.families.redshift.networks import (
@@ -42,13 +42,12 @@ from skyray.families.redshift.networks import (
 )
 from skyray.families.redshift.recipes import RedshiftRecipe, examples, search_space
 from skyray.families.redshift.template_fit import TemplateFit
-from skyray.models.template_bases import LOG_STEP, from_arrays, to_arrays
+from skyray.models.template_bases import LOG_STEP
 from skyray.simulate.template_bases import built_in_bases
 from skyray.transforms.log_rebin import LogRebin
 from skyray.transforms.spectra import LinearResampler, inpaint, unit_rms
 
 STAR = "STAR"
-TEMPLATES = "templates/"  # of the calibration's tensors: what `skyray fit` fits
 _SURVEY = {"class": "spectype"} | {n: n for n in ("redshift", "redshift_err", "zwarning")}
 
 
@@ -109,14 +108,7 @@ class RedshiftFamily(Family):
         """Return the fit with a bundle's templates, made once for the same tensors."""
         kept = self.__dict__.get("_fit")
         if kept is None or kept[0] is not tensors or kept[1].device != device:
-            bases = from_arrays(
-                {
-                    name.removeprefix(TEMPLATES): values.cpu().numpy()
-                    for name, values in tensors.items()
-                    if name.startswith(TEMPLATES)
-                }
-            )
-            grid = self._rebin
+            grid, bases = self._rebin, bundled_templates.from_tensors(tensors)
             made = TemplateFit(bases, grid.first, grid.size, self.recipe.fit, device)
             kept = self.__dict__["_fit"] = (tensors, made)
         return kept[1]
@@ -244,8 +236,7 @@ class RedshiftFamily(Family):
         """Return templates (default: the built-in ones) as a bundle keeps them."""
         if not self.fits_templates:
             return {}
-        arrays = to_arrays(built_in_bases() if bases is None else bases)
-        return {f"{TEMPLATES}{name}": torch.as_tensor(v.copy()) for name, v in arrays.items()}
+        return bundled_templates.to_tensors(built_in_bases() if bases is None else bases)
 
     def calibrate(self, model: nn.Module, inputs: Columns) -> tuple[dict[str, Any], Tensors]:
         known = inputs["label_index"] >= 0
